@@ -1,0 +1,107 @@
+"""The seam: what the rest of the house asks of a broker, and no more.
+
+Two fulfil it: `rabbitevents.brokers.memory` (embedded) and `rabbitevents.brokers.rabbitmq`. Whoever writes a third
+one runs `rabbitevents.testing.conformance` against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import Protocol
+
+import msgspec
+
+from rabbitevents.errors import TopologyError
+from rabbitevents.facts import Check, Report
+from rabbitevents.message import Delivery, Message
+from rabbitevents.topology import Topology
+from rabbitevents.wire import Limits
+
+Deliver = Callable[[list[Delivery]], None]
+"""Takes what arrived together for one queue, in order. It must not wait."""
+
+Trusted = Callable[[Delivery], bool]
+"""Says whether the window may open to its full width at this delivery."""
+
+
+class Verdict(Enum):
+    """How a delivery is settled at the broker."""
+
+    ACK = "ack"
+    REQUEUE = "requeue"
+    REJECT = "reject"
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What a bus tells its broker. Times in seconds."""
+
+    name: str = "rabbitevents"
+    start_timeout: float = 30.0
+    in_flight: int = 1000
+    """How many publishes may wait for their confirm; further ones wait before they are sent."""
+    limits: Limits = Limits()
+
+
+class Consumption(Protocol):
+    """A queue being consumed, across reconnections, until it is closed."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the broker has our consumer at this moment."""
+        ...
+
+    def is_stale(self, delivery: Delivery) -> bool:
+        """Whether the channel that brought ``delivery`` is gone: the broker will deliver it again."""
+        ...
+
+    def settle(self, delivery: Delivery, verdict: Verdict) -> bool:
+        """Settle a delivery, soon and without waiting; False when it is stale, and nothing was done."""
+        ...
+
+    async def cancel(self) -> None:
+        """Have nothing more delivered. What is delivered can still be settled. Does not raise."""
+        ...
+
+    async def resume(self) -> None:
+        """Have deliveries again after `cancel`."""
+        ...
+
+    async def close(self) -> None:
+        """Write out what was settled, then give everything else back. Does not raise."""
+        ...
+
+
+class Broker(Protocol):
+    """A bus's connection to whatever moves its events. Every call ends within its deadline."""
+
+    async def start(self, settings: Settings, report: Report | None) -> None:
+        """Connect. Raises `BrokerUnavailableError` after ``settings.start_timeout``, and says where it looked."""
+        ...
+
+    async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
+        """Make sure that everything exists (``passive``: only look), also after a reconnection.
+
+        Returns what is otherwise there, by name; the rest is declared.
+        """
+        ...
+
+    async def publish(self, message: Message, deadline: float) -> bool:
+        """Publish, and return once it is safe: True in at least one queue, False where no queue is bound.
+
+        ``deadline`` is on the event loop's clock. Raises `NotSentError`, `RefusedError`, `OutcomeUnknownError`, and
+        `EncodeError` for what cannot be sent at all. A cancelled caller harms nobody else.
+        """
+        ...
+
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> Consumption:
+        """Begin to consume: one delivery at first, up to ``prefetch`` unsettled ones once ``trusted`` says so."""
+        ...
+
+    def health(self) -> Iterable[Check]:
+        """Say how every piece is that should be running."""
+        ...
+
+    async def stop(self, deadline: float) -> None:
+        """Close everything by ``deadline`` (event loop's clock), politely or not. Does not raise."""
+        ...

@@ -1,0 +1,396 @@
+"""A connection that stands up again: one supervisor, plain aio-pika underneath.
+
+connecting -> restoring -> running -> (lost: connecting) -> closed. aio-pika does what a client library must (TLS, login, tuning,
+heartbeats, channels); recovery is ours, since the library's own leaves channels dead after a failed restore
+(`docs/decisions/0002-plain-connections.md`). Every await into the library has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import aio_pika
+import aiormq
+import msgspec
+from aiormq.abc import AbstractChannel
+from aiormq.connection import TransportFactory
+from aiormq.exceptions import AMQPConnectionError
+from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
+from yarl import URL
+
+from rabbitevents.brokers.lane import Lane, Tap
+from rabbitevents.errors import BrokerError, BrokerUnavailableError, ConfigurationError, TopologyError
+from rabbitevents.facts import Connected, ConnectionLost, Report
+
+T = TypeVar("T")
+
+log = logging.getLogger("rabbitevents")
+
+for _noisy in ("aiormq.connection", "aiormq.channel", "aio_pika"):
+    if logging.getLogger(_noisy).level == logging.NOTSET:
+        logging.getLogger(_noisy).setLevel(logging.CRITICAL)  # their DEBUG shows bodies; what their errors say, we say
+
+RPC_DEADLINE = 10.0
+"""Seconds that the broker has to answer one question (declare, consume, open a channel)."""
+
+CLOSE_DEADLINE = 2.0
+"""Seconds that a connection has to close politely, before it is broken off."""
+
+BACKOFF = wait_random_exponential(multiplier=0.2, max=3.0)
+"""The pause before the next try: random, so that clients do not come back all at once, and 3 s at most."""
+
+SPREAD = 0.2
+"""Clients that lost their connections together come back over this many seconds."""
+
+_FINAL = (403, 530)
+"""Reply codes on the way in that no waiting will change: login refused, virtual host not allowed or not there."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """A broker's URL, shown without its password."""
+
+    url: str
+
+    @property
+    def parsed(self) -> URL:
+        """The URL in parts."""
+        return URL(self.url)
+
+    def __str__(self) -> str:
+        url = self.parsed
+        port = url.port or (5671 if url.scheme == "amqps" else 5672)
+        return f"{url.scheme}://{url.user + '@' if url.user else ''}{url.host}:{port}{url.raw_path}"
+
+    def __repr__(self) -> str:
+        return f"Address({self!s})"
+
+
+def addresses(urls: Sequence[str]) -> tuple[Address, ...]:
+    """Check URLs. Raises `ConfigurationError` for one that cannot be meant."""
+    for text in urls:
+        try:
+            url = URL(text)
+        except ValueError as error:
+            raise ConfigurationError(
+                "a broker's URL cannot be read; write amqp://user:password@host:5672/vhost"
+            ) from error
+        if url.scheme not in ("amqp", "amqps") or not url.host:
+            raise ConfigurationError(
+                f"{url.with_password(None) if url.password else text!s}: a broker's URL begins with amqp:// or amqps:// "
+                "and names a host (or is memory://, for the embedded broker)"
+            )
+        if url.query.get("no_verify_ssl", "0") != "0":
+            raise ConfigurationError(
+                "no_verify_ssl in the URL would switch TLS's checks off; pass ssl_context= to say so in code"
+            )
+    if not urls:
+        raise ConfigurationError("a bus needs the URL of at least one broker")
+    return tuple(Address(text) for text in urls)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
+    """Await ``work`` in a task of its own, at most ``seconds``. Raises `BrokerError` for all that goes wrong in there.
+
+    The client library raises CancelledError for lost connections, and plain RuntimeErrors; neither leaves this room.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        task.add_done_callback(_retrieve)
+        raise BrokerError(f"{what}: no answer within {seconds:g} s")
+    if task.cancelled():
+        raise BrokerError(f"{what}: the connection broke off")
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if isinstance(error, BrokerError | TopologyError):
+        raise error
+    raise BrokerError(f"{what}: {explain(error)}", code=_code(error)) from error
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Look at the outcome of a task that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+def explain(error: BaseException) -> str:
+    """Say in words what a connection or the client library raised."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: the broker's certificate was not accepted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
+        return "nobody listens there (connection refused)"
+    text = str(error)
+    return text.removeprefix("None ") or type(error).__name__
+
+
+def _code(error: BaseException) -> int:
+    code = getattr(error, "code", None) or getattr(error, "errno", None)
+    if isinstance(error, aiormq.exceptions.ProbableAuthenticationError):
+        return 403
+    known = {
+        aiormq.exceptions.ChannelAccessRefused: 403,
+        aiormq.exceptions.ChannelNotFoundEntity: 404,
+        aiormq.exceptions.ChannelLockedResource: 405,
+        aiormq.exceptions.ChannelPreconditionFailed: 406,
+        aiormq.exceptions.ConnectionNotAllowed: 530,
+    }
+    return (
+        known.get(type(error))
+        or next((a for a in error.args if isinstance(a, int)), 0)
+        or (code if isinstance(code, int) else 0)
+    )
+
+
+class _TapFactory(TransportFactory):
+    """Makes aiormq's transport: an ordinary reader and writer, with our `Tap` as the protocol between."""
+
+    def __init__(self) -> None:
+        self.tap: Tap | None = None
+        self.transport: asyncio.Transport | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        provider = kwargs.pop("ssl_context_provider")
+        context = await provider.get_context() if url.scheme == "amqps" else None
+        reader = asyncio.StreamReader(loop=loop)
+        tap = Tap(reader, loop)
+        try:
+            transport, _ = await loop.create_connection(lambda: tap, url.host, url.port, ssl=context, **kwargs)
+        except OSError as error:
+            raise AMQPConnectionError(explain(error)) from error
+        transport.set_write_buffer_limits(high=1_048_576)
+        self.tap, self.transport = tap, transport
+        return reader, asyncio.StreamWriter(transport, tap, reader, loop)
+
+
+class Wire:
+    """One connection that stands, until it is lost."""
+
+    def __init__(
+        self,
+        address: Address,
+        connection: aio_pika.Connection,
+        tap: Tap,
+        transport: asyncio.Transport,
+        heartbeat: float,
+    ) -> None:
+        self.address = address
+        self.tap = tap
+        self.transport = transport
+        self.lost = tap.lost
+        self._connection = connection
+        self._silence = 2.5 * heartbeat
+        self._channels: dict[int, aio_pika.abc.AbstractChannel] = {}
+
+    @classmethod
+    async def open(
+        cls, address: Address, *, name: str, heartbeat: int, context: ssl.SSLContext | None, timeout: float
+    ) -> Wire:
+        """Connect. Raises `BrokerError`."""
+        url = address.parsed.update_query(heartbeat=str(heartbeat), name=name)
+        if not url.user:
+            url = url.with_user("guest").with_password("guest")
+        connection = aio_pika.Connection(url, ssl_context=context)
+        factory = _TapFactory()
+        connection.kwargs["transport_factory"] = factory
+        try:
+            await within(timeout, connection.connect(), f"connecting to {address}")
+        except BaseException:
+            if factory.tap is not None:
+                factory.tap.abort("the connection could not be opened")
+            raise
+        if factory.tap is None or factory.transport is None:
+            raise BrokerError(f"connecting to {address}: the client library made no transport")
+        return cls(address, connection, factory.tap, factory.transport, heartbeat)
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame that was agreed upon, in bytes; 128 KiB where the broker sets no limit."""
+        transport = self._connection.transport
+        return (transport.connection.connection_tune.frame_max if transport is not None else 0) or 131_072
+
+    async def channel(self, *, confirms: bool = False) -> AbstractChannel:
+        """Open a channel. Raises `BrokerError`."""
+        if self.lost.done():
+            raise BrokerError("the connection is lost")
+        channel = self._connection.channel(publisher_confirms=confirms)
+        await within(RPC_DEADLINE, channel.initialize(), "opening a channel")
+        underlay = await channel.get_underlay_channel()
+        self._channels[underlay.number] = channel  # the library keeps channels by weak references only
+        return underlay
+
+    def attach(self, lane: Lane) -> None:
+        """Lead a channel's content frames to ``lane``."""
+        self.tap.lanes[lane.number] = lane
+
+    async def close_channel(self, channel: AbstractChannel, lane: Lane | None = None) -> None:
+        """Close a channel politely, if that still can be. Does not raise."""
+        kept = self._channels.pop(channel.number, None)
+        if kept is not None and not self.lost.done() and not channel.is_closed:
+            with suppress(BrokerError):
+                await within(CLOSE_DEADLINE, kept.close(), "closing a channel")
+        if lane is not None:
+            lane.lost("the channel was closed")
+            if self.tap.lanes.get(lane.number) is lane:
+                del self.tap.lanes[lane.number]
+
+    def watch(self, now: float) -> None:
+        """Break the connection off if nothing came for two and a half heartbeats (event loop's clock)."""
+        if self._silence and now - self.tap.received > self._silence:
+            self.tap.abort(f"nothing came from the broker for {now - self.tap.received:.0f} s")
+
+    async def close(self, timeout: float = CLOSE_DEADLINE) -> None:
+        """Close, politely within ``timeout`` seconds, or else at once. Does not raise."""
+        polite = not self.lost.done() and self.tap.blocked is None  # a broker that blocks us does not read our close
+        if not polite:
+            self.tap.abort("closed")
+        with suppress(BrokerError):
+            await within(timeout, self._closing(), "closing the connection")
+        self.tap.abort("closed")
+
+    async def _closing(self) -> None:
+        await self._connection.close()
+
+
+Restore = Callable[[Wire], Awaitable[None]]
+"""Prepares what belongs on a new connection. Raises `BrokerError` if it cannot."""
+
+
+class Link:
+    """A connection under supervision: it is made again whenever it is lost, until it is closed.
+
+    ``restore`` is called with each new `Wire` and prepares what belongs on it; the link runs once it has returned.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        where: Sequence[Address],
+        *,
+        name: str,
+        heartbeat: int,
+        context: ssl.SSLContext | None,
+        restore: Restore,
+        report: Report | None,
+    ) -> None:
+        self.role = role
+        self.state = "connecting"
+        self.detail = ""
+        self.wire: Wire | None = None
+        self.running = asyncio.Event()
+        self.refused: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self._where = where
+        self._next = 0
+        self._name = f"{name}/{role}"
+        self._heartbeat = heartbeat
+        self._context = context
+        self._restore = restore
+        self._report = report
+        self._answers: dict[str, str] = {}
+        self._down_since = asyncio.get_running_loop().time()
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to connect."""
+        self._task = asyncio.get_running_loop().create_task(
+            self._supervise(), name=f"rabbitevents {self.role} connection"
+        )
+
+    async def _supervise(self) -> None:
+        """Connect, restore, wait until it is lost, and again. Ends by being cancelled, and by nothing else."""
+        while True:
+            async for attempt in AsyncRetrying(wait=_pause, retry=_always):
+                with attempt:
+                    wire = await self._connect()
+            await self._run(wire)
+
+    async def _connect(self) -> Wire:
+        address = self._where[self._next % len(self._where)]
+        self._next += 1
+        wire: Wire | None = None
+        try:
+            wire = await Wire.open(
+                address, name=self._name, heartbeat=self._heartbeat, context=self._context, timeout=RPC_DEADLINE
+            )
+            self.state = "restoring"
+            await self._restore(wire)
+        except Exception as error:
+            # Whatever went wrong, this supervisor tries again: it is the one that must not end.
+            self.state, self.detail = "connecting", str(error)
+            self._answers[str(address)] = str(error)
+            if not isinstance(error, BrokerError):
+                log.exception("the %s connection to %s could not be prepared", self.role, address)
+            elif self.refuses(error) and not self.refused.done():
+                self.refused.set_result(error)
+            if wire is not None:
+                await wire.close()
+            raise
+        except asyncio.CancelledError:
+            if wire is not None:
+                wire.tap.abort("closed")
+            raise
+        return wire
+
+    @staticmethod
+    def refuses(error: BrokerError) -> bool:
+        """Say whether waiting cannot help: the login, the virtual host or the certificate was refused."""
+        return error.code in _FINAL or "TLS: the broker's certificate" in str(error)
+
+    async def _run(self, wire: Wire) -> None:
+        now = asyncio.get_running_loop().time
+        self.wire, self.state, self.detail = wire, "running", ""
+        self._next -= 1  # a broker that served well is the first to be asked again
+        log.info("%s connection to %s stands", self.role, wire.address)
+        if self._report is not None:
+            self._report(Connected(self.role, str(wire.address), now() - self._down_since))
+        self.running.set()
+        try:
+            reason = await asyncio.shield(wire.lost)
+        finally:
+            self._down_since = now()
+            self.running.clear()
+            self.wire = None
+        self.state, self.detail = "connecting", reason
+        self._next += 1
+        log.warning("%s connection to %s lost: %s", self.role, wire.address, reason)
+        if self._report is not None:
+            self._report(ConnectionLost(self.role, str(wire.address), reason))
+        await wire.close(0.5)
+        await asyncio.sleep(random.uniform(0, SPREAD))
+
+    def unavailable(self, waited: float) -> BrokerUnavailableError:
+        """Return the error that says where this link looked, and what each place answered."""
+        looked = "; ".join(self._answers.values()) or f"no answer yet from {', '.join(map(str, self._where))}"
+        return BrokerUnavailableError(f"no broker could be used within {waited:g} s: {looked}")
+
+    async def close(self, timeout: float) -> None:
+        """End the supervision and the connection, within ``timeout`` seconds. Does not raise."""
+        wire = self.wire
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=timeout)
+        self.state, self.detail = "closed", ""
+        if wire is not None:
+            await wire.close(timeout)
+
+
+def _pause(state: RetryCallState) -> float:
+    return BACKOFF(state)
+
+
+def _always(state: RetryCallState) -> bool:
+    return state.outcome is not None and isinstance(state.outcome.exception(), Exception)

@@ -1,0 +1,221 @@
+"""The publishing half of RabbitMQ: one confirm channel, and everybody who waits for it.
+
+A publish waits for the connection, for room, for the broker's answer, and, where the outcome is unknown, tries again
+with the same id; all of it under the one deadline of its caller. One coarse ticker (`expire`) watches all deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from aiormq.abc import AbstractChannel
+
+from rabbitevents.brokers.connection import Wire
+from rabbitevents.brokers.outbound import Answer, OutboundLane
+from rabbitevents.errors import NotSentError, OutcomeUnknownError, RefusedError
+from rabbitevents.message import Message
+from rabbitevents.properties import encode_properties, short
+from rabbitevents.wire import Limits
+
+log = logging.getLogger("rabbitevents")
+
+_REOPEN_PAUSE = 0.05
+"""Seconds between a channel that the broker closed and the next one; doubled up to `_REOPEN_PAUSE_MAX`."""
+_REOPEN_PAUSE_MAX = 2.0
+
+
+class Publisher:
+    """Publishes with confirms, `mandatory`, on one channel that is opened again whenever it is lost.
+
+    The broker closes the channel for one bad publish (an exchange that does not exist, no permission), and the
+    outcomes of all others in flight become unknown. They are then published one by one, so that the bad one is known:
+    it is the only one in flight when the channel closes again, and only its caller gets the error.
+    """
+
+    def __init__(self, *, in_flight: int, limits: Limits, declare: Callable[[Wire], Awaitable[object]]) -> None:
+        self._in_flight = in_flight
+        self._limits = limits
+        self._declare = declare
+        self._wire: Wire | None = None
+        self._lane: OutboundLane | None = None
+        self._suspects = 0
+        """Publishes that were in flight when the broker closed the channel for one of them; while there are any, the
+        others wait, and one at a time is in flight."""
+        self._coming = 0
+        """Publishes that were given a turn and have not written yet."""
+        self._waiting: deque[tuple[asyncio.Future[bool], float]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._keeper: asyncio.Task[None] | None = None
+        self.detail = ""
+
+    # --- the channel ---
+
+    async def restore(self, wire: Wire) -> None:
+        """Open the channel on a new connection, and keep it open as long as that stands. Raises `BrokerError`."""
+        await self._declare(wire)
+        lane = await self._open(wire)
+        self._keeper = self._loop.create_task(self._keep(wire, *lane), name="rabbitevents publishing channel")
+
+    async def _open(self, wire: Wire) -> tuple[AbstractChannel, OutboundLane]:
+        channel = await wire.channel(confirms=True)
+        lane = OutboundLane(channel.number, wire.transport, frame_max=wire.frame_max, on_room=self.wake)
+        wire.attach(lane)
+        self._wire, self._lane, self.detail = wire, lane, ""
+        self.wake()
+        return channel, lane
+
+    async def _keep(self, wire: Wire, channel: AbstractChannel, lane: OutboundLane) -> None:
+        """Open another channel whenever the broker closed one; end with the connection."""
+        pause = _REOPEN_PAUSE
+        while True:
+            reason = await lane.ended
+            self.detail = reason
+            if wire.lost.done():
+                return
+            log.warning("the publishing channel was closed: %s", reason)
+            await wire.close_channel(channel, lane)
+            try:
+                await self._declare(wire)
+                channel, lane = await self._open(wire)
+                pause = _REOPEN_PAUSE
+            except Exception as error:
+                # The keeper must not end while the connection stands; it tries again, and health shows why.
+                self.detail = str(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _REOPEN_PAUSE_MAX)
+                if wire.lost.done():
+                    return
+
+    @property
+    def ready(self) -> bool:
+        """Whether a channel is open."""
+        return self._lane is not None and not self._lane.ended.done()
+
+    @property
+    def unanswered(self) -> int:
+        """How many publishes wait for their answer."""
+        return len(self._lane.pending) if self._lane is not None else 0
+
+    # --- publishing ---
+
+    async def publish(self, message: Message, deadline: float) -> bool:
+        """Publish as `Broker.publish` says."""
+        properties = encode_properties(message.properties)
+        self._limits.check(message.body, properties, message.type)
+        short(message.routing_key, f"the routing key of {message.type[:40]}")
+        left = suspect = False
+        try:
+            while True:
+                lane = self._lane_with_room()
+                if lane is None or self._waiting:
+                    await self._room(message, deadline, left)
+                    lane = self._lane_with_room()
+                    if lane is None:
+                        continue
+                answer = await lane.publish(message, properties, deadline)
+                if answer is Answer.CONFIRMED:
+                    return True
+                if answer is not Answer.LOST:
+                    return self._settled(message, answer)
+                left = True
+                if lane.closed_by_publish:
+                    self._blame(message, lane)
+                    self._suspects += not suspect
+                    suspect = True
+        finally:
+            if suspect:
+                self._suspects -= 1
+                self.wake()
+
+    def _settled(self, message: Message, answer: Answer) -> bool:
+        if answer is Answer.REFUSED:
+            raise RefusedError(message, "a queue is full, or could not take it")
+        if answer is Answer.EXPIRED:
+            raise OutcomeUnknownError(message, self._why("the deadline passed before the broker answered"))
+        return False
+
+    @staticmethod
+    def _blame(message: Message, lane: OutboundLane) -> None:
+        """Raise `RefusedError` if it was this message that the broker closed the channel for: no other was in flight."""
+        if lane.unanswered_at_end == 1:
+            raise RefusedError(message, lane.ended.result())
+
+    def _lane_with_room(self) -> OutboundLane | None:
+        """Return the open channel, if one more publish may be written on it now."""
+        lane = self._lane
+        if lane is not None and self._vacancies(lane) > 0:
+            return lane
+        return None
+
+    def _vacancies(self, lane: OutboundLane) -> int:
+        wire = self._wire
+        if wire is None or lane.ended.done() or wire.tap.paused or wire.tap.blocked is not None:
+            return 0
+        return (1 if self._suspects else self._in_flight) - len(lane.pending) - self._coming
+
+    async def _room(self, message: Message, deadline: float, left: bool) -> None:
+        """Wait until it is this publish's turn. Raises at the deadline, and says whether anything has left before."""
+        turn: asyncio.Future[bool] = self._loop.create_future()
+        self._waiting.append((turn, deadline))
+        self.wake()
+        try:
+            if await turn:
+                return
+        finally:
+            if turn.done() and not turn.cancelled() and turn.result():
+                self._coming -= 1
+        if left:
+            raise OutcomeUnknownError(message, self._why("the connection was lost before the broker answered"))
+        raise NotSentError(message, self._why("the deadline passed"))
+
+    def _why(self, otherwise: str) -> str:
+        wire = self._wire
+        if wire is None or wire.lost.done():
+            return f"{otherwise}; there is no connection to the broker"
+        if wire.tap.blocked is not None:
+            return f"{otherwise}; the broker blocks publishers: {wire.tap.blocked}"
+        return f"{otherwise}; {self.detail}" if self.detail else otherwise
+
+    def wake(self) -> None:
+        """Give turns to those who wait, as many as there is room for."""
+        lane = self._lane
+        if lane is None or not self._waiting:
+            return
+        room = self._vacancies(lane)
+        while room > 0 and self._waiting:
+            turn, _ = self._waiting.popleft()
+            if not turn.done():
+                self._coming += 1
+                turn.set_result(True)
+                room -= 1
+
+    def expire(self, now: float) -> None:
+        """End whatever is past its deadline (event loop's clock)."""
+        if self._lane is not None:
+            self._lane.expire(now)
+        if self._waiting:
+            for turn, deadline in self._waiting:
+                if deadline <= now and not turn.done():
+                    turn.set_result(False)
+            self._waiting = deque(waiting for waiting in self._waiting if not waiting[0].done())
+            self.wake()
+
+    async def drain(self, deadline: float) -> None:
+        """Wait until every publish has its answer, or ``deadline`` (event loop's clock). Does not raise."""
+        while self._lane is not None and self._loop.time() < deadline:
+            answers = [p.answer for p in self._lane.pending.values() if not p.answer.done()]
+            if not answers:
+                return
+            await asyncio.wait(answers, timeout=deadline - self._loop.time())
+
+    async def close(self) -> None:
+        """Stop keeping the channel; whoever still waits gets an error. Does not raise."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        if self._lane is not None:
+            self._lane.lost("closed")
+        self.expire(float("inf"))

@@ -1,0 +1,461 @@
+"""The bus: what a service starts, publishes with, and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from rabbitevents import topology
+from rabbitevents.brokers import Broker, Settings
+from rabbitevents.codec import Codec
+from rabbitevents.consumer import Consumer
+from rabbitevents.delay import Delays
+from rabbitevents.errors import ConfigurationError, TopologyError, UnroutableError
+from rabbitevents.events import Event, Metadata, event_type, now
+from rabbitevents.facts import Check, Fact, Health, Returned
+from rabbitevents.handling import CURRENT, Dispatch, Factory, Provided
+from rabbitevents.ids import new_id
+from rabbitevents.message import Message
+from rabbitevents.plugin import Plugin, Publish, check_order, overrides, standing_in, wrap
+from rabbitevents.routing import Router, Subscription
+from rabbitevents.threads import Threads
+from rabbitevents.wire import Form, Limits, write
+
+log = logging.getLogger("rabbitevents")
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+Unroutable = Literal["warn", "raise", "ignore"]
+"""What an event is that no queue is bound for: counted and logged once a type, an error, or nothing at all."""
+
+HARD_STOP = 5.0
+"""Seconds that a stop may take beyond its grace period, whatever the broker does."""
+
+
+class Bus:
+    """A service's way to publish events and to handle them.
+
+    ``broker`` is one URL or several of the same cluster (``amqp://``, ``amqps://``), ``memory://`` for an embedded
+    broker of its own, or a `Broker`. ``routers`` bring the handlers; without any, the bus only publishes.
+
+    ``plugins`` stand around every event, the first one outermost. ``name`` is the events' source (the first router's
+    name). ``exchange`` is the topic exchange. ``grace`` is how long running handlers have to end, ``start_timeout`` how
+    long a broker that is away is waited for, ``publish_timeout`` how long a publish may take, all in seconds.
+    ``consumer_timeout`` is the broker's (30 min where it is not configured): what is held is given back at half of it.
+    ``declare="passive"`` only looks whether queues are there. ``delivery_limit`` is how often the broker itself
+    redelivers before it gives up on an event. ``form`` is how events are written on the wire.
+    """
+
+    def __init__(
+        self,
+        broker: str | Sequence[str] | Broker,
+        *routers: Router,
+        plugins: Sequence[Plugin] = (),
+        name: str | None = None,
+        exchange: str = "events",
+        declare: Literal["active", "passive"] = "active",
+        unroutable: Unroutable = "warn",
+        form: Form = "amqp",
+        start_timeout: float = 30.0,
+        publish_timeout: float = 30.0,
+        grace: float = 30.0,
+        consumer_timeout: timedelta = timedelta(minutes=30),
+        delivery_limit: int = 50,
+        in_flight: int = 1000,
+        limits: Limits | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        heartbeat: int = 10,
+    ) -> None:
+        self.name = name or (routers[0].name if routers else "rabbitevents")
+        self.exchange = exchange
+        self.plugins = tuple(plugins)
+        self.routers = routers
+        self.unroutable: Counter[str] = Counter()
+        """How many events of each type reached no queue."""
+        self._declare = declare
+        self._on_unroutable: Unroutable = unroutable
+        self._form: Form = form
+        self._publish_timeout = publish_timeout
+        self._grace = grace
+        self._consumer_timeout = consumer_timeout.total_seconds()
+        self._delivery_limit = delivery_limit
+        self._settings = Settings(self.name, start_timeout, in_flight, limits or Limits())
+        self._broker = _broker(broker, ssl_context, heartbeat)
+        self._provided: dict[type, Provided] = {Bus: Provided(self)}
+        self._codecs: dict[type, Codec[Any]] = {}
+        self._consumers: list[Consumer] = []
+        self._threads: list[Threads] = []
+        self._mismatches: dict[str, TopologyError] = {}
+        self._publish_chain: Publish = self.send
+        self._observers: tuple[Callable[[Fact], None], ...] = ()
+        self._delays = Delays(self._broker, exchange, passive=declare == "passive")
+        self._stack: AsyncExitStack | None = None
+        self._state: Literal["new", "starting", "running", "stopping", "stopped"] = "new"
+        self._stop_asked: asyncio.Event | None = None
+        self._hurry: asyncio.Event | None = None
+        self._time: Callable[[], float] = _no_time
+        check_order(self.plugins, "the bus")
+        if delivery_limit < 1:
+            raise ConfigurationError(
+                f"delivery_limit={delivery_limit}: say a positive number (-1 drops events on RabbitMQ 3.10)"
+            )
+
+    # --- before the start ---
+
+    def provide(self, kind: type[T], value: T | None = None, /, *, factory: Factory | None = None) -> None:
+        """Let handlers ask for ``kind`` by annotation: always ``value``, or what ``factory(delivery)`` makes.
+
+        A factory returns a value, or an async context manager that is entered around the handler.
+        Raises `ConfigurationError` once handlers are bound.
+        """
+        if self._state not in ("new", "starting"):
+            raise ConfigurationError(f"provide({kind.__name__}): the bus has started, and its handlers are bound")
+        if (value is None) == (factory is None):
+            raise ConfigurationError(f"provide({kind.__name__}): give a value, or factory=")
+        self._provided[kind] = Provided(value, factory)
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """What the bus consumes. Raises `ConfigurationError` for two subscriptions of one queue."""
+        found: dict[str, Subscription] = {}
+        for subscription in (s for router in self.routers for s in router.subscriptions()):
+            if subscription.queue in found:
+                raise ConfigurationError(
+                    f"two routers have the queue {subscription.queue!r}: a router's name is its own"
+                )
+            found[subscription.queue] = subscription
+        return tuple(found.values())
+
+    # --- life ---
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Connect, declare, and begin to consume.
+
+        Raises `ConfigurationError` for what was written wrong, and `BrokerUnavailableError` when no broker can be used.
+        A queue that exists with other arguments stops only itself: `health` and the log say so.
+        """
+        if self._state != "new":
+            raise ConfigurationError(f"this bus is {self._state}; a bus starts once, so make another one")
+        self._state = "starting"
+        loop = asyncio.get_running_loop()
+        self._time = loop.time
+        self._hurry = asyncio.Event()
+        async with AsyncExitStack() as stack:
+            for router in self.routers:
+                router.freeze()
+            everybody = self._everybody()
+            self._observers = tuple(p.observe for p in everybody if overrides(p, "observe"))
+            self._publish_chain = wrap(self.plugins, "publish", self.send)
+            stack.push_async_callback(self._stop_broker)
+            await self._broker.start(self._settings, self.report if self._observers else None)
+            for plugin in everybody:
+                await stack.enter_async_context(plugin.lifespan(self))
+            self._consumers = [self._consumer(subscription) for subscription in self.subscriptions]
+            await self._declare_topology()
+            stack.push_async_callback(self._stop_consuming)
+            self._state = "running"
+            await asyncio.gather(*(c.start(self._broker) for c in self._consumers if c.name not in self._mismatches))
+            self._stack = stack.pop_all()
+
+    def _everybody(self) -> tuple[Plugin, ...]:
+        """Return every plugin once: the bus's, and those that stand in for them somewhere."""
+        own = [p for subscription in self.subscriptions for p in subscription.plugins]
+        return tuple(dict.fromkeys((*self.plugins, *own)))
+
+    def _consumer(self, subscription: Subscription) -> Consumer:
+        plugins = standing_in(self.plugins, subscription.plugins)
+        check_order(plugins, f"subscription {subscription.name!r}")
+        dispatch = Dispatch(
+            subscription, self._provided, lambda: self._new_threads(subscription), self._publish_returned
+        )
+        return Consumer(
+            subscription,
+            wrap(plugins, "consume", dispatch),
+            forward=self._forward,
+            report=self.report if self._observers else None,
+            consumer_timeout=self._consumer_timeout,
+        )
+
+    def _new_threads(self, subscription: Subscription) -> Threads:
+        threads = Threads(subscription.name, subscription.options.concurrency)
+        self._threads.append(threads)
+        return threads
+
+    async def _declare_topology(self) -> None:
+        wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
+        for subscription in self.subscriptions:
+            needed = topology.needed(subscription, self.exchange, self._delivery_limit)
+            for plugin in standing_in(self.plugins, subscription.plugins):
+                needed = plugin.topology(needed, subscription)
+            wanted += needed
+        refused = await self._broker.declare(wanted, passive=self._declare == "passive")
+        queues = {subscription.queue for subscription in self.subscriptions}
+        for name, error in refused.items():
+            if name not in queues:
+                raise error
+            self._mismatches[name] = error
+            log.error("subscription %s does not run: %s", name, error)
+
+    async def serve(self) -> None:
+        """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers."""
+        self._stop_asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        handled: list[signal.Signals] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
+                loop.add_signal_handler(number, self.ask_to_stop)
+                handled.append(number)
+        try:
+            async with self:
+                await self._stop_asked.wait()
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    def ask_to_stop(self) -> None:
+        """Let `serve` end: the first time with grace, the second time at once."""
+        if self._stop_asked is not None and not self._stop_asked.is_set():
+            log.info("stopping: running handlers have %g s to end", self._grace)
+            self._stop_asked.set()
+        elif self._hurry is not None:
+            log.warning("stopping at once")
+            self._hurry.set()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT: ``asyncio.run(bus.serve())``."""
+        asyncio.run(self.serve())
+
+    async def stop(self) -> None:
+        """Take nothing new, let running handlers end within the grace period, give back the rest, confirm, leave.
+
+        Ends at most `HARD_STOP` seconds after the grace period, whatever handlers, plugins and the broker do.
+        """
+        if self._stack is None or self._state in ("stopping", "stopped"):
+            return
+        self._state = "stopping"
+        stack, self._stack = self._stack, None
+        closing = asyncio.ensure_future(stack.aclose())
+        done, _ = await asyncio.wait({closing}, timeout=self._grace + HARD_STOP - 0.5)
+        if not done:
+            log.error("stopping took longer than the grace period and %g s; leaving", HARD_STOP)
+            closing.cancel()
+            await asyncio.wait({closing}, timeout=0.4)
+        self._state = "stopped"
+        if done:
+            closing.result()
+
+    async def _stop_consuming(self) -> None:
+        await asyncio.gather(*(consumer.cancel() for consumer in self._consumers))
+        await self._drained()
+        await asyncio.gather(*(consumer.close() for consumer in self._consumers))
+        for threads in self._threads:
+            threads.close()
+
+    async def _drained(self) -> None:
+        """Wait for running handlers, all at once, until the grace period ends or somebody is in a hurry."""
+        if self._hurry is None:
+            return
+        drained = asyncio.ensure_future(_all(consumer.drain() for consumer in self._consumers))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({drained, hurry}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
+        if not drained.done():
+            log.warning(
+                "%d handlers did not end in time; their events are given back", sum(c.running for c in self._consumers)
+            )
+        drained.cancel()
+        hurry.cancel()
+
+    async def _stop_broker(self) -> None:
+        await self._broker.stop(self._time() + HARD_STOP / 2)
+
+    # --- publishing ---
+
+    async def publish(
+        self,
+        payload: P | Event[P],
+        /,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        metadata: dict[str, str] | None = None,
+        correlation_id: str | None = None,
+    ) -> Event[P]:
+        """Publish an event, and return it in its envelope once the broker has taken responsibility.
+
+        ``payload`` is an instance of an `@event` class, or an `Event` that keeps its envelope. With ``delay`` it is
+        delivered later. ``timeout`` (seconds) stands in for the bus's. Published while another event is handled, it
+        is caused by that one, and its id repeats when the handling is repeated.
+
+        Raises `EncodeError` for what cannot be written, and a `PublishError` when it was not confirmed.
+        """
+        event = payload if isinstance(payload, Event) else self._enveloped(payload, metadata, correlation_id)
+        await self._publish_chain(self._message(event, delay, timeout))
+        return event
+
+    async def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
+        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
+        events = [p if isinstance(p, Event) else self._enveloped(p, None, None) for p in payloads]
+        messages = [self._message(event, None, timeout) for event in events]
+        results = await asyncio.gather(*map(self._publish_chain, messages), return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            raise BaseExceptionGroup(f"{len(errors)} of {len(events)} events were not confirmed", errors)
+        return events
+
+    async def _publish_returned(self, events: list[Any]) -> None:
+        """Publish what a handler returned."""
+        if len(events) == 1:
+            await self.publish(events[0])
+        elif events:
+            await self.publish_many(events)
+
+    def _enveloped(self, payload: P, metadata: dict[str, str] | None, correlation_id: str | None) -> Event[P]:
+        spec = event_type(type(payload))
+        handling = CURRENT.get()
+        cause: str | None = None
+        if handling is None:
+            id = new_id()
+            correlation_id = correlation_id or str(id)
+        else:
+            id, cause = handling.next_id(spec.name), handling.id
+            correlation_id = correlation_id or handling.correlation_id
+        return Event(
+            id,
+            spec.name,
+            spec.version,
+            spec.entity,
+            spec.entity_id(payload),
+            now(),
+            payload,
+            Metadata(correlation_id, cause, self.name, metadata or {}),
+        )
+
+    def _message(self, event: Event[Any], delay: timedelta | None, timeout: float | None) -> Message:
+        kind = type(event.payload)
+        codec = self._codecs.get(kind)
+        if codec is None:
+            codec = self._codecs[kind] = Codec(kind)
+        body, properties = write(event, codec, self._form)
+        return Message(
+            exchange=self.exchange,
+            routing_key=event.type,
+            body=body,
+            properties=properties,
+            after=delay,
+            timeout=timeout,
+        )
+
+    async def send(self, message: Message, /) -> None:
+        """Publish a message past every plugin, and return once the broker has taken responsibility.
+
+        Raises a `PublishError`; for a message that reached no queue as the bus's ``unroutable`` says.
+        """
+        if not await self._delays.publish(message, self._deadline(message)):
+            self._note_unroutable(message)
+
+    async def _forward(self, message: Message) -> None:
+        """Publish a copy of a delivery; one that reaches no queue is an error here, whatever ``unroutable`` says."""
+        if not await self._delays.publish(message, self._deadline(message)):
+            raise UnroutableError(message)
+
+    def _deadline(self, message: Message) -> float:
+        return self._time() + (self._publish_timeout if message.timeout is None else message.timeout)
+
+    def _note_unroutable(self, message: Message) -> None:
+        if self._on_unroutable == "raise" or message.exchange != self.exchange:
+            raise UnroutableError(message)
+        if self._on_unroutable == "ignore":
+            return
+        self.unroutable[message.type] += 1
+        if self.unroutable[message.type] == 1:
+            log.warning(
+                "%s: no queue is bound for it (said once; unroutable='raise' makes it an error)", message.describe()
+            )
+        self.report(Returned(message.type, message.id))
+
+    # --- while it runs ---
+
+    def report(self, fact: Fact, /) -> None:
+        """Tell every observer what happened. One that raises is logged, and does not keep it from the others."""
+        for observe in self._observers:
+            try:
+                observe(fact)
+            except Exception:
+                # An observer's defect must not become the failure of what it observes.
+                log.exception("observing %s failed", type(fact).__name__)
+
+    async def pause(self, subscription: str, /) -> None:
+        """Stop taking deliveries for a subscription (``<router>.<handler>``); what has not begun is given back."""
+        await self._find(subscription).pause()
+
+    async def resume(self, subscription: str, /) -> None:
+        """Take deliveries again, once what ran when it was paused has ended."""
+        await self._find(subscription).resume()
+
+    def _find(self, name: str) -> Consumer:
+        for consumer in self._consumers:
+            if consumer.name == name:
+                return consumer
+        raise ConfigurationError(
+            f"there is no subscription {name!r}; there are {', '.join(c.name for c in self._consumers) or 'none'}"
+        )
+
+    def health(self) -> Health:
+        """Say of every piece that should be running whether it runs."""
+        checks = [Check("bus", self._state == "running", "" if self._state == "running" else self._state)]
+        checks.extend(self._broker.health())
+        for consumer in self._consumers:
+            mismatch = self._mismatches.get(consumer.name)
+            checks.extend(
+                consumer.checks()
+                if mismatch is None
+                else [Check(f"subscription {consumer.name}", False, str(mismatch))]
+            )
+        for plugin in self._everybody():
+            checks.extend(plugin.health())
+        return Health(tuple(checks))
+
+    @property
+    def idle(self) -> bool:
+        """Whether no handler runs at this moment."""
+        return not any(consumer.running for consumer in self._consumers)
+
+
+async def _all(waits: Iterable[Any]) -> None:
+    await asyncio.gather(*waits)
+
+
+def _no_time() -> float:
+    raise ConfigurationError("the bus has not started: use it inside `async with bus:`")
+
+
+def _broker(broker: str | Sequence[str] | Broker, ssl_context: ssl.SSLContext | None, heartbeat: int) -> Broker:
+    """Return the broker that is meant. aio-pika is imported when an amqp URL is first used."""
+    if not isinstance(broker, (str, Sequence)):
+        return broker
+    urls = [broker] if isinstance(broker, str) else list(broker)
+    if len(urls) == 1 and urls[0].startswith("memory:"):
+        from rabbitevents.brokers.memory import EmbeddedBroker
+
+        return EmbeddedBroker().client()
+    from rabbitevents.brokers.rabbitmq import RabbitMQ
+
+    return RabbitMQ(*urls, ssl_context=ssl_context, heartbeat=heartbeat)

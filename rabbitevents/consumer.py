@@ -1,0 +1,381 @@
+"""A subscription at work: N workers over what was delivered, and the one place where a delivery is settled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import msgspec
+
+from rabbitevents.brokers import Broker, Consumption, Verdict
+from rabbitevents.errors import DecodeError, RabbitEventsError
+from rabbitevents.facts import Check, Fact, Forwarded, Held, Paused, Released, Report, Resumed, Stale
+from rabbitevents.handling import CURRENT
+from rabbitevents.message import Delivery, Message, Outcome, Settlement
+from rabbitevents.plugin import Consume
+from rabbitevents.routing import Subscription
+from rabbitevents.wire import identify
+
+log = logging.getLogger("rabbitevents")
+
+SUSPECT_COUNT = 3
+"""From this broker's delivery count on, an event may be what crashes the process, and is handled alone."""
+
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 300.0
+"""Seconds before a held delivery is tried again: doubled each time, from the first to the longest."""
+
+
+def trusted(delivery: Delivery) -> bool:
+    """Say whether ``delivery`` came back so seldom that it cannot be what crashed the process."""
+    try:
+        return delivery.delivery_count < SUSPECT_COUNT
+    except DecodeError:
+        return True  # unreadable properties are decoded in the chain, where they crash nothing
+
+
+class Holding(msgspec.Struct, eq=False):
+    """A delivery that nobody took care of: unsettled, and tried again after a pause."""
+
+    delivery: Delivery
+    since: float
+    tries: int
+    error: str
+    settlement: Settlement | None
+    """What is to be done with it, where only that failed; None: it is handled again."""
+    timer: asyncio.TimerHandle | None = None
+
+
+class Consumer:
+    """Works one subscription off: takes what is delivered, runs the chain, settles, holds what failed, drains."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        chain: Consume,
+        *,
+        forward: Callable[[Message], Awaitable[None]],
+        report: Report | None,
+        consumer_timeout: float,
+    ) -> None:
+        self.subscription = subscription
+        self.name = subscription.name
+        self.paused: str | None = None
+        self._options = subscription.options
+        self._chain = chain
+        self._forward = forward
+        self._report = report
+        self._give_back_after = consumer_timeout / 2
+        self._hold_limit = max(1, subscription.options.prefetch // 2)
+        self._ready: deque[Delivery] = deque()
+        self._retries: deque[Holding] = deque()
+        self._held: dict[tuple[int, int], Holding] = {}
+        self._running: set[Delivery] = set()
+        self._given_back: set[Delivery] = set()
+        self._generation = 0
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._consumption: Consumption | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # --- life ---
+
+    async def start(self, broker: Broker) -> None:
+        """Begin to consume. Raises `BrokerUnavailableError`."""
+        self._consumption = await broker.consume(
+            self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=trusted
+        )
+        for number in range(self._options.concurrency):
+            self._add_worker(number)
+
+    def _add_worker(self, number: int) -> None:
+        worker = self._loop.create_task(self._work(), name=f"{self.name} worker {number}")
+        self._workers.add(worker)
+        worker.add_done_callback(lambda ended: self._worker_ended(ended, number))
+
+    def _worker_ended(self, worker: asyncio.Task[None], number: int) -> None:
+        """Put another worker in the place of one that ended otherwise than by a stop: that is a defect, and is said."""
+        self._workers.discard(worker)
+        if self._stopping:
+            if not worker.cancelled():
+                worker.exception()
+            return
+        error = None if worker.cancelled() else worker.exception()
+        log.critical("%s: a worker ended; another one takes its place", self.name, exc_info=error)
+        self._add_worker(number)
+
+    async def pause(self, reason: str = "paused by the application") -> None:
+        """Take nothing more, and give back what has not begun. What runs, runs on."""
+        if self._consumption is not None and self.paused is None:
+            self.paused = reason
+            self._tell(Paused, self.name, reason)
+            await self._consumption.cancel()
+            self._give_back_ready()
+
+    async def resume(self) -> None:
+        """Take deliveries again, once those that ran have ended (they belong to the channel that is left)."""
+        if self._consumption is not None and self.paused is not None:
+            await self._quiet.wait()
+            self.paused = None
+            await self._consumption.resume()
+            self._tell(Resumed, self.name)
+
+    async def cancel(self) -> None:
+        """First step of stopping: have nothing more delivered, and give back what has not begun. Does not raise."""
+        self._stopping = True
+        if self._consumption is not None:
+            await self._consumption.cancel()
+        self._give_back_ready()
+        self._retries.clear()
+        for holding in list(self._held.values()):
+            if holding.delivery not in self._running:
+                self._release(holding)
+                self._settle(holding.delivery, Verdict.REQUEUE)
+
+    async def drain(self) -> None:
+        """Second step: wait until what runs has ended. The caller bounds the wait."""
+        await self._quiet.wait()
+
+    async def close(self) -> None:
+        """Last step: end the workers, give back what still runs, and leave the queue. Does not raise."""
+        await self._cancel_workers(0.5)
+        for delivery in list(self._running):
+            self._settle(delivery, Verdict.REQUEUE)
+            self._given_back.add(delivery)  # a handler that will not be cancelled may still end, and settle: too late
+        if self._consumption is not None:
+            await self._consumption.close()
+        await self._cancel_workers(0.5)  # the second time, a handler's thread is not waited for any more
+
+    async def _cancel_workers(self, timeout: float) -> None:
+        for worker in self._workers:
+            worker.cancel()
+        if self._workers:
+            await asyncio.wait(self._workers, timeout=timeout)
+
+    def _give_back_ready(self) -> None:
+        while self._ready:
+            self._settle(self._ready.popleft(), Verdict.REQUEUE)
+
+    # --- workers ---
+
+    def deliver(self, batch: list[Delivery]) -> None:
+        """Take what arrived together."""
+        if batch[0].generation != self._generation:
+            self._forget_stale(batch[0].generation)
+        if self._stopping or self.paused is not None:
+            for delivery in batch:
+                self._settle(delivery, Verdict.REQUEUE)
+            return
+        self._ready.extend(batch)
+        self._wake()
+
+    def _forget_stale(self, generation: int) -> None:
+        """Let go of what an earlier channel brought and is held: the broker delivers it again."""
+        self._generation = generation
+        for holding in list(self._held.values()):
+            if holding.delivery.generation != generation and holding.delivery not in self._running:
+                self._release(holding)
+
+    def _wake(self) -> None:
+        """Wake one worker; it wakes the next when it finds more than it can begin."""
+        while self._idle:
+            sleeper = self._idle.popleft()
+            if not sleeper.done():
+                sleeper.set_result(None)
+                return
+
+    async def _work(self) -> None:
+        """Handle one after the other. A worker that never has to wait drains a whole batch in one go."""
+        ready, retries = self._ready, self._retries
+        while True:
+            while not retries and (not ready or len(self._held) >= self._hold_limit):
+                sleeper: asyncio.Future[None] = self._loop.create_future()
+                self._idle.append(sleeper)
+                await sleeper
+            if retries:
+                holding = retries.popleft()
+                self._wake_if_more()
+                await self._handle(holding.delivery, holding)
+            else:
+                delivery = ready.popleft()
+                self._wake_if_more()
+                await self._handle(delivery, None)
+
+    def _wake_if_more(self) -> None:
+        if (self._ready or self._retries) and self._idle:
+            self._wake()
+
+    async def _handle(self, delivery: Delivery, holding: Holding | None) -> None:
+        """Run the chain and settle: the one place where that is decided."""
+        consumption = self._consumption
+        if consumption is not None and consumption.is_stale(delivery):
+            self._drop_stale(delivery, holding)
+            return
+        self._running.add(delivery)
+        self._quiet.clear()
+        CURRENT.set(None)
+        try:
+            if holding is None:
+                identify(delivery)
+            settlement = holding.settlement if holding is not None else None
+            if settlement is None:
+                settlement = await self._chain(delivery)
+            await self._execute(delivery, settlement, holding)
+        except asyncio.CancelledError as error:
+            self._cancelled(delivery, holding, error)
+        except Exception as error:
+            # Whatever a handler or a plugin raised ends here: held, said, tried again. Nothing is dropped.
+            self._hold(delivery, holding, error, None)
+        finally:
+            self._running.discard(delivery)
+            if not self._running:
+                self._quiet.set()
+
+    def _cancelled(self, delivery: Delivery, holding: Holding | None, error: asyncio.CancelledError) -> None:
+        """Tell our own cancellation (the end of the grace period) from one that a handler let loose."""
+        task = asyncio.current_task()
+        if self._stopping and task is not None and task.cancelling():
+            self._settle(delivery, Verdict.REQUEUE)
+            raise error
+        while task is not None and task.cancelling():
+            task.uncancel()
+        self._hold(delivery, holding, error, None)
+
+    # --- settling ---
+
+    async def _execute(self, delivery: Delivery, settlement: Settlement, holding: Holding | None) -> None:
+        outcome = settlement.outcome
+        if outcome is Outcome.ACK:
+            self._settle(delivery, Verdict.ACK)
+        elif outcome is Outcome.FORWARD and settlement.message is not None:
+            try:
+                await self._forward(settlement.message)
+            except RabbitEventsError as error:
+                self._hold(delivery, holding, error, settlement)
+                return
+            self._settle(delivery, Verdict.ACK)
+            if self._report is not None:
+                self._forwarded(delivery, settlement.message)
+        else:
+            self._settle(delivery, Verdict.REQUEUE if outcome is Outcome.REQUEUE else Verdict.REJECT)
+        if holding is not None:
+            self._release(holding)
+
+    def _forwarded(self, delivery: Delivery, message: Message) -> None:
+        after = message.after.total_seconds() if message.after is not None else 0.0
+        to = message.exchange or message.routing_key
+        self._tell(Forwarded, self.name, message.type, message.id, to, after)
+
+    def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
+        if delivery in self._given_back:
+            return
+        if self._consumption is not None and not self._consumption.settle(delivery, verdict):
+            self._tell(Stale, self.subscription.queue, True)
+
+    def _drop_stale(self, delivery: Delivery, holding: Holding | None) -> None:
+        if holding is not None:
+            self._release(holding)
+        self._tell(Stale, self.subscription.queue, holding is not None)
+
+    # --- holding ---
+
+    def _hold(
+        self, delivery: Delivery, holding: Holding | None, error: BaseException, settlement: Settlement | None
+    ) -> None:
+        """Keep what nobody took care of: unsettled, logged, counted, tried again after a growing pause."""
+        if self._stopping:
+            self._settle(delivery, Verdict.REQUEUE)
+            return
+        now = self._loop.time()
+        tries = holding.tries + 1 if holding is not None else 1
+        since = holding.since if holding is not None else now
+        undecodable = isinstance(error, DecodeError)
+        pause = None if undecodable else min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
+        text = f"{type(error).__name__}: {error}" if isinstance(error, RabbitEventsError) else type(error).__name__
+        new = Holding(delivery, since, tries, text, settlement)
+        self._held[delivery.generation, delivery.tag] = new
+        give_back_in = max(0.0, since + self._give_back_after - now)
+        if pause is not None and pause < give_back_in:
+            new.timer = self._loop.call_later(pause, self._retry, new)
+        else:
+            new.timer = self._loop.call_later(give_back_in, self._give_back, new)
+        self._log_held(delivery, error, text, pause)
+        if self._report is not None:
+            self._tell(Held, self.name, *_type_and_id(delivery), text, pause)
+        if len(self._held) == self._hold_limit:
+            log.error("%s takes nothing new: half of its window is held (%d deliveries)", self.name, len(self._held))
+            self._tell(Paused, self.name, f"{len(self._held)} deliveries are held")
+
+    def _log_held(self, delivery: Delivery, error: BaseException, text: str, pause: float | None) -> None:
+        again = f"tried again in {pause:g} s" if pause is not None else "not tried again before a restart"
+        where = None if isinstance(error, RabbitEventsError) else error
+        log.error(
+            "%s failed and no plugin took care of it; it is held, and %s: %s",
+            delivery.describe(),
+            again,
+            text,
+            exc_info=where,
+        )
+
+    def _retry(self, holding: Holding) -> None:
+        self._retries.append(holding)
+        self._wake()
+
+    def _give_back(self, holding: Holding) -> None:
+        """Give back before the broker's consumer timeout would take the channel."""
+        if len(self._held) >= self._hold_limit:
+            self._give_back_ready()
+        self._release(holding)
+        self._settle(holding.delivery, Verdict.REQUEUE)
+
+    def _release(self, holding: Holding) -> None:
+        current = self._held.pop((holding.delivery.generation, holding.delivery.tag), None)
+        if current is not None and current.timer is not None:
+            current.timer.cancel()
+        if self._report is not None:
+            self._tell(Released, self.name, _type_and_id(holding.delivery)[1])
+        if len(self._held) == self._hold_limit - 1:
+            self._tell(Resumed, self.name)
+            self._wake()
+
+    def _tell(self, fact: Callable[..., Fact], *values: object) -> None:
+        if self._report is not None:
+            self._report(fact(*values))
+
+    # --- health ---
+
+    @property
+    def running(self) -> int:
+        """How many deliveries are being handled."""
+        return len(self._running)
+
+    @property
+    def held(self) -> int:
+        """How many deliveries are held."""
+        return len(self._held)
+
+    def checks(self) -> list[Check]:
+        """Say how the subscription is."""
+        problems: list[str] = []
+        if self.paused is not None:
+            problems.append(self.paused)
+        if self._held:
+            with suppress(StopIteration):
+                last = next(reversed(self._held.values()))
+                problems.append(f"{len(self._held)} held, the last because of {last.error}")
+        if len(self._held) >= self._hold_limit:
+            problems.append("takes nothing new until fewer are held")
+        return [Check(f"subscription {self.name}", not problems, "; ".join(problems))]
+
+
+def _type_and_id(delivery: Delivery) -> tuple[str, str]:
+    try:
+        return delivery.type, str(delivery.id)
+    except DecodeError:
+        return "", ""

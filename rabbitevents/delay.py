@@ -1,0 +1,101 @@
+"""The waiting queues: how an event comes back later, with nothing but TTL and dead-lettering.
+
+One fanout exchange and one quorum queue per waiting time, shared by all services: ``delay.<ms>``. What waits is
+dead-lettered, at least once, to the exchange that leads on: `topology.DELAY_DUE` for a copy that returns to one
+queue (its routing key is that queue), ``<exchange>.due`` for a delayed publish (in a family of its own,
+``<exchange>.delay.<ms>``). Both have an alternate exchange, so that what nobody waits for any more wedges nobody.
+
+All events in one queue wait equally long, so the head is always the first that falls due: never early, and late by
+what the wait was rounded up. `tier` rounds up by at most 10 % or half a second.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+
+import msgspec
+
+from rabbitevents.brokers import Broker
+from rabbitevents.errors import ConfigurationError, OutcomeUnknownError
+from rabbitevents.message import Message
+from rabbitevents.topology import DEAD_LETTER_LIMIT, DELAY_DUE, Binding, Exchange, Queue, Topology, due_exchange, quorum
+
+STEP = 500
+"""Up to `STEPS_END`, tiers stand this many milliseconds apart; beyond, each is 10 % longer than the one before."""
+
+STEPS_END = 5_000
+LONGEST = timedelta(days=30)
+
+
+def tier(after: timedelta) -> int:
+    """Return the shortest waiting time that there is a queue for and that is not below ``after``, in milliseconds.
+
+    Raises `ConfigurationError` above `LONGEST`.
+    """
+    if after > LONGEST:
+        raise ConfigurationError(f"an event can wait at most {LONGEST.days} days at the broker, not {after}")
+    wanted = math.ceil(after / timedelta(milliseconds=1))
+    if wanted <= STEPS_END:
+        return max(1, math.ceil(wanted / STEP)) * STEP
+    ms = STEPS_END
+    while ms < wanted:
+        ms = ms * 11 // 10
+    return ms
+
+
+def waiting_room(name: str, leads_to: str, ms: int) -> Topology:
+    """Return what is declared for one waiting time."""
+    arguments = quorum(
+        message_ttl=ms,
+        dead_letter_exchange=leads_to,
+        dead_letter_strategy="at-least-once",
+        overflow="reject-publish",
+        delivery_limit=DEAD_LETTER_LIMIT,
+    )
+    return Topology((Exchange(name, "fanout"), Queue(name, arguments), Binding(name, name, "")))
+
+
+class Delays:
+    """Publishes messages that wait first, and declares the waiting queues when they are first needed."""
+
+    def __init__(self, broker: Broker, exchange: str, *, passive: bool) -> None:
+        self._broker = broker
+        self._exchange = exchange
+        self._passive = passive
+        self._declared: set[str] = set()
+
+    async def publish(self, message: Message, deadline: float) -> bool:
+        """Have ``message`` come out after its ``after``. Raises what `Broker.publish` and `Broker.declare` raise."""
+        if message.after is None:
+            return await self._broker.publish(message, deadline)
+        ms = tier(message.after)
+        name, leads_to = self._family(message, ms)
+        waiting = msgspec.structs.replace(message, exchange=name, after=None)
+        try:
+            await self._declare(name, leads_to, ms)
+            if await self._broker.publish(waiting, deadline):
+                return True
+        except OutcomeUnknownError:
+            self._declared.discard(name)  # a waiting queue that was deleted answers so: it is declared again
+            raise
+        self._declared.discard(name)
+        await self._declare(name, leads_to, ms)
+        return await self._broker.publish(waiting, deadline)
+
+    def _family(self, message: Message, ms: int) -> tuple[str, str]:
+        if message.exchange == "":
+            return f"delay.{ms}", DELAY_DUE
+        if message.exchange == self._exchange:
+            return f"{self._exchange}.delay.{ms}", due_exchange(self._exchange)
+        raise ConfigurationError(
+            f"only a copy to a queue, or one to {self._exchange!r}, can wait; not one to {message.exchange!r}"
+        )
+
+    async def _declare(self, name: str, leads_to: str, ms: int) -> None:
+        if name in self._declared:
+            return
+        errors = await self._broker.declare(waiting_room(name, leads_to, ms), passive=self._passive)
+        for error in errors.values():
+            raise error
+        self._declared.add(name)

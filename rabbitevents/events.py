@@ -1,0 +1,177 @@
+"""What an event is: a class marked by `@event`, and the envelope `Event` around each one.
+
+What a mark says (type, version, entity, upcasters) is stored on the class itself; there is no registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar
+from uuid import UUID
+
+import attrs
+import msgspec
+
+from rabbitevents.errors import ConfigurationError
+
+P = TypeVar("P")
+C = TypeVar("C", bound=type)
+
+Document = dict[str, Any]
+"""A payload as JSON says it, before it is a class."""
+
+Upcaster = Callable[[Document], Document]
+"""Turns the document of one version into that of the next. It may change and return what it was given."""
+
+_MARK: Final = "__rabbitevents__"
+
+
+class EventType(msgspec.Struct, frozen=True):
+    """What `@event` says of a class. ``oldest`` is the oldest version that is still understood."""
+
+    name: str
+    version: int
+    entity: str | None
+    key: str | None
+    oldest: int
+    upcasters: dict[int, Upcaster]
+
+    def entity_id(self, payload: object) -> str | None:
+        """Return the id of the entity that ``payload`` is about, as text; None where the class names no key."""
+        return None if self.key is None else str(getattr(payload, self.key))
+
+    def check_upcasters(self, cls: type) -> None:
+        """Raise `ConfigurationError` if a step from the oldest version to the current one is missing."""
+        missing = [v for v in range(self.oldest, self.version) if v not in self.upcasters]
+        if missing:
+            steps = ", ".join(f"{v} to {v + 1}" for v in missing)
+            raise ConfigurationError(
+                f"{cls.__name__} is version {self.version} of {self.name!r}, and nothing leads from version {steps}: "
+                f"write @upcast({cls.__name__}, from_version={missing[0]}) for each step, "
+                f"or say oldest={missing[-1] + 1} in @event if nothing older is left in any queue or store"
+            )
+
+    def upcast(self, document: Document, version: int) -> Document:
+        """Lead ``document`` from ``version`` to the current one, step by step."""
+        for step in range(version, self.version):
+            document = self.upcasters[step](document)
+        return document
+
+
+def event(
+    type: str, *, version: int = 1, entity: str | None = None, key: str | None = None, oldest: int = 1
+) -> Callable[[C], C]:
+    """Mark an attrs class or a dataclass as an event.
+
+    ``type`` is its name on the wire and its routing key: words with dots between them, in the past tense. ``version``
+    is the version of its schema, ``oldest`` the oldest one still understood. ``entity`` names the kind of thing it
+    happened to, ``key`` the attribute that holds that thing's id. Raises `ConfigurationError`.
+    """
+    if not isinstance(type, str):
+        raise ConfigurationError('an event needs a name: write @event("order.placed") above the class')
+    problem = _name_problem(type)
+    if problem:
+        raise ConfigurationError(f"the event type {type!r} {problem}")
+    if not 1 <= oldest <= version:
+        raise ConfigurationError(
+            f"{type!r}: versions count from 1, and oldest={oldest} must not be above version={version}"
+        )
+
+    def mark(cls: C) -> C:
+        names = _field_names(cls)
+        if names is None:
+            raise ConfigurationError(
+                f"{cls.__name__} is neither an attrs class nor a dataclass: put @event(...) above @attrs.frozen or @dataclass"
+            )
+        if key is not None and key not in names:
+            raise ConfigurationError(f"{cls.__name__} has no field {key!r} to be its key; it has {', '.join(names)}")
+        setattr(cls, _MARK, EventType(type, version, entity, key, oldest, {}))
+        return cls
+
+    return mark
+
+
+def _name_problem(name: str) -> str:
+    if not name:
+        return "is empty: an event needs a name, such as 'order.placed'"
+    if len(name.encode()) > 255:
+        return f"is {len(name.encode())} bytes long; a routing key has at most 255 (AMQP 0-9-1, 4.2.5.3)"
+    if "*" in name or "#" in name or any(word == "" or word != word.strip() for word in name.split(".")):
+        return "must be words with single dots between them, without blanks, '*' or '#'"
+    return ""
+
+
+def _field_names(cls: type) -> list[str] | None:
+    if attrs.has(cls):
+        return [field.name for field in attrs.fields(cls)]
+    if dataclasses.is_dataclass(cls):
+        return [field.name for field in dataclasses.fields(cls)]
+    return None
+
+
+def upcast(cls: type, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
+    """Mark a function as the step that leads a document of ``from_version`` of an event class to the next version.
+
+    Raises `ConfigurationError` for a class without `@event`, a version without a next one, or a second such step.
+    """
+    spec = event_type(cls)
+    if not spec.oldest <= from_version < spec.version:
+        raise ConfigurationError(
+            f"{cls.__name__} understands versions {spec.oldest} to {spec.version}: no step leads on from version {from_version}"
+        )
+    if from_version in spec.upcasters:
+        raise ConfigurationError(f"{cls.__name__} has a step from version {from_version} already")
+
+    def mark(step: Upcaster) -> Upcaster:
+        spec.upcasters[from_version] = step
+        return step
+
+    return mark
+
+
+def is_event(cls: object) -> bool:
+    """Say whether `@event` stands above this very class (a subclass needs a mark of its own)."""
+    return isinstance(cls, type) and _MARK in vars(cls)
+
+
+def event_type(cls: type) -> EventType:
+    """Return what `@event` says of ``cls``. Raises `ConfigurationError` for a class without it."""
+    spec = vars(cls).get(_MARK)
+    if not isinstance(spec, EventType):
+        raise ConfigurationError(f'{cls.__name__} is no event: put @event("its.name") above the class')
+    return spec
+
+
+# --- the envelope --------------------------------------------------------------------------------------------------
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """Where an event comes from. ``extra`` are the user's own pairs, text to text."""
+
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    source: str | None = None
+    extra: Mapping[str, str] = _NOTHING
+
+
+class Event(msgspec.Struct, Generic[P], frozen=True):
+    """An event in its envelope: what happened, to what, when, and why. ``timestamp`` is aware, UTC, in microseconds."""
+
+    id: UUID
+    type: str
+    version: int
+    entity_type: str | None
+    entity_id: str | None
+    timestamp: datetime
+    payload: P
+    metadata: Metadata
+
+
+def now() -> datetime:
+    """Return this moment, aware, in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,140 @@
+"""What happened, as small values, for whoever observes: `Plugin.observe` gets each of them.
+
+A fact is made only if somebody observes. Facts carry names, ids and numbers, never a body.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """What a fact is: frozen, and named by its class. A plugin's own facts derive from it."""
+
+
+class Connected(Fact, frozen=True):
+    """A connection stands (again). ``connection`` is "publish" or "consume"; ``downtime`` in seconds."""
+
+    connection: str
+    address: str
+    downtime: float
+
+
+class ConnectionLost(Fact, frozen=True):
+    """A connection broke off; it is being made again."""
+
+    connection: str
+    address: str
+    reason: str
+
+
+class Blocked(Fact, frozen=True):
+    """The broker stopped reading what we publish (``connection.blocked``); publishers wait."""
+
+    reason: str
+
+
+class Unblocked(Fact, frozen=True):
+    """The broker reads again."""
+
+
+class ConsumerLost(Fact, frozen=True):
+    """A queue has no consumer of ours any more, while the connection stands; it is being registered again."""
+
+    queue: str
+    reason: str
+
+
+class ConsumerRestored(Fact, frozen=True):
+    """A queue has its consumer (again); ``downtime`` in seconds."""
+
+    queue: str
+    downtime: float
+
+
+class Returned(Fact, frozen=True):
+    """An event was published and no queue is bound for it."""
+
+    type: str
+    id: str
+
+
+class Stale(Fact, frozen=True):
+    """A settlement or an unstarted delivery was dropped, because its channel is gone: the broker delivers it again."""
+
+    queue: str
+    started: bool
+
+
+class Held(Fact, frozen=True):
+    """A delivery failed and no plugin took care of it: it is held, and tried again in ``pause`` seconds (None: not)."""
+
+    subscription: str
+    type: str
+    id: str
+    error: str
+    pause: float | None
+
+
+class Released(Fact, frozen=True):
+    """A delivery that was held is settled at last, or given back."""
+
+    subscription: str
+    id: str
+
+
+class Paused(Fact, frozen=True):
+    """A subscription takes nothing new; ``reason`` says who or what paused it."""
+
+    subscription: str
+    reason: str
+
+
+class Resumed(Fact, frozen=True):
+    """A subscription takes new deliveries again."""
+
+    subscription: str
+
+
+class Forwarded(Fact, frozen=True):
+    """A delivery went on as a copy; ``after`` is how long the copy waits first, in seconds."""
+
+    subscription: str
+    type: str
+    id: str
+    to: str
+    after: float
+
+
+class Report(Protocol):
+    """Takes a fact to everybody who observes. Raises nothing."""
+
+    def __call__(self, fact: Fact, /) -> None:
+        """Report ``fact``."""
+        ...
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of `Bus.health()`: a thing, whether it is as it should be, and what is the matter if not."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What a bus says of itself: every piece it should be running, and whether that runs."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it should be."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def problems(self) -> tuple[Check, ...]:
+        """The checks that are not as they should be."""
+        return tuple(check for check in self.checks if not check.ok)

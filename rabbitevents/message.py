@@ -1,0 +1,256 @@
+"""The values that cross the house: a `Message` goes out, a `Delivery` comes in, a `Settlement` answers it.
+
+All three are frozen. Who wants another one makes a copy; who wants a delivery settled returns a settlement, and the
+consumer settles, once, in one place.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import Enum
+from typing import Final
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import msgspec
+
+from rabbitevents.errors import DecodeError
+from rabbitevents.ids import new_id
+from rabbitevents.properties import NO_HEADERS, Headers, HeaderValue, Properties, decode_properties
+
+ATTEMPT: Final = "attempt"
+"""The header that counts deliveries of one event to one handler, ours: 1 when absent. The broker's counts differ
+from version to version (RabbitMQ 3.10 to 4.3) and are never taken for it."""
+
+ORIGIN_EXCHANGE: Final = "origin-exchange"
+ORIGIN_ROUTING_KEY: Final = "origin-routing-key"
+"""Where a copy was first published: a copy that comes back to one queue keeps what its event was routed by."""
+
+NEVER_COPIED = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count", "x-delay"})
+"""Headers that would route a copy elsewhere, or count against it; ``x-death`` and its like besides, by prefix."""
+
+_NEVER_COPIED_PREFIXES = ("x-death", "x-first-death-", "x-last-death-")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What is published: where to, what, and AMQP's properties. Its bytes are final.
+
+    An empty ``exchange`` is AMQP's default exchange: the routing key then names the one queue. With ``after``, the
+    message waits that long at the broker first. ``timeout`` is how long publishing it may take, in seconds (None: as
+    long as the bus says); neither is written on the wire.
+    """
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Properties
+    after: timedelta | None = None
+    timeout: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The event's id as it travels (AMQP's message_id); empty for a message that has none."""
+        return self.properties.message_id or ""
+
+    @property
+    def type(self) -> str:
+        """The event's type; the routing key where the property is missing."""
+        return self.properties.type or self.routing_key
+
+    @property
+    def headers(self) -> Headers:
+        """The headers, not to be changed; `replace` makes a message with others."""
+        return self.properties.headers
+
+    def describe(self) -> str:
+        """Name the message for logs and errors: type, id and destination, never the body."""
+        to = f"exchange {self.exchange!r}" if self.exchange else f"queue {self.routing_key!r}"
+        return f"{self.type} {self.id or '(no id)'} to {to}"
+
+    def replace(
+        self, *, exchange: str | None = None, routing_key: str | None = None, headers: Headers | None = None
+    ) -> Message:
+        """Return a copy that goes elsewhere, or with ``headers`` laid over its own (a value of None removes one)."""
+        properties = self.properties
+        if headers is not None:
+            properties = msgspec.structs.replace(properties, headers=_merged(properties.headers, headers))
+        return Message(
+            exchange=self.exchange if exchange is None else exchange,
+            routing_key=self.routing_key if routing_key is None else routing_key,
+            body=self.body,
+            properties=properties,
+            after=self.after,
+            timeout=self.timeout,
+        )
+
+    @staticmethod
+    def copy_of(
+        delivery: Delivery,
+        *,
+        queue: str = "",
+        exchange: str = "",
+        routing_key: str = "",
+        headers: Headers = NO_HEADERS,
+        after: timedelta | None = None,
+    ) -> Message:
+        """Return what was delivered as a message to ``queue``, or to ``exchange`` with ``routing_key``.
+
+        Body and properties are kept, ``headers`` laid over (a value of None removes one). It is always persistent,
+        carries an id, and remembers where its event was first published. Left out is what only its first journey
+        meant: ``x-death`` and its like, ``CC``, ``BCC``, expiration, the broker-checked user_id.
+        Raises `DecodeError` when the delivery's properties cannot be read.
+        """
+        old = delivery.properties
+        kept = {
+            k: v for k, v in old.headers.items() if k not in NEVER_COPIED and not k.startswith(_NEVER_COPIED_PREFIXES)
+        }
+        kept[ORIGIN_EXCHANGE] = delivery.exchange
+        kept[ORIGIN_ROUTING_KEY] = delivery.routing_key
+        properties = msgspec.structs.replace(
+            old,
+            headers=_merged(kept, headers),
+            message_id=old.message_id or str(delivery.id),
+            delivery_mode=2,
+            expiration=None,
+            user_id=None,
+        )
+        return Message(
+            exchange="" if queue else exchange,
+            routing_key=queue or routing_key or delivery.routing_key,
+            body=delivery.body,
+            properties=properties,
+            after=after,
+        )
+
+
+def _merged(under: Headers, over: Headers) -> dict[str, HeaderValue]:
+    return {name: value for name, value in {**under, **over}.items() if value is not None or name not in over}
+
+
+class Delivery(msgspec.Struct, frozen=True, eq=False):
+    """What a broker delivered to one queue: everything AMQP knew, read when somebody asks.
+
+    ``tag`` numbers the deliveries of one channel; ``generation`` numbers the channels of one subscription, so that
+    a delivery whose channel is gone is known to be stale. ``redelivered`` is the broker's word and no attempt number.
+    """
+
+    queue: str
+    tag: int
+    generation: int
+    redelivered: bool
+    via_exchange: str
+    via_routing_key: str
+    body: bytes
+    raw: bytes | Properties
+    oversize: int = 0
+    """The body's size in bytes where it was over the limit and therefore not kept; else 0."""
+
+    @property
+    def properties(self) -> Properties:
+        """AMQP's basic properties. Raises `DecodeError` when they cannot be read."""
+        raw = self.raw
+        if isinstance(raw, bytes):
+            raw = decode_properties(raw)
+            msgspec.structs.force_setattr(self, "raw", raw)
+        return raw
+
+    @property
+    def headers(self) -> Headers:
+        """The headers, not to be changed."""
+        return self.properties.headers
+
+    @property
+    def exchange(self) -> str:
+        """Where the event was published first, also when this is a copy that came back by another way."""
+        return _text(self.headers.get(ORIGIN_EXCHANGE), self.via_exchange)
+
+    @property
+    def routing_key(self) -> str:
+        """What the event was routed by first, also when this is a copy that came back by another way."""
+        return _text(self.headers.get(ORIGIN_ROUTING_KEY), self.via_routing_key)
+
+    @property
+    def type(self) -> str:
+        """The event's type; the routing key where the property is missing."""
+        return self.properties.type or self.routing_key
+
+    @property
+    def id(self) -> UUID:
+        """The event's id: AMQP's message_id. One that is no UUID gives the same UUID each time; a missing one a new one."""
+        text = self.properties.message_id
+        if text is None:
+            text = str(new_id())
+            msgspec.structs.force_setattr(self, "raw", msgspec.structs.replace(self.properties, message_id=text))
+        return as_uuid(text)
+
+    @property
+    def attempt(self) -> int:
+        """Which delivery of this event to this handler it is, from 1, counted by ourselves."""
+        count = self.headers.get(ATTEMPT)
+        return count if isinstance(count, int) and count > 0 else 1
+
+    @property
+    def delivery_count(self) -> int:
+        """How often the broker says that it came back unsettled (``x-delivery-count``); 0 where it does not say."""
+        count = self.headers.get("x-delivery-count")
+        return count if isinstance(count, int) else 0
+
+    def replace(self, *, attempt: int, after: timedelta | None = None) -> Message:
+        """Return a copy to the same queue, as attempt number ``attempt``, which waits ``after`` first."""
+        return Message.copy_of(self, queue=self.queue, headers={ATTEMPT: attempt}, after=after)
+
+    def describe(self) -> str:
+        """Name the delivery for logs and errors: type, id and queue, never the body. Raises nothing."""
+        try:
+            return f"{self.type} {self.properties.message_id or '(no id)'} from queue {self.queue!r}"
+        except DecodeError:
+            return f"a delivery with unreadable properties from queue {self.queue!r}"
+
+
+def _text(value: HeaderValue, otherwise: str) -> str:
+    return value if isinstance(value, str) else otherwise
+
+
+def as_uuid(text: str) -> UUID:
+    """Return the UUID that ``text`` is, or else always the same one for the same text (a name-based one)."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return uuid5(NAMESPACE_OID, text.encode("utf-8", "surrogateescape").hex())
+
+
+class Outcome(Enum):
+    """What becomes of a delivery."""
+
+    ACK = "ack"
+    """Done. The broker forgets it."""
+    FORWARD = "forward"
+    """A copy is published and confirmed, and only then this one acknowledged."""
+    REQUEUE = "requeue"
+    """Given back to the queue, because this process stops."""
+    REJECT = "reject"
+    """Handed to the broker's own dead-lettering, for what no copy can carry."""
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """The answer to a delivery, and what led to it.
+
+    For `Outcome.FORWARD`, ``message`` is the copy; its ``after`` says how long it waits at the broker first.
+    ``error`` is the failure that led here, for those who report it.
+    """
+
+    outcome: Outcome
+    message: Message | None = None
+    error: BaseException | None = None
+
+
+ACK: Final = Settlement(Outcome.ACK)
+REQUEUE: Final = Settlement(Outcome.REQUEUE)
+REJECT: Final = Settlement(Outcome.REJECT)
+
+
+def forward(message: Message, *, error: BaseException | None = None) -> Settlement:
+    """Return the settlement that publishes ``message`` and then acknowledges, or does neither and tries again.
+
+    A copy with ``after`` must go to a queue (by the default exchange) or to the bus's own events exchange.
+    """
+    return Settlement(Outcome.FORWARD, message, error)

@@ -1,0 +1,170 @@
+"""Plugins: what happens around every event, in one chain per way, bound once at start."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+from rabbitevents.errors import ConfigurationError
+from rabbitevents.events import Event
+from rabbitevents.facts import Check, Fact
+from rabbitevents.message import Delivery, Message, Settlement
+from rabbitevents.routing import Subscription
+from rabbitevents.topology import Topology
+
+T = TypeVar("T")
+
+Consume: TypeAlias = Callable[[Delivery], Awaitable[Settlement]]
+"""The rest of the way in: what comes of a delivery."""
+
+Publish: TypeAlias = Callable[[Message], Awaitable[None]]
+"""The rest of the way out: returns when the broker has taken responsibility, or raises."""
+
+
+class Host(Protocol):
+    """What a plugin may use of the bus it is plugged into."""
+
+    @property
+    def name(self) -> str:
+        """The bus's name, which its events carry as their source."""
+        ...
+
+    @property
+    def exchange(self) -> str:
+        """The topic exchange that events are published to."""
+        ...
+
+    @property
+    def subscriptions(self) -> Sequence[Subscription]:
+        """What the bus consumes."""
+        ...
+
+    async def publish(self, payload: Any, /) -> Event[Any]:
+        """Publish an event through the whole publish chain."""
+        ...
+
+    async def send(self, message: Message, /) -> None:
+        """Publish a message past every plugin; return when it is confirmed, or raise a `PublishError`."""
+        ...
+
+    def report(self, fact: Fact, /) -> None:
+        """Tell every observer what happened."""
+        ...
+
+    def provide(
+        self, kind: type[T], value: T | None = None, /, *, factory: Callable[[Delivery], Any] | None = None
+    ) -> None:
+        """Let handlers ask for ``kind``; to be called before the lifespan yields for the first time."""
+        ...
+
+    async def pause(self, subscription: str, /) -> None:
+        """Stop taking deliveries for a subscription."""
+        ...
+
+    async def resume(self, subscription: str, /) -> None:
+        """Take deliveries again."""
+        ...
+
+
+class Plugin:
+    """Something that happens around every event.
+
+    Override what you need: a hook left alone is left out of the chain and costs nothing. One instance serves all of
+    a bus's subscriptions, at once; what belongs to one event belongs into local variables.
+    """
+
+    role: ClassVar[str] = ""
+    """What it does, in a word: "retry", "trace", "once", ..."""
+
+    inside: ClassVar[frozenset[str]] = frozenset()
+    """Roles that must stand further out, if they are there at all; checked at start."""
+
+    def lifespan(self, host: Host) -> AbstractAsyncContextManager[None]:
+        """Return what is entered before the bus consumes and left after it stopped consuming."""
+        return _nothing()
+
+    def topology(self, topology: Topology, subscription: Subscription) -> Topology:
+        """Return what must be declared for ``subscription``, given what is to be declared so far. Must be pure."""
+        return topology
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        """Do something around the handling of a delivery; ``await proceed(delivery)`` is the handling."""
+        return await proceed(delivery)
+
+    async def publish(self, proceed: Publish, message: Message) -> None:
+        """Do something around the publishing of a message; ``await proceed(message)`` is the publishing."""
+        await proceed(message)
+
+    def observe(self, fact: Fact) -> None:
+        """Learn what happened elsewhere. It is called on the event loop and must neither wait nor raise."""
+
+    def health(self) -> Iterable[Check]:
+        """Return what this plugin adds to `Bus.health()`."""
+        return ()
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncIterator[None]:
+    yield
+
+
+def overrides(plugin: Plugin, hook: str) -> bool:
+    """Say whether ``plugin`` does anything in ``hook``."""
+    return getattr(type(plugin), hook) is not getattr(Plugin, hook)
+
+
+def wrap(
+    plugins: Iterable[Plugin], hook: str, innermost: Callable[[Any], Awaitable[Any]]
+) -> Callable[[Any], Awaitable[Any]]:
+    """Return ``innermost`` with ``hook`` of each plugin around it, the first one outermost."""
+    chain = innermost
+    for plugin in reversed([p for p in plugins if overrides(p, hook)]):
+        chain = partial(
+            getattr(plugin, hook), chain
+        )  # a partial, not a lambda: tenacity calls no lambda that is awaitable
+    return chain
+
+
+def standing_in(plugins: Sequence[Plugin], own: Sequence[Plugin]) -> tuple[Plugin, ...]:
+    """Return a subscription's plugins: each of its ``own`` in the place of the bus's of the same class, or innermost."""
+    chain = list(plugins)
+    for plugin in own:
+        place = next((i for i, there in enumerate(chain) if type(there) is type(plugin)), None)
+        if place is None:
+            chain.append(plugin)
+        else:
+            chain[place] = plugin
+    return tuple(chain)
+
+
+def check_order(plugins: Sequence[Plugin], where: str) -> None:
+    """Raise `ConfigurationError`, which says the right order, if a plugin stands outside of one that it must be inside of."""
+    for place, plugin in enumerate(plugins):
+        if not isinstance(plugin, Plugin):
+            raise ConfigurationError(
+                f"{where}: {plugin!r} is no plugin; plugins=[...] takes instances, such as Retry()"
+            )
+        for further_in in plugins[place + 1 :]:
+            if further_in.role and further_in.role in plugin.inside:
+                raise ConfigurationError(
+                    f"{where}: {_name(plugin)} must stand inside {_name(further_in)}; write plugins=[{_right_order(plugins)}]"
+                )
+
+
+def _right_order(plugins: Sequence[Plugin]) -> str:
+    graph = {
+        i: [j for j, other in enumerate(plugins) if other.role and other.role in p.inside]
+        for i, p in enumerate(plugins)
+    }
+    try:
+        order: Iterable[int] = TopologicalSorter(graph).static_order()
+    except CycleError:
+        return "...] with only one of them: each demands to stand inside the other"
+    return ", ".join(_name(plugins[i]) for i in order)
+
+
+def _name(plugin: Plugin) -> str:
+    return f"{type(plugin).__name__}()"

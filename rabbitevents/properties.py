@@ -1,0 +1,300 @@
+"""AMQP 0-9-1 basic properties: one value, and the bytes it travels as.
+
+Reading is tolerant where the specification leaves room and the client libraries break: a timestamp of any size
+stays a number, text that is not UTF-8 survives by ``surrogateescape``. What cannot be read at all (an unknown field
+type, tables nested deeper than `MAX_DEPTH`) is a `DecodeError` of that one message, never of its neighbours.
+
+Source: AMQP 0-9-1 specification, sections 4.2.5 (data types) and 4.2.6 (content header), with RabbitMQ's errata for
+field types (https://www.rabbitmq.com/amqp-0-9-1-errata).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import msgspec
+
+from rabbitevents.errors import DecodeError, EncodeError
+
+MAX_DEPTH = 16
+"""How deep tables and arrays may nest, both ways. RabbitMQ's own ``x-death`` nests two deep."""
+
+
+class Timestamp(int):
+    """A field value of AMQP's timestamp type: seconds since 1970, kept as the number that came."""
+
+
+HeaderValue: TypeAlias = (
+    "str | int | float | bool | bytes | Decimal | Timestamp | None | Mapping[str, HeaderValue] | Sequence[HeaderValue]"
+)
+"""What a header can hold. Integers beyond 64 bits are refused."""
+
+Headers: TypeAlias = Mapping[str, HeaderValue]
+
+NO_HEADERS: Headers = MappingProxyType({})
+
+
+class Properties(msgspec.Struct, frozen=True, kw_only=True):
+    """The fourteen basic properties, under AMQP's names. ``timestamp`` is in seconds since 1970."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: Headers = NO_HEADERS
+    delivery_mode: int | None = 2
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: int | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+    cluster_id: str | None = None
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def short(text: str, what: str = "text") -> bytes:
+    """Return a short string: one length byte, then at most 255 bytes of UTF-8. Raises `EncodeError` beyond."""
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > 255:
+        raise EncodeError(f"{what} is {len(data)} bytes long; AMQP carries at most 255: {text[:40]!r}...")
+    return bytes((len(data),)) + data
+
+
+_names: dict[str, bytes] = {}
+"""Header names as short strings: the few that every event carries are made once. Bounded by `_name`."""
+
+
+def _name(name: str) -> bytes:
+    data = _names.get(name)
+    if data is None:
+        if not name or len(name) > 128:
+            raise EncodeError(f"a header name must have 1 to 128 characters (AMQP 0-9-1, 4.2.5.5), not {len(name)}")
+        data = short(name, "the header name")
+        if len(_names) < 512:
+            _names[name] = data
+    return data
+
+
+def _value(value: HeaderValue, depth: int) -> bytes:
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogateescape")
+        return b"S" + len(data).to_bytes(4, "big") + data
+    if value is None:
+        return b"V"
+    if isinstance(value, bool):
+        return b"t\x01" if value else b"t\x00"
+    if isinstance(value, Timestamp):
+        return b"T" + (value & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big")
+    if isinstance(value, int):
+        if -0x8000000000000000 <= value <= 0x7FFFFFFFFFFFFFFF:
+            return b"l" + value.to_bytes(8, "big", signed=True)
+        raise EncodeError("a header holds an integer of more than 64 bits")
+    if isinstance(value, float):
+        return b"d" + struct.pack(">d", value)
+    if isinstance(value, bytes):
+        return b"x" + len(value).to_bytes(4, "big") + value
+    return _compound(value, depth)
+
+
+def _compound(value: HeaderValue, depth: int) -> bytes:
+    if depth >= MAX_DEPTH:
+        raise EncodeError(f"headers nest deeper than {MAX_DEPTH} tables")
+    if isinstance(value, Mapping):
+        return b"F" + encode_table(value, depth + 1)
+    if isinstance(value, (list, tuple)):
+        items = b"".join(_value(item, depth + 1) for item in value)
+        return b"A" + len(items).to_bytes(4, "big") + items
+    if isinstance(value, Decimal):
+        return _decimal(value)
+    raise EncodeError(f"a header cannot hold a {type(value).__name__}")
+
+
+def _decimal(value: Decimal) -> bytes:
+    sign, digits, exponent = value.as_tuple()
+    number = int("".join(map(str, digits)) or "0") * (-1 if sign else 1)
+    if not isinstance(exponent, int) or not -255 <= exponent <= 0 or not -(2**31) <= number < 2**31:
+        raise EncodeError("a header holds a decimal beyond AMQP's 32 bits; send it as text")
+    return b"D" + bytes((-exponent,)) + number.to_bytes(4, "big", signed=True)
+
+
+def encode_table(table: Headers, depth: int = 0) -> bytes:
+    """Return a field table: its length in four bytes, then its entries. Raises `EncodeError`."""
+    parts: list[bytes] = []
+    for name, value in table.items():
+        parts.append(_name(name))
+        parts.append(_value(value, depth))
+    data = b"".join(parts)
+    return len(data).to_bytes(4, "big") + data
+
+
+_SHORT_AFTER_PRIORITY = (
+    ("correlation_id", 0x0400),
+    ("reply_to", 0x0200),
+    ("expiration", 0x0100),
+    ("message_id", 0x0080),
+)
+_SHORT_AFTER_TIMESTAMP = (("type", 0x0020), ("user_id", 0x0010), ("app_id", 0x0008), ("cluster_id", 0x0004))
+
+
+def encode_properties(properties: Properties) -> bytes:
+    """Return the property flags and the property list of a content header frame. Raises `EncodeError`."""
+    flags = 0
+    parts: list[bytes] = [b""]
+    if properties.content_type is not None:
+        flags |= 0x8000
+        parts.append(short(properties.content_type, "content_type"))
+    if properties.content_encoding is not None:
+        flags |= 0x4000
+        parts.append(short(properties.content_encoding, "content_encoding"))
+    if properties.headers:
+        flags |= 0x2000
+        parts.append(encode_table(properties.headers))
+    for name, flag in (("delivery_mode", 0x1000), ("priority", 0x0800)):
+        octet: int | None = getattr(properties, name)
+        if octet is not None:
+            flags |= flag
+            parts.append(octet.to_bytes(1, "big"))
+    flags |= _short_strings(properties, _SHORT_AFTER_PRIORITY, parts)
+    if properties.timestamp is not None:
+        flags |= 0x0040
+        parts.append((properties.timestamp & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big"))
+    flags |= _short_strings(properties, _SHORT_AFTER_TIMESTAMP, parts)
+    parts[0] = flags.to_bytes(2, "big")
+    return b"".join(parts)
+
+
+def _short_strings(properties: Properties, fields: tuple[tuple[str, int], ...], parts: list[bytes]) -> int:
+    flags = 0
+    for name, flag in fields:
+        text: str | None = getattr(properties, name)
+        if text is not None:
+            flags |= flag
+            parts.append(short(text, name))
+    return flags
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _text(data: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + data[at]
+    if end > len(data):
+        raise DecodeError("a short string of the properties runs past their end")
+    return data[at + 1 : end].decode("utf-8", "surrogateescape"), end
+
+
+_FIXED: dict[int, tuple[str, int, Callable[[int | float], HeaderValue]]] = {
+    ord("t"): (">B", 1, bool),
+    ord("b"): (">b", 1, int),
+    ord("B"): (">B", 1, int),
+    ord("s"): (">h", 2, int),
+    ord("u"): (">H", 2, int),
+    ord("I"): (">i", 4, int),
+    ord("i"): (">I", 4, int),
+    ord("l"): (">q", 8, int),
+    ord("L"): (">q", 8, int),  # RabbitMQ reads it as signed (errata)
+    ord("f"): (">f", 4, float),
+    ord("d"): (">d", 8, float),
+    ord("T"): (">Q", 8, Timestamp),
+}
+
+
+def _field(data: bytes, at: int, end: int, depth: int) -> tuple[HeaderValue, int]:
+    """Read one field value of ``data`` at ``at``; return it and where the next one begins."""
+    kind = data[at]
+    at += 1
+    fixed = _FIXED.get(kind)
+    if fixed is not None:
+        form, size, make = fixed
+        if at + size > end:
+            raise DecodeError("a header value runs past its table's end")
+        return make(struct.unpack_from(form, data, at)[0]), at + size
+    if kind == ord("V"):
+        return None, at
+    if kind == ord("D"):
+        return Decimal(int.from_bytes(data[at + 1 : at + 5], "big", signed=True)).scaleb(-data[at]), at + 5
+    if kind not in b"SxFA":
+        raise DecodeError(f"a header has the unknown field type {chr(kind)!r}")
+    stop = at + 4 + int.from_bytes(data[at : at + 4], "big")
+    if stop > end:
+        raise DecodeError("a header value runs past its table's end")
+    return _sized(kind, data, at + 4, stop, depth), stop
+
+
+def _sized(kind: int, data: bytes, at: int, end: int, depth: int) -> HeaderValue:
+    if kind == ord("S"):
+        return data[at:end].decode("utf-8", "surrogateescape")
+    if kind == ord("x"):
+        return data[at:end]
+    if depth >= MAX_DEPTH:
+        raise DecodeError(f"headers nest deeper than {MAX_DEPTH} tables")
+    if kind == ord("F"):
+        return _table(data, at, end, depth + 1)
+    return list(_items(data, at, end, depth + 1))
+
+
+def _items(data: bytes, at: int, end: int, depth: int) -> Iterator[HeaderValue]:
+    while at < end:
+        value, at = _field(data, at, end, depth)
+        yield value
+
+
+def _table(data: bytes, at: int, end: int, depth: int) -> dict[str, HeaderValue]:
+    table: dict[str, HeaderValue] = {}
+    while at < end:
+        name, at = _text(data, at)
+        if at >= end:
+            raise DecodeError("a header has a name and no value")
+        if data[at] == 0x53:  # "S", what nearly every header is: read here, without a call
+            stop = at + 5 + int.from_bytes(data[at + 1 : at + 5], "big")
+            if stop > end:
+                raise DecodeError("a header value runs past its table's end")
+            table[name] = data[at + 5 : stop].decode("utf-8", "surrogateescape")
+            at = stop
+        else:
+            table[name], at = _field(data, at, end, depth)
+    return table
+
+
+def decode_properties(data: bytes) -> Properties:
+    """Read the property flags and the property list of a content header frame. Raises `DecodeError`."""
+    try:
+        return Properties(**_decoded(data))
+    except (IndexError, struct.error) as error:
+        raise DecodeError("the properties end in the middle of a value") from error
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    flags = int.from_bytes(data[:2], "big")
+    if flags & 1:
+        raise DecodeError("the properties have continuation flags, which AMQP 0-9-1 does not define")
+    at = 2
+    found: dict[str, Any] = {"delivery_mode": None}
+    for name, flag in (("content_type", 0x8000), ("content_encoding", 0x4000)):
+        if flags & flag:
+            found[name], at = _text(data, at)
+    if flags & 0x2000:
+        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):
+            raise DecodeError("the headers run past the properties' end")
+        found["headers"], at = _table(data, at + 4, end, 0), end
+    for name, flag in (("delivery_mode", 0x1000), ("priority", 0x0800)):
+        if flags & flag:
+            found[name], at = data[at], at + 1
+    for name, flag in _SHORT_AFTER_PRIORITY:
+        if flags & flag:
+            found[name], at = _text(data, at)
+    if flags & 0x0040:
+        found["timestamp"], at = int.from_bytes(data[at : at + 8], "big"), at + 8
+    for name, flag in _SHORT_AFTER_TIMESTAMP:
+        if flags & flag:
+            found[name], at = _text(data, at)
+    return found

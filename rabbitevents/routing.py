@@ -1,0 +1,198 @@
+"""Which event reaches which handler: topic patterns, routers, and the subscriptions they come to.
+
+A pattern is AMQP's: words with dots between them, where ``*`` stands for one word and ``#`` for any number of them
+(AMQP 0-9-1, 3.1.3.3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from rabbitevents.errors import ConfigurationError
+from rabbitevents.events import event_type, is_event
+
+if TYPE_CHECKING:
+    from rabbitevents.plugin import Plugin
+
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+def matches(pattern: str, routing_key: str) -> bool:
+    """Say whether ``routing_key`` falls under ``pattern``."""
+    return _fits(tuple(pattern.split(".")), tuple(routing_key.split(".")), literal=True)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Say whether some routing key falls under both patterns."""
+    return _fits(tuple(one.split(".")), tuple(other.split(".")), literal=False)
+
+
+@lru_cache(maxsize=1024)
+def _fits(one: tuple[str, ...], other: tuple[str, ...], *, literal: bool) -> bool:
+    """Compare word by word; with ``literal`` the other side's ``*`` and ``#`` are words like any."""
+    if not one or not other:
+        rest = one or (() if literal else other)
+        return all(word == "#" for word in rest) and (not literal or not other)
+    if one[0] == "#":
+        return _fits(one[1:], other, literal=literal) or _fits(one, other[1:], literal=literal)
+    if not literal and other[0] == "#":
+        return _fits(one, other[1:], literal=literal) or _fits(one[1:], other, literal=literal)
+    same = one[0] == other[0] or one[0] == "*" or (not literal and other[0] == "*")
+    return same and _fits(one[1:], other[1:], literal=literal)
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How a subscription works. ``timeout`` is for one handling."""
+
+    concurrency: int = 10
+    prefetch: int = 100
+    timeout: timedelta | None = None
+
+
+class Handler(msgspec.Struct, frozen=True):
+    """One decorated function: what it is called for, and under which name."""
+
+    name: str
+    function: Callable[..., Any]
+    classes: tuple[type, ...]
+    """The event classes named in the decorator."""
+    patterns: tuple[str, ...]
+    """The topic patterns named in the decorator."""
+
+    @property
+    def routing_keys(self) -> tuple[str, ...]:
+        """What the handler's queue is bound by: the classes' types, then the patterns."""
+        return (*(event_type(cls).name for cls in self.classes), *self.patterns)
+
+
+class Subscription(msgspec.Struct, frozen=True):
+    """A queue and what is done with its events: one handler, or several that share the queue."""
+
+    name: str
+    queue: str
+    handlers: tuple[Handler, ...]
+    options: Options
+    plugins: tuple[Plugin, ...] = ()
+
+    @property
+    def routing_keys(self) -> tuple[str, ...]:
+        """What the queue is bound by, each once."""
+        return tuple(dict.fromkeys(key for handler in self.handlers for key in handler.routing_keys))
+
+
+class Router:
+    """A service's handlers. Their queues are named after it: ``<router>.<handler>``."""
+
+    def __init__(self, name: str) -> None:
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+            raise ConfigurationError(
+                f"the router's name {name!r} must be words of letters, digits, '-' and '_', with dots between"
+            )
+        self.name = name
+        self._subscriptions: dict[str, Subscription] = {}
+        self._frozen = False
+
+    def on(
+        self,
+        *events: type | str,
+        name: str | None = None,
+        queue: str | None = None,
+        concurrency: int | None = None,
+        prefetch: int | None = None,
+        timeout: timedelta | float | None = None,
+        plugins: Iterable[Plugin] = (),
+    ) -> Callable[[H], H]:
+        """Call the decorated function for each event of these classes or topic patterns. Returns it unchanged.
+
+        ``name`` keeps the queue's name when the function is renamed. ``queue`` lets several handlers of the router
+        share one queue, with exactly one handler per event type. ``concurrency`` is the number of workers (10),
+        ``prefetch`` how many deliveries the broker sends ahead (100), ``timeout`` how long one handling may take
+        (seconds or a timedelta; no limit). A plugin given here stands in for the bus's plugin of the same class.
+        Raises `ConfigurationError`.
+        """
+        options = _options(concurrency, prefetch, timeout)
+        classes, patterns = _sorted_out(events)
+
+        def register(function: H) -> H:
+            if self._frozen:
+                raise ConfigurationError(
+                    f"router {self.name!r} is in use by a bus that has started: register handlers before"
+                )
+            handler = Handler(name or getattr(function, "__name__", "handler"), function, classes, patterns)
+            self._add(handler, queue, options, tuple(plugins))
+            return function
+
+        return register
+
+    def _add(self, handler: Handler, queue: str | None, options: Options, plugins: tuple[Plugin, ...]) -> None:
+        name = f"{self.name}.{queue or handler.name}"
+        if len(name.encode()) > 240:
+            raise ConfigurationError(f"the queue name {name[:40]!r}... is longer than 240 bytes")
+        there = self._subscriptions.get(name)
+        if there is None:
+            self._subscriptions[name] = Subscription(name, name, (handler,), options, plugins)
+            return
+        if queue is None:
+            raise ConfigurationError(
+                f"router {self.name!r} has a handler {handler.name!r} already: give one of the two a name="
+            )
+        if (options, plugins) != (there.options, there.plugins) and (options != Options() or plugins):
+            raise ConfigurationError(
+                f"queue {name!r} is shared: say its concurrency, prefetch, timeout and plugins at its first handler"
+            )
+        _check_shared(name, there.handlers, handler)
+        self._subscriptions[name] = msgspec.structs.replace(there, handlers=(*there.handlers, handler))
+
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """Return what was registered. Nothing can be registered any more after a bus has started with it (`freeze`)."""
+        return tuple(self._subscriptions.values())
+
+    def freeze(self) -> None:
+        """Refuse what is registered from now on: the chains and bindings are made."""
+        self._frozen = True
+
+
+def _options(concurrency: int | None, prefetch: int | None, timeout: timedelta | float | None) -> Options:
+    limit = timedelta(seconds=timeout) if isinstance(timeout, (int, float)) else timeout
+    if concurrency is not None and concurrency < 1:
+        raise ConfigurationError(f"concurrency={concurrency}: a subscription needs at least one worker")
+    if prefetch is not None and not 1 <= prefetch <= 2000:
+        raise ConfigurationError(f"prefetch={prefetch}: say 1 to 2000 (quorum queues take at most 2000)")
+    if limit is not None and limit <= timedelta():
+        raise ConfigurationError(f"timeout={timeout}: a handling needs some time")
+    workers = concurrency or Options().concurrency
+    return Options(workers, prefetch or max(Options().prefetch, workers), limit)
+
+
+def _sorted_out(events: Sequence[type | str]) -> tuple[tuple[type, ...], tuple[str, ...]]:
+    if not events:
+        raise ConfigurationError("on() needs the event classes or topic patterns that the handler is for")
+    for item in events:
+        if isinstance(item, str):
+            if not item or len(item.encode()) > 255 or "" in item.split("."):
+                raise ConfigurationError(
+                    f"{item[:40]!r} is no topic pattern: words with single dots between them, at most 255 bytes"
+                )
+        elif not is_event(item):
+            raise ConfigurationError(
+                f"on({getattr(item, '__name__', item)!s}): not an event class; put @event(...) above it"
+            )
+    return tuple(e for e in events if not isinstance(e, str)), tuple(e for e in events if isinstance(e, str))
+
+
+def _check_shared(queue: str, handlers: Iterable[Handler], new: Handler) -> None:
+    for handler in handlers:
+        for one in handler.routing_keys:
+            for other in new.routing_keys:
+                if overlaps(one, other):
+                    what = repr(one) if one == other else f"events that fall under both {one!r} and {other!r}"
+                    raise ConfigurationError(
+                        f"queue {queue!r} has two handlers for {what}: {handler.name} and {new.name}; "
+                        "on a shared queue exactly one handler takes each event type"
+                    )

@@ -109,6 +109,28 @@ class Bus:
                 f"delivery_limit={delivery_limit}: say a positive number (-1 drops events on RabbitMQ 3.10)"
             )
 
+    def sibling(self, broker: str | Sequence[str] | Broker, *, plugins: Sequence[Plugin] | None = None) -> Bus:
+        """Return another bus with the same handlers, settings and provided values on ``broker``, not started."""
+        other = Bus(
+            broker,
+            *self.routers,
+            plugins=self.plugins if plugins is None else plugins,
+            name=self.name,
+            exchange=self.exchange,
+            declare=self._declare,
+            unroutable=self._on_unroutable,
+            form=self._form,
+            start_timeout=self._settings.start_timeout,
+            publish_timeout=self._publish_timeout,
+            grace=self._grace,
+            consumer_timeout=timedelta(seconds=self._consumer_timeout),
+            delivery_limit=self._delivery_limit,
+            in_flight=self._settings.in_flight,
+            limits=self._settings.limits,
+        )
+        other._provided = {**self._provided, Bus: Provided(other)}
+        return other
+
     # --- before the start ---
 
     def provide(self, kind: type[T], value: T | None = None, /, *, factory: Factory | None = None) -> None:
@@ -432,6 +454,11 @@ class Bus:
         for plugin in self._everybody():
             checks.extend(plugin.health())
         return Health(tuple(checks))
+
+    @property
+    def held(self) -> dict[str, int]:
+        """How many deliveries each queue of the bus has that failed and are held."""
+        return {consumer.subscription.queue: consumer.held for consumer in self._consumers}
 
     @property
     def idle(self) -> bool:

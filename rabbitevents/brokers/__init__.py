@@ -95,7 +95,10 @@ class Broker(Protocol):
         ...
 
     async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> Consumption:
-        """Begin to consume: one delivery at first, up to ``prefetch`` unsettled ones once ``trusted`` says so."""
+        """Begin to consume: one delivery at first, up to ``prefetch`` unsettled ones once ``trusted`` says so.
+
+        The one that ``trusted`` said so of may come on top, until it is settled.
+        """
         ...
 
     def health(self) -> Iterable[Check]:

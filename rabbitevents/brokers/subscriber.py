@@ -34,7 +34,8 @@ class Subscriber:
     """Keeps a consumer registered on its queue, on a fresh channel with a fresh tag whenever the last one ended.
 
     The window is one delivery wide at first and opens to ``prefetch`` at the first delivery that is trusted: an event
-    that crashes the process must not cost its neighbours a delivery each time.
+    that crashes the process must not cost its neighbours a delivery each time. (The one that opened it does not count
+    in the new window, so there is one more until it is settled.)
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Subscriber:
         """Have nothing more delivered; what is delivered can still be settled."""
         self._cancelled = True
         if self._opening is not None:
-            self._opening.cancel()
+            await asyncio.wait(
+                {self._opening}, timeout=RPC_DEADLINE
+            )  # cancelled in the middle, it would cost the channel
         if not self.running:
             await self._leave_channel()  # it may be about to register
             return
@@ -195,8 +198,8 @@ class Subscriber:
         what = f"consuming from {self.queue!r}"
         tag = f"rabbitevents-{uuid4().hex}"  # a fresh one each time: 4.3 answers a tag that was cancelled with 530
         await within(RPC_DEADLINE, channel.basic_qos(prefetch_count=prefetch), what)
+        self._tag = tag  # before the broker answers: the first delivery may come together with its answer
         await within(RPC_DEADLINE, channel.basic_consume(self.queue, _nobody, consumer_tag=tag), what)
-        self._tag = tag
 
     async def _watch(self, lane: InboundLane) -> None:
         self.detail = ""

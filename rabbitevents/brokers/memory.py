@@ -1,0 +1,384 @@
+"""The embedded broker: a broker, not a mock, for tests and first steps.
+
+It routes, stores, delivers, redelivers and dead-letters as RabbitMQ does, and passes the same conformance suite. Its
+clock can be moved, and it can be told to fail. It lives in this process's memory, and is gone with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from rabbitevents.brokers import Deliver, Settings, Trusted, Verdict
+from rabbitevents.brokers.clock import Clock
+from rabbitevents.brokers.queues import MemoryQueue, Reader, Stored
+from rabbitevents.errors import NotSentError, OutcomeUnknownError, RefusedError, TopologyError
+from rabbitevents.facts import Blocked, Check, Connected, ConnectionLost, Report, Unblocked
+from rabbitevents.message import Delivery, Message
+from rabbitevents.properties import encode_properties, short
+from rabbitevents.routing import matches
+from rabbitevents.topology import Arguments, Binding, Exchange, Queue, Topology
+
+Failure = Literal["refuse", "return", "lose"]
+"""How a publish fails: the broker says no; finds no queue; or takes it, and breaks the connection before it says so."""
+
+
+class Fault(msgspec.Struct):
+    """A failure that waits for its message."""
+
+    failure: Failure
+    when: Callable[[Message], bool]
+    times: int
+
+
+class EmbeddedBroker:
+    """Exchanges, queues and bindings in memory. `client` connects a bus to it; several may share it.
+
+    ``await broker.advance(...)`` is for tests, by way of `rabbitevents.testing`.
+    """
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.exchanges: dict[str, Exchange] = {}
+        self.queues: dict[str, MemoryQueue] = {}
+        self.bindings: list[Binding] = []
+        self.witnesses: list[Callable[[Message], None]] = []
+        """Told of every message that is taken, as it was published."""
+        self.clients: list[MemoryClient] = []
+        self._faults: list[Fault] = []
+
+    def client(self) -> MemoryClient:
+        """Return a connection to this broker, for one bus."""
+        return MemoryClient(self)
+
+    # --- being told to fail ---
+
+    def fail(self, failure: Failure, *, when: Callable[[Message], bool] = lambda _: True, times: int = 1) -> None:
+        """Let the next ``times`` publishes fail for which ``when`` is true."""
+        self._faults.append(Fault(failure, when, times))
+
+    def drop_connections(self) -> None:
+        """Break every connection: what is unsettled goes back, counted. Clients come back at once."""
+        for client in list(self.clients):
+            client.lose("the broker was told to drop connections")
+            client.come_back()
+
+    def go_down(self) -> None:
+        """Break every connection, and take no new ones until `come_up`. What is stored stays."""
+        for client in list(self.clients):
+            client.lose("the broker was told to go down")
+
+    def come_up(self) -> None:
+        """Take connections again; clients are back at once."""
+        for client in list(self.clients):
+            client.come_back()
+
+    def block(self, reason: str = "low on memory") -> None:
+        """Take nothing more from publishers, as RabbitMQ does when it runs short of memory."""
+        for client in self.clients:
+            client.block(reason)
+
+    def unblock(self) -> None:
+        """Take from publishers again."""
+        for client in self.clients:
+            client.block(None)
+
+    # --- topology ---
+
+    def declare(self, item: Exchange | Queue | Binding, *, passive: bool) -> TopologyError | None:
+        """Declare one thing; return what is the matter if it is otherwise there, or not there at all."""
+        match item:
+            case Exchange():
+                there = self.exchanges.get(item.name)
+                if there is None and not passive:
+                    self.exchanges[item.name] = there = item
+                return _compared(f"exchange {item.name!r}", item.name, there, item, passive)
+            case Queue():
+                queue = self.queues.get(item.name)
+                if queue is None and not passive:
+                    queue = self.queues[item.name] = self.make_queue(item.name, item.arguments)
+                current = None if queue is None else Queue(item.name, queue.arguments)
+                return _compared(f"queue {item.name!r}", item.name, current, item, passive)
+            case Binding():
+                return None if passive else self._bind(item)
+
+    def make_queue(self, name: str, arguments: Arguments) -> MemoryQueue:
+        """Make a queue."""
+        return MemoryQueue(name, arguments, self.clock, self._dead_letter)
+
+    def _bind(self, binding: Binding) -> TopologyError | None:
+        if binding.exchange not in self.exchanges or binding.queue not in self.queues:
+            missing = binding.exchange if binding.exchange not in self.exchanges else binding.queue
+            return TopologyError(f"{missing!r} does not exist: nothing can be bound", name=binding.queue, code=404)
+        if binding not in self.bindings:
+            self.bindings.append(binding)
+            for queue in self.queues.values():
+                queue.retry_stuck()
+        return None
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue with all that is in it; its consumers are cancelled, and register again."""
+        queue = self.queues.pop(name)
+        self.bindings = [binding for binding in self.bindings if binding.queue != name]
+        for client in self.clients:
+            client.queue_deleted(queue)
+
+    # --- messages ---
+
+    def take(self, message: Message) -> bool:
+        """Take a published message; False when no queue is bound for it. Raises `RefusedError`."""
+        if message.exchange and message.exchange not in self.exchanges:
+            raise RefusedError(message, f"there is no exchange {message.exchange!r}")
+        failure = self._fault(message)
+        if failure == "refuse":
+            raise RefusedError(message, "the broker was told to refuse it")
+        queues = [] if failure == "return" else self.route(message.exchange, message.routing_key)
+        if not queues:
+            return False
+        refusing = [queue.name for queue in queues if queue.full]
+        for witness in self.witnesses:
+            witness(message)
+        for queue in queues:
+            if queue.name not in refusing:
+                self.store(queue, message)
+        if refusing:
+            raise RefusedError(message, f"queue {', '.join(refusing)} is full")
+        if failure == "lose":
+            self.drop_connections()
+            raise OutcomeUnknownError(message, "the broker was told to break the connection")
+        return True
+
+    def store(self, queue: MemoryQueue, message: Message) -> None:
+        """Put a published message into a queue."""
+        queue.put(Stored(message.exchange, message.routing_key, message.body, message.properties))
+
+    def _fault(self, message: Message) -> Failure | None:
+        for fault in self._faults:
+            if fault.times > 0 and fault.when(message):
+                fault.times -= 1
+                return fault.failure
+        return None
+
+    def route(self, exchange: str, routing_key: str) -> list[MemoryQueue]:
+        """Return the queues that a message goes to, each once; those of the alternate exchange if there are none."""
+        if exchange == "":
+            return [self.queues[routing_key]] if routing_key in self.queues else []
+        there = self.exchanges[exchange]
+        fits = {"topic": matches, "direct": str.__eq__, "fanout": lambda _a, _b: True}[there.kind]
+        names = {b.queue: None for b in self.bindings if b.exchange == exchange and fits(b.routing_key, routing_key)}
+        alternate = there.arguments.get("alternate-exchange")
+        if not names and isinstance(alternate, str) and alternate in self.exchanges:
+            return self.route(alternate, routing_key)
+        return [self.queues[name] for name in names]
+
+    def _dead_letter(self, stored: Stored, exchange: str, routing_key: str) -> bool:
+        if exchange and exchange not in self.exchanges:
+            return False
+        queues = self.route(exchange, routing_key)
+        for queue in queues:
+            if not stored.would_cycle(queue.name):
+                queue.put(Stored(exchange, routing_key, stored.body, stored.properties))
+        return bool(queues)
+
+
+def _compared(
+    what: str, name: str, there: Exchange | Queue | None, wanted: Exchange | Queue, passive: bool
+) -> TopologyError | None:
+    if there is None:
+        return TopologyError(f"{what} does not exist: have it declared, or let this bus declare", name=name, code=404)
+    if there == wanted or passive:
+        return None
+    return TopologyError(
+        f"{what} exists with other arguments: it is {there}, and this bus wants {wanted}", name=name, code=406
+    )
+
+
+class MemoryConsumption:
+    """A queue being consumed, across broken connections."""
+
+    def __init__(self, client: MemoryClient, queue: str, prefetch: int, deliver: Deliver, trusted: Trusted) -> None:
+        self.queue = queue
+        self._client = client
+        self._prefetch = prefetch
+        self._deliver = deliver
+        self._trusted = trusted
+        self._generation = 0
+        self._reader: Reader | None = None
+        self._cancelled = False
+
+    @property
+    def running(self) -> bool:
+        """Whether the broker has our consumer at this moment."""
+        return (
+            self._reader is not None
+            and self._reader.has_room | bool(self._reader.unsettled)
+            and not self._reader.closed
+        )
+
+    def register(self) -> None:
+        """Read from the queue, as a new consumer."""
+        queue = self._client.server.queues.get(self.queue)
+        if queue is not None and not self._cancelled:
+            self._generation += 1
+            self._reader = self._client.server_reader(
+                queue, self._generation, self._prefetch, self._deliver, self._trusted
+            )
+            queue.read(self._reader)
+
+    def drop(self) -> None:
+        """Lose the channel."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def is_stale(self, delivery: Delivery) -> bool:
+        """Whether the channel that brought ``delivery`` is gone."""
+        reader = self._reader
+        return reader is None or reader.closed or delivery.generation != reader.generation
+
+    def settle(self, delivery: Delivery, verdict: Verdict) -> bool:
+        """Settle, unless the delivery is stale."""
+        reader = self._reader
+        return not self.is_stale(delivery) and reader is not None and reader.settle(delivery.tag, verdict)
+
+    async def cancel(self) -> None:
+        """Have nothing more delivered."""
+        self._cancelled = True
+        if self._reader is not None:
+            self._reader.cancelled = True
+
+    async def resume(self) -> None:
+        """Have deliveries again."""
+        self._cancelled = False
+        self.drop()
+        self.register()
+
+    async def close(self) -> None:
+        """Give back what is not settled."""
+        self._cancelled = True
+        self.drop()
+
+
+class MemoryClient:
+    """A bus's connection to an `EmbeddedBroker`."""
+
+    def __init__(self, server: EmbeddedBroker) -> None:
+        self.server = server
+        self._settings = Settings()
+        self._report: Report | None = None
+        self._consumptions: list[MemoryConsumption] = []
+        self._topology = Topology()
+        self._lost: str | None = "not started"
+        self._blocked: str | None = None
+        self._ready = asyncio.Event()
+
+    async def start(self, settings: Settings, report: Report | None) -> None:
+        """Connect."""
+        self._settings, self._report, self._lost = settings, report, None
+        self.server.clients.append(self)
+        self._ready.set()
+
+    async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
+        """Declare now, and again when a queue has been deleted."""
+        self._topology += topology
+        return self._declare(topology, passive)
+
+    def _declare(self, topology: Topology, passive: bool) -> dict[str, TopologyError]:
+        found = [(item, self.server.declare(item, passive=passive)) for item in topology.items]
+        return {error.name: error for _, error in found if error is not None}
+
+    async def publish(self, message: Message, deadline: float) -> bool:
+        """Publish; a lost answer is tried again with the same id, as on RabbitMQ."""
+        self._settings.limits.check(message.body, encode_properties(message.properties), message.type)
+        short(message.routing_key, f"the routing key of {message.type[:40]}")
+        left = False
+        while True:
+            await self._until_ready(message, deadline, left)
+            try:
+                routed = self.server.take(message)
+            except OutcomeUnknownError:
+                left = True
+                continue
+            await asyncio.sleep(0)
+            return routed
+
+    async def _until_ready(self, message: Message, deadline: float, left: bool) -> None:
+        if self._ready.is_set():
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._ready.wait()
+        except TimeoutError:
+            why = self._lost or f"the broker blocks publishers: {self._blocked}"
+            raise (OutcomeUnknownError if left else NotSentError)(message, why) from None
+
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+        """Consume from a queue."""
+        consumption = MemoryConsumption(self, queue, prefetch, deliver, trusted)
+        self._consumptions.append(consumption)
+        if self._lost is None:
+            consumption.register()
+        return consumption
+
+    def server_reader(
+        self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted
+    ) -> Reader:
+        """Make what reads from a queue for this client."""
+        return Reader(queue, generation, prefetch, deliver, trusted)
+
+    def health(self) -> Iterable[Check]:
+        """Say how the connection and the consumers are."""
+        yield Check("connection", self._lost is None and self._blocked is None, self._lost or self._blocked or "")
+        for consumption in self._consumptions:
+            yield Check(f"consumer {consumption.queue}", consumption.queue in self.server.queues and self._lost is None)
+
+    async def stop(self, deadline: float) -> None:
+        """Disconnect."""
+        for consumption in self._consumptions:
+            await consumption.close()
+        self._consumptions.clear()
+        self._lost = "closed"
+        self._ready.clear()
+        if self in self.server.clients:
+            self.server.clients.remove(self)
+
+    # --- what the server does to it ---
+
+    def lose(self, reason: str) -> None:
+        """Lose the connection."""
+        self._lost = reason
+        self._ready.clear()
+        for consumption in self._consumptions:
+            consumption.drop()
+        if self._report is not None:
+            self._report(ConnectionLost("memory", "memory://", reason))
+
+    def come_back(self) -> None:
+        """Connect again."""
+        self._lost = None
+        if self._blocked is None:
+            self._ready.set()
+        for consumption in self._consumptions:
+            consumption.register()
+        if self._report is not None:
+            self._report(Connected("memory", "memory://", 0.0))
+
+    def block(self, reason: str | None) -> None:
+        """Learn that the broker takes nothing from publishers, or does again."""
+        self._blocked = reason
+        if reason is not None:
+            self._ready.clear()
+        elif self._lost is None:
+            self._ready.set()
+        if self._report is not None:
+            self._report(Blocked(reason) if reason is not None else Unblocked())
+
+    def queue_deleted(self, queue: MemoryQueue) -> None:
+        """Have a queue that was deleted declared again, and read from it."""
+        self._declare(self._topology, passive=False)
+        for consumption in self._consumptions:
+            if consumption.queue == queue.name:
+                consumption.drop()
+                consumption.register()

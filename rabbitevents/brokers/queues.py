@@ -1,0 +1,255 @@
+"""The embedded broker's queues: RabbitMQ's quorum queue semantics, in one process.
+
+In order, returned messages at their old place; prefetch; redelivered flag and delivery count; delivery limit; TTL at
+the head; max-length; dead-lettering with ``x-death`` and cycle detection (https://www.rabbitmq.com/docs/dlx).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from rabbitevents.brokers import Deliver, Trusted, Verdict
+from rabbitevents.brokers.clock import Clock
+from rabbitevents.message import Delivery
+from rabbitevents.properties import HeaderValue, Properties
+from rabbitevents.topology import Arguments
+
+_sequence = count()
+
+
+class Stored(msgspec.Struct, eq=False):
+    """A message in a queue. ``count`` is how often it was returned, ``place`` where it stands in the order of arrival."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Properties
+    expires: float | None = None
+    count: int = 0
+    place: int = 0
+
+    def with_death(self, queue: str, reason: str, now: float) -> Stored:
+        """Return it as it leaves ``queue`` for a dead letter exchange: ``x-death`` says so, newest first."""
+        headers = dict(self.properties.headers)
+        deaths: Any = headers.get("x-death", [])
+        entries = [dict(d) for d in deaths if not (d["queue"] == queue and d["reason"] == reason)]
+        earlier = next((d for d in deaths if d["queue"] == queue and d["reason"] == reason), None)
+        entry: dict[str, HeaderValue] = {
+            "queue": queue,
+            "reason": reason,
+            "count": 1 + (earlier["count"] if earlier else 0),
+            "exchange": self.exchange,
+            "routing-keys": [self.routing_key],
+            "time": int(now),
+        }
+        headers["x-death"] = [entry, *entries]
+        headers.setdefault("x-first-death-queue", queue)
+        headers.setdefault("x-first-death-reason", reason)
+        headers.setdefault("x-first-death-exchange", self.exchange)
+        properties = msgspec.structs.replace(self.properties, headers=headers, expiration=None)
+        return Stored(self.exchange, self.routing_key, self.body, properties)
+
+    def would_cycle(self, queue: str) -> bool:
+        """Whether it has been in ``queue`` before, with no rejection since: RabbitMQ drops such a message."""
+        deaths: Any = self.properties.headers.get("x-death", [])
+        return any(d["queue"] == queue for d in deaths) and not any(d["reason"] == "rejected" for d in deaths)
+
+
+DeadLetter = Callable[[Stored, str, str], bool]
+"""Publishes a dead letter to an exchange with a routing key; False when no queue is bound there."""
+
+
+class Reader:
+    """One consumer of a queue: its window, and what it has not settled, by delivery tag."""
+
+    def __init__(self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted) -> None:
+        self.queue = queue
+        self.generation = generation
+        self.unsettled: dict[int, Stored] = {}
+        self.cancelled = False
+        self.closed = False
+        self._window = 1
+        self._prefetch = prefetch
+        self._deliver = deliver
+        self._trusted = trusted
+        self._tag = 0
+        self._batch: list[Delivery] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one more delivery."""
+        return not self.cancelled and not self.closed and len(self.unsettled) < self._window
+
+    def take(self, stored: Stored) -> None:
+        """Deliver, together with what else comes in this turn of the loop."""
+        self._tag += 1
+        self.unsettled[self._tag] = stored
+        headers = stored.properties.headers
+        if stored.count:
+            headers = {**headers, "x-delivery-count": stored.count}
+        delivery = Delivery(
+            self.queue.name,
+            self._tag,
+            self.generation,
+            stored.count > 0,
+            stored.exchange,
+            stored.routing_key,
+            stored.body,
+            msgspec.structs.replace(stored.properties, headers=headers),
+        )
+        if not self._batch:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._batch.append(delivery)
+        if self._trusted(delivery):
+            self._window = self._prefetch
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, []
+        if batch and not self.closed:
+            self._deliver(batch)
+
+    def settle(self, tag: int, verdict: Verdict) -> bool:
+        """Settle one delivery; False for one that is settled already, or whose channel is gone."""
+        stored = self.unsettled.pop(tag, None)
+        if stored is None or self.closed:
+            return False
+        if verdict is Verdict.REQUEUE:
+            self.queue.give_back(stored)
+        elif verdict is Verdict.REJECT:
+            self.queue.bury(stored, "rejected")
+        self.queue.dispatch()
+        return True
+
+    def close(self) -> None:
+        """End the channel: what is unsettled goes back to the queue."""
+        if self.closed:
+            return
+        self.closed = True
+        self._batch = []
+        unsettled, self.unsettled = self.unsettled, {}
+        for stored in unsettled.values():
+            self.queue.give_back(stored)
+        self.queue.remove(self)
+        self.queue.dispatch()
+
+
+class MemoryQueue:
+    """A queue: what waits in it, who reads from it, and what its arguments say."""
+
+    def __init__(self, name: str, arguments: Arguments, clock: Clock, dead_letter: DeadLetter) -> None:
+        self.name = name
+        self.arguments = dict(arguments)
+        self.stuck: list[tuple[Stored, str]] = []
+        """Dead letters that no queue was bound for: kept, as at-least-once dead-lettering keeps them."""
+        self._clock = clock
+        self._dead_letter = dead_letter
+        self._ready: list[tuple[int, Stored]] = []
+        self._readers: deque[Reader] = deque()
+
+    # --- in ---
+
+    @property
+    def ready(self) -> int:
+        """How many messages wait."""
+        return len(self._ready)
+
+    @property
+    def unsettled(self) -> int:
+        """How many messages are delivered and not settled."""
+        return sum(len(reader.unsettled) for reader in self._readers)
+
+    @property
+    def full(self) -> bool:
+        """Whether it refuses to take more."""
+        limit = self.arguments.get("x-max-length")
+        rejects = self.arguments.get("x-overflow") == "reject-publish"
+        return isinstance(limit, int) and rejects and self.ready + self.unsettled >= limit
+
+    def put(self, stored: Stored) -> None:
+        """Take a message in, at the end."""
+        stored.expires, stored.place = self._expiry(stored), next(_sequence)
+        self._insert(stored)
+        limit = self.arguments.get("x-max-length")
+        if isinstance(limit, int) and self.arguments.get("x-overflow") != "reject-publish":
+            while self.ready > max(0, limit):
+                self.bury(self._take(), "maxlen")
+        if stored.expires is not None:
+            self._clock.call_at(stored.expires, self.expire)
+        self.dispatch()
+
+    def _expiry(self, stored: Stored) -> float | None:
+        waits = [self.arguments.get("x-message-ttl"), stored.properties.expiration]
+        limits = [int(ms) for ms in waits if ms is not None]
+        return self._clock.time() + min(limits) / 1000 if limits else None
+
+    def _insert(self, stored: Stored) -> None:
+        heapq.heappush(self._ready, (stored.place, stored))
+
+    def _take(self) -> Stored:
+        return heapq.heappop(self._ready)[1]
+
+    def give_back(self, stored: Stored) -> None:
+        """Put a message back in its place, counted; beyond the delivery limit it is dead-lettered."""
+        stored.count += 1
+        limit = self.arguments.get("x-delivery-limit")
+        if isinstance(limit, int) and stored.count > limit:
+            self.bury(stored, "delivery_limit")
+        else:
+            self._insert(stored)
+
+    # --- out ---
+
+    def read(self, reader: Reader) -> None:
+        """Let a consumer read."""
+        self._readers.append(reader)
+        self.dispatch()
+
+    def remove(self, reader: Reader) -> None:
+        """Let a consumer read no more."""
+        if reader in self._readers:
+            self._readers.remove(reader)
+
+    def dispatch(self) -> None:
+        """Deliver what waits to those who have room, in turn."""
+        self.expire()
+        while self._ready:
+            reader = next((r for r in self._readers if r.has_room), None)
+            if reader is None:
+                return
+            self._readers.remove(reader)
+            self._readers.append(reader)
+            reader.take(self._take())
+
+    def expire(self) -> None:
+        """Dead-letter what has waited too long; only at the head, as RabbitMQ does."""
+        now = self._clock.time()
+        while self._ready and (expires := self._ready[0][1].expires) is not None and expires <= now:
+            self.bury(self._take(), "expired")
+
+    def purge(self) -> int:
+        """Throw away what waits; return how many those were."""
+        number, self._ready = len(self._ready), []
+        return number
+
+    def bury(self, stored: Stored, reason: str) -> None:
+        """Dead-letter, if there is a dead letter exchange; else the message is gone."""
+        if "x-dead-letter-exchange" in self.arguments and not self._lead_on(stored, reason):
+            self.stuck.append((stored, reason))
+
+    def _lead_on(self, stored: Stored, reason: str) -> bool:
+        exchange = str(self.arguments["x-dead-letter-exchange"])
+        routing_key = str(self.arguments.get("x-dead-letter-routing-key", stored.routing_key))
+        led = self._dead_letter(stored.with_death(self.name, reason, self._clock.time()), exchange, routing_key)
+        return led or self.arguments.get("x-dead-letter-strategy") != "at-least-once"
+
+    def retry_stuck(self) -> None:
+        """Try dead letters again that no queue was bound for."""
+        stuck, self.stuck = self.stuck, []
+        self.stuck += [(stored, reason) for stored, reason in stuck if not self._lead_on(stored, reason)]

@@ -1,0 +1,117 @@
+"""What users test with: their bus on the embedded broker, and a probe that sees what it does.
+
+::
+
+    async with running(bus) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.settled()
+        assert probe.published(OrderConfirmed) == [OrderConfirmed("o-1")]
+
+`rabbitevents.testing.conformance` is for authors of brokers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+from rabbitevents.brokers.memory import EmbeddedBroker
+from rabbitevents.bus import Bus
+from rabbitevents.codec import Codec
+from rabbitevents.events import event_type
+from rabbitevents.message import Delivery, Message
+from rabbitevents.plugin import Plugin
+from rabbitevents.properties import Properties
+from rabbitevents.wire import read
+
+P = TypeVar("P")
+
+__all__ = ["EmbeddedBroker", "Probe", "running"]
+
+
+class Probe:
+    """Sees what a running bus publishes, and moves its broker's clock."""
+
+    def __init__(self, bus: Bus, broker: EmbeddedBroker) -> None:
+        self.bus = bus
+        self.broker = broker
+        self.messages: list[Message] = []
+        """Everything that was published, in order, as messages."""
+
+    def witness(self, message: Message) -> None:
+        """Note a published message."""
+        self.messages.append(message)
+
+    def published(self, cls: type[P]) -> list[P]:
+        """Return the events of one class that were published, in order."""
+        codec = Codec(cls)
+        name = event_type(cls).name
+        received = (read(_as_delivered(message)) for message in self.messages if message.type == name)
+        return [codec.decode(each.body, each.version) for each in received]
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages a queue holds, delivered ones included; 0 for one that does not exist."""
+        there = self.broker.queues.get(queue)
+        return there.ready + there.unsettled if there is not None else 0
+
+    async def settled(self, timeout: float = 5.0) -> None:
+        """Wait until the whole cascade is quiet: every queue of the bus empty, and no handler running.
+
+        Events that wait for a later time do not count, nor those that are held. Raises TimeoutError, which names the
+        queues that are not empty, after ``timeout`` seconds.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        quiet = 0
+        while quiet < 3:
+            await asyncio.sleep(0 if quiet else 0.0005)
+            busy = self._busy()
+            quiet = quiet + 1 if not busy else 0
+            if busy and asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError(f"not settled within {timeout:g} s: {', '.join(busy)}")
+
+    def _busy(self) -> list[str]:
+        held = self.bus.held
+        busy = [f"{self.waiting(name)} in {name}" for name in held if self.waiting(name) > held[name]]
+        return busy if self.bus.idle else [*busy, "a handler is running"]
+
+    async def advance(self, by: timedelta) -> None:
+        """Move the broker's clock forward, letting everything that falls due on the way run its course, in order."""
+        clock = self.broker.clock
+        end = clock.time() + by.total_seconds()
+        await self.settled()
+        while (due := clock.next_due()) is not None and due <= end:
+            clock.jump(due)
+            await self.settled()
+        clock.jump(end)
+        await self.settled()
+
+
+def _as_delivered(message: Message) -> Delivery:
+    return Delivery("", 0, 0, False, message.exchange, message.routing_key, message.body, message.properties)
+
+
+@asynccontextmanager
+async def running(
+    bus: Bus, *, broker: EmbeddedBroker | str = "memory://", plugins: Sequence[Plugin] | None = None
+) -> AsyncIterator[Probe]:
+    """Run a sibling of ``bus`` on the embedded broker, with the same handlers; yield a probe of it.
+
+    ``broker`` is an `EmbeddedBroker` to share it with another bus. ``plugins`` stand in for the bus's own.
+    """
+    server = broker if isinstance(broker, EmbeddedBroker) else EmbeddedBroker()
+    sibling = bus.sibling(server.client(), plugins=plugins)
+    probe = Probe(sibling, server)
+    server.witnesses.append(probe.witness)
+    try:
+        async with sibling:
+            yield probe
+    finally:
+        server.witnesses.remove(probe.witness)
+
+
+def delivered(body: bytes, properties: Properties, *, queue: str = "queue", routing_key: str = "") -> Delivery:
+    """Return a delivery that no broker brought, to call what takes one."""
+    return Delivery(queue, 1, 1, False, "", routing_key, body, properties)

@@ -1,0 +1,99 @@
+"""What a test can ask for by name.
+
+RABBITEVENTS_TEST_AMQP_URL gives a broker to test against: tests that have to control the node are skipped then.
+RABBITEVENTS_TEST_ROOT names the folder of another system (see scripts/rabbitmq4) whose RabbitMQ to start.
+Without them the RabbitMQ that is installed here is started.
+"""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.bed.fake_broker import FakeBroker
+from tests.bed.proxy import Proxy
+from tests.bed.rabbitmq import RabbitNode
+
+
+class NodeFactory(Protocol):
+    """Start a node for one test; the arguments are those of `RabbitNode`."""
+
+    async def __call__(
+        self, *, config: Mapping[str, str] | None = None, advanced: str = "[]", tls: bool = False
+    ) -> RabbitNode: ...
+
+
+def _root() -> Path | None:
+    folder = os.environ.get("RABBITEVENTS_TEST_ROOT")
+    return None if folder is None else Path(folder)
+
+
+def _require_own_node() -> None:
+    if "RABBITEVENTS_TEST_AMQP_URL" in os.environ:
+        pytest.skip("this test controls its node; the broker of RABBITEVENTS_TEST_AMQP_URL is not ours to control")
+    if _root() is None and not Path("/usr/lib/rabbitmq/bin/rabbitmq-server").exists():
+        pytest.skip("no rabbitmq-server is installed here")
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv (util-linux) is missing: a node would outlive a test run that is killed")
+
+
+@pytest.fixture(scope="session")
+def rabbit_node() -> Iterator[RabbitNode]:
+    """The node that all tests of the run share: leave it as it was."""
+    _require_own_node()
+    with RabbitNode(root=_root()) as node:
+        yield node
+
+
+@pytest.fixture
+def own_node() -> Iterator[NodeFactory]:
+    """Start nodes that only this test has, to kill, suspend and restart; they are gone when it ends.
+
+    `node = await own_node(config={"consumer_timeout": "60000"})`
+    """
+    _require_own_node()
+    with ExitStack() as nodes:
+
+        async def start(
+            *, config: Mapping[str, str] | None = None, advanced: str = "[]", tls: bool = False
+        ) -> RabbitNode:
+            node = RabbitNode(config=config, advanced=advanced, tls=tls, root=_root())
+            nodes.callback(node.close)
+            return await node.astart()
+
+        yield start
+
+
+@pytest.fixture
+def rabbit_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a virtual host made for this test, or of the given broker, where names have to be unique."""
+    given = os.environ.get("RABBITEVENTS_TEST_AMQP_URL")
+    if given is not None:
+        yield given
+        return
+    node: RabbitNode = request.getfixturevalue("rabbit_node")
+    url = node.add_vhost()
+    yield url
+    node.delete_vhost(url)
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Callable[[str], Awaitable[Proxy]]]:
+    """Put a proxy in front of the broker of an AMQP URL: `through = await proxy(url)`, then `through.url_for(url)`."""
+    async with AsyncExitStack() as proxies:
+
+        async def start(url: str) -> Proxy:
+            return await proxies.enter_async_context(Proxy.before(url))
+
+        yield start
+
+
+@pytest.fixture
+async def fake_broker() -> AsyncIterator[FakeBroker]:
+    """A broker that follows a script; tests that want one with other settings make a `FakeBroker` themselves."""
+    async with FakeBroker() as broker:
+        yield broker

@@ -1,0 +1,138 @@
+"""What a RabbitMQ node of our own needs on disk and in its environment."""
+
+import itertools
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+from tests.bed.loopback import LOOPBACK, free_port
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PREFIX = "rbt-"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Folder, ports, name and secret of one node: all that survives a restart.
+
+    `folder` is the path as we see it, `home` the same folder as the node sees it from inside of `root`.
+    """
+
+    name: str
+    folder: Path
+    home: Path
+    root: Path | None
+    cookie: str
+    port: int
+    tls_port: int | None
+    distribution_port: int
+    epmd_port: int
+
+    @property
+    def log(self) -> Path:
+        """The folder of the node's log files."""
+        return self.folder / "log"
+
+    def command(self, *words: str) -> list[str]:
+        """Return `words` as a command that runs where the node runs."""
+        return list(words) if self.root is None else ["chroot", str(self.root), *words]
+
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment of the node and of its tools; ours is not inherited.
+
+        RABBITMQ_ALLOW_INPUT makes the start script become the virtual machine instead of its parent, so that the
+        process that we start is the one to kill. The number of schedulers is given because the node boots on one
+        processor (see `processes.spawn`) and would count that; they are not bound to it.
+        """
+        processors = len(os.sched_getaffinity(0))
+        schedulers = f"+S {processors}:{processors} +SDcpu {processors}:{processors}"
+        loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
+        return {
+            "PATH": _PATH,
+            "LANG": "C.UTF-8",
+            "HOME": str(self.home),
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.distribution_port),
+            "RABBITMQ_MNESIA_BASE": str(self.home / "data"),
+            "RABBITMQ_LOG_BASE": str(self.home / "log"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.home / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.home / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "enabled_plugins"),
+            "RABBITMQ_ALLOW_INPUT": "1",
+            "RABBITMQ_SERVER_START_ARGS": "-noinput",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback_only} {schedulers}",
+            "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
+            "RABBITMQ_CTL_ERL_ARGS": loopback_only,
+        }
+
+
+def lay_out(root: Path | None, config: Mapping[str, str], advanced: str, *, tls: bool) -> Layout:
+    """Make a node's folder, inside of `root` if there is one, with its cookie and its configuration files.
+
+    Removes the folders of test runs that were killed before they could.
+    """
+    parent = Path(tempfile.gettempdir()) if root is None else root / "tmp"
+    _sweep(parent)
+    stem = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
+    folder = Path(tempfile.mkdtemp(prefix=f"{stem}-", dir=parent))
+    layout = Layout(
+        name=f"{stem}@localhost",
+        folder=folder,
+        home=folder if root is None else Path("/") / folder.relative_to(root),
+        root=root,
+        cookie=secrets.token_hex(16),
+        port=free_port(),
+        tls_port=free_port() if tls else None,
+        distribution_port=free_port(),
+        epmd_port=free_port(),
+    )
+    _write(layout, config, advanced)
+    return layout
+
+
+def _write(layout: Layout, config: Mapping[str, str], advanced: str) -> None:
+    cookie = layout.folder / ".erlang.cookie"
+    cookie.write_text(layout.cookie)
+    cookie.chmod(0o400)
+    settings = {**_tls_settings(layout), **config}
+    lines = [f"{key} = {value}\n" for key, value in settings.items()]
+    (layout.folder / "rabbitmq.conf").write_text("".join(lines))
+    (layout.folder / "advanced.config").write_text(f"{advanced}.\n")
+    (layout.folder / "enabled_plugins").write_text("[].\n")
+
+
+def _tls_settings(layout: Layout) -> dict[str, str]:
+    if layout.tls_port is None:
+        return {}
+    authority = trustme.CA()
+    server = authority.issue_cert("localhost", LOOPBACK)
+    authority.cert_pem.write_to_path(layout.folder / "ca.pem")
+    server.private_key_pem.write_to_path(layout.folder / "server.key")
+    server.cert_chain_pems[0].write_to_path(layout.folder / "server.pem")
+    return {
+        "listeners.ssl.1": f"{LOOPBACK}:{layout.tls_port}",
+        "ssl_options.cacertfile": str(layout.home / "ca.pem"),
+        "ssl_options.certfile": str(layout.home / "server.pem"),
+        "ssl_options.keyfile": str(layout.home / "server.key"),
+        "ssl_options.verify": "verify_none",
+        "ssl_options.fail_if_no_peer_cert": "false",
+    }
+
+
+def _sweep(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)

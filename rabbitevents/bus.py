@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
@@ -81,7 +81,7 @@ class Bus:
         self.routers = routers
         self.unroutable: Counter[str] = Counter()
         """How many events of each type reached no queue."""
-        self._declare = declare
+        self._declare: Literal["active", "passive"] = declare
         self._on_unroutable: Unroutable = unroutable
         self._form: Form = form
         self._publish_timeout = publish_timeout
@@ -328,13 +328,13 @@ class Bus:
 
         Raises `EncodeError` for what cannot be written, and a `PublishError` when it was not confirmed.
         """
-        event = payload if isinstance(payload, Event) else self._enveloped(payload, metadata, correlation_id)
+        event = self._enveloped(payload, metadata, correlation_id)
         await self._publish_chain(self._message(event, delay, timeout))
         return event
 
     async def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
         """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
-        events = [p if isinstance(p, Event) else self._enveloped(p, None, None) for p in payloads]
+        events: list[Event[Any]] = [self._enveloped(payload, None, None) for payload in payloads]
         messages = [self._message(event, None, timeout) for event in events]
         results = await asyncio.gather(*map(self._publish_chain, messages), return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
@@ -349,7 +349,11 @@ class Bus:
         elif events:
             await self.publish_many(events)
 
-    def _enveloped(self, payload: P, metadata: dict[str, str] | None, correlation_id: str | None) -> Event[P]:
+    def _enveloped(
+        self, payload: P | Event[P], metadata: dict[str, str] | None, correlation_id: str | None
+    ) -> Event[P]:
+        if isinstance(payload, Event):
+            return cast("Event[P]", payload)
         spec = event_type(type(payload))
         handling = CURRENT.get()
         cause: str | None = None
@@ -371,7 +375,7 @@ class Bus:
         )
 
     def _message(self, event: Event[Any], delay: timedelta | None, timeout: float | None) -> Message:
-        kind = type(event.payload)
+        kind: type[Any] = type(event.payload)
         codec = self._codecs.get(kind)
         if codec is None:
             codec = self._codecs[kind] = Codec(kind)

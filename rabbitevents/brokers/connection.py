@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import msgspec
 from aiormq.abc import AbstractChannel
 from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
-from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 from yarl import URL
 
 from rabbitevents.brokers.lane import Lane, Tap
@@ -94,7 +94,7 @@ def addresses(urls: Sequence[str]) -> tuple[Address, ...]:
     return tuple(Address(text) for text in urls)
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
+async def within(seconds: float, work: Awaitable[T], what: str) -> T:
     """Await ``work`` in a task of its own, at most ``seconds``. Raises `BrokerError` for all that goes wrong in there.
 
     The client library raises CancelledError for lost connections, and plain RuntimeErrors; neither leaves this room.
@@ -141,7 +141,7 @@ def _code(error: BaseException) -> int:
     code = getattr(error, "code", None) or getattr(error, "errno", None)
     if isinstance(error, aiormq.exceptions.ProbableAuthenticationError):
         return 403
-    known = {
+    known: dict[type[BaseException], int] = {
         aiormq.exceptions.ChannelAccessRefused: 403,
         aiormq.exceptions.ChannelNotFoundEntity: 404,
         aiormq.exceptions.ChannelLockedResource: 405,
@@ -169,7 +169,9 @@ class _TapFactory(TransportFactory):
         reader = asyncio.StreamReader(loop=loop)
         tap = Tap(reader, loop)
         try:
-            transport, _ = await loop.create_connection(lambda: tap, url.host, url.port, ssl=context, **kwargs)
+            transport, _ = await loop.create_connection(
+                lambda: tap, str(url.host), url.port or 0, ssl=context, **kwargs
+            )
         except OSError as error:
             raise AMQPConnectionError(explain(error)) from error
         transport.set_write_buffer_limits(high=1_048_576)
@@ -313,9 +315,7 @@ class Link:
     async def _supervise(self) -> None:
         """Connect, restore, wait until it is lost, and again. Ends by being cancelled, and by nothing else."""
         while True:
-            async for attempt in AsyncRetrying(wait=_pause, retry=_always):
-                with attempt:
-                    wire = await self._connect()
+            wire: Wire = await AsyncRetrying(wait=BACKOFF, retry=retry_if_exception_type(Exception))(self._connect)
             await self._run(wire)
 
     async def _connect(self) -> Wire:
@@ -386,11 +386,3 @@ class Link:
         self.state, self.detail = "closed", ""
         if wire is not None:
             await wire.close(timeout)
-
-
-def _pause(state: RetryCallState) -> float:
-    return BACKOFF(state)
-
-
-def _always(state: RetryCallState) -> bool:
-    return state.outcome is not None and isinstance(state.outcome.exception(), Exception)

@@ -167,8 +167,8 @@ class EmbeddedBroker:
         if exchange == "":
             return [self.queues[routing_key]] if routing_key in self.queues else []
         there = self.exchanges[exchange]
-        fits = {"topic": matches, "direct": str.__eq__, "fanout": lambda _a, _b: True}[there.kind]
-        names = {b.queue: None for b in self.bindings if b.exchange == exchange and fits(b.routing_key, routing_key)}
+        bound = [binding for binding in self.bindings if binding.exchange == exchange]
+        names = dict.fromkeys(b.queue for b in bound if _leads(there, b.routing_key, routing_key))
         alternate = there.arguments.get("alternate-exchange")
         if not names and isinstance(alternate, str) and alternate in self.exchanges:
             return self.route(alternate, routing_key)
@@ -182,6 +182,13 @@ class EmbeddedBroker:
             if not stored.would_cycle(queue.name):
                 queue.put(Stored(exchange, routing_key, stored.body, stored.properties))
         return bool(queues)
+
+
+def _leads(exchange: Exchange, binding_key: str, routing_key: str) -> bool:
+    """Say whether a binding of ``exchange`` takes a message with ``routing_key``."""
+    if exchange.kind == "topic":
+        return matches(binding_key, routing_key)
+    return exchange.kind == "fanout" or binding_key == routing_key
 
 
 def _compared(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import Enum
+from itertools import takewhile
 
 import msgspec
 
@@ -149,14 +150,7 @@ class OutboundLane:
 
     def _answered(self, tag: int, multiple: bool, answer: Answer) -> None:
         pending = self.pending
-        tags = [tag]
-        if multiple:
-            tags = []
-            for waiting in pending:
-                if waiting > tag:
-                    break
-                tags.append(waiting)
-        for each in tags:
+        for each in list(takewhile(tag.__ge__, pending)) if multiple else (tag,):
             publish = pending.pop(each, None)
             if publish is not None and not publish.answer.done():
                 returned = publish.returned and answer is Answer.CONFIRMED

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from rabbitevents.brokers import Deliver, Settings, Trusted
 from rabbitevents.brokers.connection import Link, Restore, Wire, addresses
@@ -80,7 +81,8 @@ class RabbitMQ:
         timeout = self._settings.start_timeout
         running = asyncio.ensure_future(link.running.wait())
         try:
-            await asyncio.wait({running, link.refused}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {running, link.refused}
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             running.cancel()
         if link.running.is_set():

@@ -261,5 +261,5 @@ class Subscriber:
         return Check(f"consumer {self.queue}", ok, self.detail if not ok else "")
 
 
-def _nobody(message: aiormq.abc.DeliveredMessage) -> None:
+async def _nobody(message: aiormq.abc.DeliveredMessage) -> None:
     """Take nothing: deliveries go to the lane, never to the client library."""

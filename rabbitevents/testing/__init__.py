@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -96,7 +96,7 @@ def _as_delivered(message: Message) -> Delivery:
 @asynccontextmanager
 async def running(
     bus: Bus, *, broker: EmbeddedBroker | str = "memory://", plugins: Sequence[Plugin] | None = None
-) -> AsyncIterator[Probe]:
+) -> AsyncGenerator[Probe]:
     """Run a sibling of ``bus`` on the embedded broker, with the same handlers; yield a probe of it.
 
     ``broker`` is an `EmbeddedBroker` to share it with another bus. ``plugins`` stand in for the bus's own.

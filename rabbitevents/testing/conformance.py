@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
+from itertools import chain, repeat
 
 import msgspec
 import pytest
@@ -19,7 +22,7 @@ from rabbitevents.delay import Delays
 from rabbitevents.errors import EncodeError, RefusedError
 from rabbitevents.message import Delivery, Message
 from rabbitevents.testing.bench import Bench, Collector, deadline, declare_queue, eventually, message, names, publish
-from rabbitevents.topology import Binding, Exchange, Queue, Topology, base, quorum
+from rabbitevents.topology import DELAY_DUE, Binding, Exchange, Queue, Topology, base, due_exchange, quorum
 
 
 class TestingPubSub:
@@ -105,8 +108,7 @@ class TestingPubSub:
         seen: set[str] = set()
 
         for _ in range(5):
-            left = iter([Verdict.ACK] * 100)
-            reader = await Collector(lambda _, left=left: next(left, None)).consume(broker, queue, prefetch=20)
+            reader = await Collector(_hundred_acks()).consume(broker, queue, prefetch=20)
             await reader.got(120)
             await reader.close()
             seen.update(reader.bodies[:100])
@@ -375,7 +377,8 @@ class TestingRabbitMQ:
         reader = await Collector().consume(broker, grave)
         while not reader.deliveries and rounds < 10:
             holding = await Collector(lambda _: None).consume(broker, queue)
-            await eventually(lambda h=holding: bool(h.deliveries or reader.deliveries), "a delivery or a dead letter")
+            either = (holding, reader)
+            await eventually(partial(_any_delivery, either), "a delivery or a dead letter")
             rounds += bool(holding.deliveries)
             await holding.close()
             if rounds >= 4:
@@ -550,6 +553,16 @@ class TestingRabbitMQ:
         assert reader.bodies == ["found"]
 
 
+def _any_delivery(readers: Iterable[Collector]) -> bool:
+    return any(reader.deliveries for reader in readers)
+
+
+def _hundred_acks() -> Callable[[Delivery], Verdict | None]:
+    """Return what acknowledges a hundred deliveries, and settles no more."""
+    verdicts = chain([Verdict.ACK] * 100, repeat(None))
+    return lambda _: next(verdicts)
+
+
 def _dying(exchange: str, key: str) -> dict[str, str]:
     return {
         "dead_letter_exchange": exchange,
@@ -569,8 +582,6 @@ async def _with_graves(broker: Broker, exchange: str, graves: dict[str, str]) ->
 
 async def _with_delays(broker: Broker, exchange: str, queue: str, pattern: str = "unused") -> Delays:
     """Declare what delays need for one consumer queue."""
-    from rabbitevents.topology import DELAY_DUE, due_exchange
-
     assert not await broker.declare(base(exchange))
     await declare_queue(broker, queue)
     assert not await broker.declare(

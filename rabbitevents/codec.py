@@ -1,8 +1,9 @@
 """A payload class and its bytes: one strictness, whichever path they take.
 
 Strict types, nothing coerced, unknown fields ignored. msgspec reads and writes every class that it can say in full;
-where it cannot (unions of event classes, attrs converters, fields without an init argument), cattrs walks the class
-and hands each part that msgspec can say back to it. A union of classes is tagged: ``{"_type": "Card", ...}``.
+where it cannot (unions of event classes, attrs converters, private fields, an init of the class's own), the class is
+walked, and each part that msgspec can say is handed back to it: read by `_Readers`, written by cattrs. A union of
+classes is tagged: ``{"_type": "Card", ...}``.
 
 Each class is bound once, at start; per message there is one call. (A JSON number for a Decimal keeps all its digits
 on the first path, and those of a float, 17, on the second; we ourselves write a Decimal as text.)
@@ -10,11 +11,13 @@ on the first path, and those of a float, 17, on the second; we ourselves write a
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import attrs
 import cattrs
@@ -30,31 +33,33 @@ TAG: Final = "_type"
 
 _REFUSED = (
     msgspec.MsgspecError,
-    cattrs.BaseValidationError,
-    cattrs.StructureHandlerNotFoundError,
-    KeyError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
     TypeError,
     ValueError,
-    AttributeError,
 )
-"""What reading a document raises when it does not fit: msgspec's, cattrs's, and those of the class's own validators."""
+"""What reading a document raises when it does not fit: msgspec's, and those of converters, validators and upcasters
+(``Decimal("one")`` is an ArithmeticError)."""
 
 
-_ENUM_VALUE = re.compile(r"^Invalid enum value .*?(?= - at |$)", re.DOTALL)
+_VALUE = re.compile(r"^Invalid (enum )?value .*?(?P<where> - at `\$[^`]*`)?$", re.DOTALL)
+"""What msgspec says of an enum, a literal or a tag: it shows the value, which we do not."""
 
 
 class Path(Protocol[P]):
     """One way between a class and its bytes."""
 
-    def encode(self, payload: P) -> bytes:
+    def encode(self, payload: P, /) -> bytes:
         """Return the payload as JSON."""
         ...
 
-    def decode(self, body: bytes) -> P:
+    def decode(self, body: bytes, /) -> P:
         """Read JSON into the class."""
         ...
 
-    def structure(self, document: Any) -> P:
+    def structure(self, document: Any, /) -> P:
         """Read a document, as `read_document` gives it, into the class."""
         ...
 
@@ -73,14 +78,11 @@ class Native(Generic[P]):
 
 
 class Walked(Generic[P]):
-    """The path where cattrs walks the class, for what msgspec cannot say."""
+    """The path where the class is walked, for what msgspec cannot say."""
 
     def __init__(self, cls: type[P]) -> None:
-        self._cls = cls
-        self._converter = cattrs.Converter(detailed_validation=False)
-        _add_hooks(self._converter)
-        self._structure = self._converter.get_structure_hook(cls)
-        self._unstructure = self._converter.get_unstructure_hook(cls)
+        self._read = _Readers().reader(cls)
+        self._unstructure = _writing_converter().get_unstructure_hook(cls)
         self._encode = msgspec.json.Encoder().encode
 
     def encode(self, payload: P) -> bytes:
@@ -93,7 +95,7 @@ class Walked(Generic[P]):
 
     def structure(self, document: Any) -> P:
         """Read a document into the class."""
-        return cast("P", self._structure(document, self._cls))
+        return cast("P", self._read(document))
 
 
 class Codec(Generic[P]):
@@ -160,7 +162,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     if isinstance(error, msgspec.MsgspecError) and error.__cause__ is None:
-        return _ENUM_VALUE.sub("invalid enum value", str(error))
+        return _VALUE.sub(lambda shown: f"invalid value{shown['where'] or ''}", str(error))
     if isinstance(error, KeyError):
         return "a field is missing, or a union's tag is unknown"
     return f"{type(error.__cause__ or error).__name__}"
@@ -175,7 +177,7 @@ def path_for(cls: type[P]) -> Path[P]:
         return Native(cls)
     try:
         return Walked(cls)
-    except (cattrs.StructureHandlerNotFoundError, TypeError, NameError, ValueError) as error:
+    except (cattrs.StructureHandlerNotFoundError, TypeError, NameError, ValueError, NotImplementedError) as error:
         raise ConfigurationError(f"{cls.__name__} cannot be carried as JSON: {error}") from error
 
 
@@ -183,7 +185,7 @@ def is_native(kind: Any) -> bool:
     """Say whether msgspec alone reads and writes ``kind`` as its author meant it."""
     try:
         info = msgspec.inspect.type_info(kind)
-    except (TypeError, NameError):
+    except (TypeError, NameError, NotImplementedError):
         return False
     return all(
         not isinstance(part, msgspec.inspect.CustomType)
@@ -198,7 +200,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[msgspec.inspect.Type]:
         return
     seen.add(id(value))
     if isinstance(value, tuple):
-        for item in cast("tuple[Any, ...]", value):
+        for item in cast("collections.abc.Iterable[Any]", value):
             yield from _parts(item, seen)
     elif isinstance(value, (msgspec.inspect.Type, msgspec.inspect.Field)):
         if isinstance(value, msgspec.inspect.Type):
@@ -210,13 +212,20 @@ def _parts(value: Any, seen: set[int]) -> Iterator[msgspec.inspect.Type]:
 
 
 def _needs_its_init(cls: type) -> bool:
-    """Say whether the class's own init does what msgspec, which sets the fields itself, would leave out."""
+    """Say whether the class's own init does what msgspec, which sets the fields itself, would leave out.
+
+    Private fields belong here too: msgspec reads them, and leaves them out when it writes.
+    """
     if attrs.has(cls):
-        return any(field.converter is not None or not field.init for field in attrs.fields(cls))
-    return any(not field.init for field in dataclasses.fields(cls))
+        own_init = hasattr(cls, "__attrs_init__")
+        return own_init or any(
+            f.converter is not None or not f.init or f.name.startswith("_") for f in attrs.fields(cls)
+        )
+    params: Any = getattr(cls, "__dataclass_params__", None)
+    return not params.init or any(not f.init or f.name.startswith("_") for f in dataclasses.fields(cls))
 
 
-# --- cattrs's hooks ------------------------------------------------------------------------------------------------
+# --- walking -------------------------------------------------------------------------------------------------------
 
 
 def _is_class(kind: Any) -> bool:
@@ -227,82 +236,139 @@ def _is_union(kind: Any) -> bool:
     return get_origin(kind) in (Union, types.UnionType)
 
 
-def _add_hooks(converter: cattrs.Converter) -> None:
-    """Make ``converter`` as strict as msgspec. The hook registered last is asked first."""
-    converter.register_structure_hook_factory(_is_checked_container, lambda kind: _container_hook(converter, kind))
-    converter.register_structure_hook_factory(_is_class, lambda kind: _class_hook(converter, kind))
-    converter.register_structure_hook_factory(is_native, lambda kind: _native_hook)
-    converter.register_structure_hook_factory(_is_union_of_classes, lambda kind: _union_hook(converter, kind))
-    converter.register_unstructure_hook_factory(_is_union_of_classes, lambda kind: _tagging_hook(converter, kind))
+Reader = Callable[[Any], Any]
+"""Reads a value of a document into one type. Raises one of `_REFUSED` for a value that does not fit."""
+
+_ARRAYS: dict[Any, Callable[[Iterator[Any]], Any]] = {
+    list: list,
+    set: set,
+    frozenset: frozenset,
+    collections.abc.Sequence: list,
+    collections.abc.Set: set,
+}
+_OBJECTS = (dict, collections.abc.Mapping)
 
 
-def _native_hook(value: Any, kind: Any) -> Any:
-    return msgspec.convert(value, kind, strict=True, str_keys=True)
+class _Readers:
+    """Makes what reads each type, once: msgspec where that can say the type, and what stands here where it cannot.
 
+    cattrs's own hooks are not asked: they coerce (``"1"`` is an int to them).
+    """
 
-def _is_checked_container(kind: Any) -> bool:
-    return get_origin(kind) in (list, tuple, set, frozenset, dict, Mapping)
+    def __init__(self) -> None:
+        self._classes: dict[type, Reader] = {}
 
+    def reader(self, kind: Any) -> Reader:
+        """Return what reads ``kind``. Raises TypeError for a type that nothing here can read."""
+        if is_native(kind):
+            return partial(msgspec.convert, type=kind, strict=True, str_keys=True)
+        origin = get_origin(kind)
+        if origin is Annotated:
+            return self.reader(get_args(kind)[0])
+        if _is_class(kind):
+            return self._classes.get(kind) or self._of_class(kind)
+        if _is_union(kind):
+            return self._of_union(kind)
+        if origin in _OBJECTS:
+            return self._of_object(*get_args(kind))
+        if origin is tuple and get_args(kind)[-1] is not Ellipsis:
+            return self._of_tuple(get_args(kind))
+        if origin is tuple or origin in _ARRAYS:
+            return self._of_array(get_args(kind)[0], _ARRAYS.get(origin, tuple))
+        raise TypeError(f"{getattr(kind, '__name__', kind)} is nothing that JSON can say")
 
-def _container_hook(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
-    """Read an array or an object of what cattrs must read, and nothing that merely can be iterated."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (dict, Mapping):
-        item = converter.get_structure_hook(parts[1])
+    def _of_class(self, cls: type) -> Reader:
+        """Read an object into a class through its init, each field by its own reader."""
+        fields: list[tuple[str, str, Reader]] = []
 
-        def read_object(value: Any, _: Any) -> Any:
-            keys = msgspec.convert(list(_expect(value, dict)), list[parts[0]], strict=True, str_keys=True)
-            return dict(zip(keys, (item(v, parts[1]) for v in value.values()), strict=True))
+        def read(value: Any) -> Any:
+            document = _expect(value, dict)
+            return cls(**{argument: reads(document[name]) for name, argument, reads in fields if name in document})
 
-        return read_object
-    if origin is tuple and parts[-1] is not Ellipsis:
-        hooks = [(converter.get_structure_hook(part), part) for part in parts]
-        return lambda value, _: tuple(h(v, p) for v, (h, p) in zip(_expect(value, list), hooks, strict=True))
-    each = converter.get_structure_hook(parts[0])
-    return lambda value, _: origin(each(v, parts[0]) for v in _expect(value, list))
+        self._classes[cls] = read  # before its fields are looked at: a class may hold others of its own kind
+        hints = get_type_hints(cls, include_extras=True)
+        if any(isinstance(hint, dataclasses.InitVar) for hint in hints.values()):
+            raise TypeError(f"{cls.__name__} has an InitVar, which cannot be written again")
+        fields.extend((name, argument, self.reader(hints[name])) for name, argument in _init_arguments(cls))
+        return read
+
+    def _of_union(self, kind: Any) -> Reader:
+        """Read one of several classes by its tag; what is no object must fit the union's other members."""
+        classes = [part for part in get_args(kind) if _is_class(part)]
+        others = tuple(part for part in get_args(kind) if not _is_class(part))
+        by_tag = {cls.__name__: self.reader(cls) for cls in classes}
+        _check_tags(classes)
+        only = by_tag[classes[0].__name__] if len(classes) == 1 else None
+        rest = self._of_rest(others, kind)
+
+        def read(value: Any) -> Any:
+            if isinstance(value, dict) and by_tag:
+                document = cast("Document", value)
+                return only(document) if only is not None else by_tag[document[TAG]](document)
+            return rest(value)
+
+        return read
+
+    def _of_rest(self, others: tuple[Any, ...], kind: Any) -> Reader:
+        """Read what of a union is no class: None, what msgspec can say, or one thing more."""
+        walked = [part for part in others if not is_native(part)]
+        said = tuple(part for part in others if is_native(part))
+        if not walked:
+            return self.reader(Union[said]) if said else partial(_expect, kind=dict)  # noqa: UP007 - a tuple of types
+        if len(walked) > 1 or said not in ((), (types.NoneType,)):
+            raise TypeError(f"nothing in a document tells the members of {kind} apart")
+        reads = self.reader(walked[0])
+        return lambda value: None if value is None and said else reads(value)
+
+    def _of_object(self, key: Any, item: Any) -> Reader:
+        keys: Any = dict[key, None]
+        reads = self.reader(item)
+
+        def read(value: Any) -> Any:
+            document = _expect(value, dict)
+            names = msgspec.convert(dict.fromkeys(document), keys, strict=True, str_keys=True)
+            return dict(zip(names, map(reads, document.values()), strict=True))
+
+        return read
+
+    def _of_tuple(self, parts: tuple[Any, ...]) -> Reader:
+        readers = [self.reader(part) for part in parts]
+        return lambda value: tuple(read(item) for read, item in zip(readers, _expect(value, list), strict=True))
+
+    def _of_array(self, part: Any, make: Callable[[Iterator[Any]], Any]) -> Reader:
+        reads = self.reader(part)
+        return lambda value: make(map(reads, _expect(value, list)))
 
 
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+        raise msgspec.ValidationError(f"Expected `{kind.__name__}`, got `{type(value).__name__}`")
     return value
 
 
-def _class_hook(converter: cattrs.Converter, cls: type) -> Callable[[Any, Any], Any]:
-    """Read an object into a class through its init, each field by its own hook."""
-    hints = get_type_hints(cls)
-    names = [f.name for f in (attrs.fields(cls) if attrs.has(cls) else dataclasses.fields(cls)) if f.init]
-    aliases = {f.name: f.alias for f in attrs.fields(cls)} if attrs.has(cls) else {}
-    hooks = [
-        (name, aliases.get(name) or name, converter.get_structure_hook(hints[name]), hints[name]) for name in names
-    ]
+def _init_arguments(cls: type) -> list[tuple[str, str]]:
+    """Return the name of each field and the init's argument for it."""
+    if attrs.has(cls):
+        return [(f.name, f.alias or f.name) for f in attrs.fields(cls) if f.init]
+    return [(f.name, f.name) for f in dataclasses.fields(cls) if f.init]
 
-    def read_class(value: Any, _: Any) -> Any:
-        document = _expect(value, dict)
-        return cls(**{argument: hook(document[name], hint) for name, argument, hook, hint in hooks if name in document})
 
-    return read_class
+def _check_tags(classes: list[type]) -> None:
+    """Raise TypeError for classes of a union that their tags do not tell apart."""
+    if len({cls.__name__ for cls in classes}) < len(classes):
+        raise TypeError(f"two classes of one union have the same name: {', '.join(c.__qualname__ for c in classes)}")
+    if len(classes) > 1 and any(name == TAG for cls in classes for name, _ in _init_arguments(cls)):
+        raise TypeError(f"a class of a union has a field {TAG!r}, where its tag goes")
+
+
+def _writing_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(unstruct_collection_overrides={collections.abc.Set: list})
+    converter.register_unstructure_hook_factory(_is_union_of_classes, partial(_tagging_hook, converter))
+    return converter
 
 
 def _is_union_of_classes(kind: Any) -> bool:
     return _is_union(kind) and sum(map(_is_class, get_args(kind))) > 1
-
-
-def _union_hook(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
-    """Read one of several classes by its tag; what is no object must fit the union's other members."""
-    tagged = {cls.__name__: cls for cls in get_args(kind) if _is_class(cls)}
-    hooks = {name: converter.get_structure_hook(cls) for name, cls in tagged.items()}
-    others = tuple(part for part in get_args(kind) if not _is_class(part))
-
-    def read_union(value: Any, _: Any) -> Any:
-        if isinstance(value, dict):
-            document = cast("Document", value)
-            return hooks[document[TAG]](document, tagged[document[TAG]])
-        if not others:
-            raise TypeError(f"expected an object, got {type(value).__name__}")
-        return msgspec.convert(value, Union[others], strict=True, str_keys=True)  # noqa: UP007 - a tuple of types
-
-    return read_union
 
 
 def _tagging_hook(converter: cattrs.Converter, kind: Any) -> Callable[[Any], Any]:
@@ -310,6 +376,10 @@ def _tagging_hook(converter: cattrs.Converter, kind: Any) -> Callable[[Any], Any
 
     def write_union(value: Any) -> Any:
         document = converter.unstructure(value)
-        return {TAG: type(value).__name__, **document} if type(value) in classes else document
+        if type(value) in classes:
+            return {TAG: type(value).__name__, **document}
+        if _is_class(type(value)):
+            raise TypeError(f"{type(value).__name__} is no member of its union: nobody could read it")
+        return document
 
     return write_union

@@ -40,8 +40,9 @@ class EventType(msgspec.Struct, frozen=True):
     upcasters: dict[int, Upcaster]
 
     def entity_id(self, payload: object) -> str | None:
-        """Return the id of the entity that ``payload`` is about, as text; None where the class names no key."""
-        return None if self.key is None else str(getattr(payload, self.key))
+        """Return the id of the entity that ``payload`` is about, as text; None where there is none."""
+        id = None if self.key is None else getattr(payload, self.key)
+        return None if id is None else str(id)
 
     def check_upcasters(self, cls: type) -> None:
         """Raise `ConfigurationError` if a step from the oldest version to the current one is missing."""
@@ -70,11 +71,9 @@ def event(
     is the version of its schema, ``oldest`` the oldest one still understood. ``entity`` names the kind of thing it
     happened to, ``key`` the attribute that holds that thing's id. Raises `ConfigurationError`.
     """
-    if not isinstance(type, str):
-        raise ConfigurationError('an event needs a name: write @event("order.placed") above the class')
     problem = _name_problem(type)
     if problem:
-        raise ConfigurationError(f"the event type {type!r} {problem}")
+        raise ConfigurationError(problem)
     if not 1 <= oldest <= version:
         raise ConfigurationError(
             f"{type!r}: versions count from 1, and oldest={oldest} must not be above version={version}"
@@ -94,13 +93,16 @@ def event(
     return mark
 
 
-def _name_problem(name: str) -> str:
+def _name_problem(name: object) -> str:
+    if not isinstance(name, str):
+        return 'an event needs a name: write @event("order.placed") above the class'
     if not name:
-        return "is empty: an event needs a name, such as 'order.placed'"
-    if len(name.encode()) > 255:
-        return f"is {len(name.encode())} bytes long; a routing key has at most 255 (AMQP 0-9-1, 4.2.5.3)"
-    if "*" in name or "#" in name or any(word == "" or word != word.strip() for word in name.split(".")):
-        return "must be words with single dots between them, without blanks, '*' or '#'"
+        return "the event type is empty: an event needs a name, such as 'order.placed'"
+    if "" in name.split(".") or any(sign.isspace() or sign in "*#" for sign in name):
+        return f"the event type {name[:80]!r} must be words with single dots between them, without blanks, '*' or '#'"
+    length = len(name.encode("utf-8", "surrogateescape"))
+    if length > 255:
+        return f"the event type {name[:80]!r}... is {length} bytes long; a routing key has at most 255 (AMQP 0-9-1, 4.2.5.3)"
     return ""
 
 

@@ -12,7 +12,8 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from typing import Any, Union, get_args, get_origin
+from functools import partial
+from typing import Any, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -154,8 +155,8 @@ class Dispatch:
         for key in (received.type, received.delivery.routing_key):
             for invocation in self._invocations:
                 if any(matches(pattern, key) for pattern in invocation.handler.routing_keys):
-                    if len(self._known) < _DISPATCH_KEPT:
-                        self._known[received.type] = invocation
+                    if key == received.type and len(self._known) < _DISPATCH_KEPT:
+                        self._known[key] = invocation
                     return invocation
         raise DecodeError(
             f"no handler of queue {received.delivery.queue!r} is for {received.type!r}", type=received.type
@@ -169,19 +170,23 @@ def _where(subscription: Subscription, handler: Handler) -> str:
     return f"handler {handler.name!r} of queue {subscription.queue!r}"
 
 
-def _events(result: Any, where: str) -> list[Any]:
+def _events(result: object, where: str) -> list[Any]:
     """Return what a handler returned as a list of events. Raises `ConfigurationError` for anything else."""
-    if is_event(type(result)) or isinstance(result, Event):
+    if _is_payload_or_event(result):
         return [result]
+    found: list[object] = [result]
     if isinstance(result, Iterable) and not isinstance(result, (str, bytes, Mapping)):
-        events: list[Any] = list(typing.cast("Iterable[Any]", result))
-        wrong = next((e for e in events if not is_event(type(e)) and not isinstance(e, Event)), None)
-        if wrong is None:
-            return events
-        result = wrong
-    raise ConfigurationError(
-        f"{where} returned a {type(result).__name__}; a handler returns None, an event, or an iterable of events"
-    )
+        found = list(cast("Iterable[object]", result))
+    for item in found:
+        if not _is_payload_or_event(item):
+            raise ConfigurationError(
+                f"{where} returned a {type(item).__name__}; a handler returns None, an event, or an iterable of events"
+            )
+    return found
+
+
+def _is_payload_or_event(value: object) -> bool:
+    return is_event(type(value)) or isinstance(value, Event)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -191,11 +196,11 @@ def _is_async(function: Callable[..., Any]) -> bool:
 def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., Awaitable[Any]]:
     """Return a coroutine function that calls ``function`` in a thread. Cancelling waits for the thread to end."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        return (
-            list(typing.cast("Iterator[Any]", result)) if isinstance(result, Iterator) else result
-        )  # a generator runs here too
+    def call(*args: Any, **kwargs: Any) -> object:
+        result: object = function(*args, **kwargs)
+        if isinstance(result, Iterator):
+            return list(cast("Iterator[object]", result))  # a generator runs here too, in the thread
+        return result
 
     async def handler(*args: Any, **kwargs: Any) -> Any:
         ended = threads.run(call, *args, **kwargs)
@@ -302,7 +307,12 @@ class _Signature:
 
 
 def _parameters(function: Callable[..., Any], where: str) -> list[tuple[inspect.Parameter, Any]]:
-    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    target = function
+    while isinstance(target, partial):
+        inner: Callable[..., Any] = target.func
+        target = inner
+    if not inspect.isroutine(target):
+        target = getattr(target, "__call__", target)  # noqa: B004 - an object that can be called
     try:
         hints = typing.get_type_hints(inspect.unwrap(target))
     except (NameError, TypeError, AttributeError) as error:

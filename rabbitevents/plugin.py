@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -107,7 +107,7 @@ class Plugin:
 
 
 @asynccontextmanager
-async def _nothing() -> AsyncIterator[None]:
+async def _nothing() -> AsyncGenerator[None]:
     yield
 
 
@@ -122,9 +122,8 @@ def wrap(
     """Return ``innermost`` with ``hook`` of each plugin around it, the first one outermost."""
     chain = innermost
     for plugin in reversed([p for p in plugins if overrides(p, hook)]):
-        chain = partial(
-            getattr(plugin, hook), chain
-        )  # a partial, not a lambda: tenacity calls no lambda that is awaitable
+        # A partial, not a lambda: tenacity asks whether it is a coroutine function, and never awaits a lambda.
+        chain = partial(getattr(plugin, hook), chain)
     return chain
 
 
@@ -142,28 +141,32 @@ def standing_in(plugins: Sequence[Plugin], own: Sequence[Plugin]) -> tuple[Plugi
 
 def check_order(plugins: Sequence[Plugin], where: str) -> None:
     """Raise `ConfigurationError`, which says the right order, if a plugin stands outside of one that it must be inside of."""
+    _check_instances(plugins, where)
     for place, plugin in enumerate(plugins):
-        if not isinstance(plugin, Plugin):
-            raise ConfigurationError(
-                f"{where}: {plugin!r} is no plugin; plugins=[...] takes instances, such as Retry()"
-            )
         for further_in in plugins[place + 1 :]:
             if further_in.role and further_in.role in plugin.inside:
                 raise ConfigurationError(
-                    f"{where}: {_name(plugin)} must stand inside {_name(further_in)}; write plugins=[{_right_order(plugins)}]"
+                    f"{where}: {_name(plugin)} must stand inside {_name(further_in)}; {_right_order(plugins)}"
                 )
 
 
+def _check_instances(plugins: Iterable[object], where: str) -> None:
+    wrong = next((plugin for plugin in plugins if not isinstance(plugin, Plugin)), None)
+    if wrong is not None:
+        raise ConfigurationError(f"{where}: {wrong!r} is no plugin; plugins=[...] takes instances, such as Retry()")
+
+
 def _right_order(plugins: Sequence[Plugin]) -> str:
+    """Say what to write."""
     graph = {
         i: [j for j, other in enumerate(plugins) if other.role and other.role in p.inside]
         for i, p in enumerate(plugins)
     }
     try:
-        order: Iterable[int] = TopologicalSorter(graph).static_order()
+        order = tuple(TopologicalSorter(graph).static_order())
     except CycleError:
-        return "...] with only one of them: each demands to stand inside the other"
-    return ", ".join(_name(plugins[i]) for i in order)
+        return "and no order is right: leave one of them out, since each demands to stand inside the other"
+    return f"write plugins=[{', '.join(_name(plugins[i]) for i in order)}]"
 
 
 def _name(plugin: Plugin) -> str:

@@ -62,10 +62,24 @@ class Properties(msgspec.Struct, frozen=True, kw_only=True):
 
 def short(text: str, what: str = "text") -> bytes:
     """Return a short string: one length byte, then at most 255 bytes of UTF-8. Raises `EncodeError` beyond."""
-    data = text.encode("utf-8", "surrogateescape")
+    data = _utf8(text)
     if len(data) > 255:
         raise EncodeError(f"{what} is {len(data)} bytes long; AMQP carries at most 255: {text[:40]!r}...")
     return bytes((len(data),)) + data
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise EncodeError("a text of the properties holds half of a surrogate pair, which UTF-8 cannot say") from error
+
+
+def _unsigned(number: int, size: int, what: str) -> bytes:
+    try:
+        return number.to_bytes(size, "big")
+    except OverflowError as error:
+        raise EncodeError(f"{what} is not among the numbers that AMQP carries there, 0 to {256**size - 1}") from error
 
 
 _names: dict[str, bytes] = {}
@@ -75,8 +89,6 @@ _names: dict[str, bytes] = {}
 def _name(name: str) -> bytes:
     data = _names.get(name)
     if data is None:
-        if not name or len(name) > 128:
-            raise EncodeError(f"a header name must have 1 to 128 characters (AMQP 0-9-1, 4.2.5.5), not {len(name)}")
         data = short(name, "the header name")
         if len(_names) < 512:
             _names[name] = data
@@ -85,14 +97,14 @@ def _name(name: str) -> bytes:
 
 def _value(value: HeaderValue, depth: int) -> bytes:
     if isinstance(value, str):
-        data = value.encode("utf-8", "surrogateescape")
+        data = _utf8(value)
         return b"S" + len(data).to_bytes(4, "big") + data
     if value is None:
         return b"V"
     if isinstance(value, bool):
         return b"t\x01" if value else b"t\x00"
     if isinstance(value, Timestamp):
-        return b"T" + (value & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big")
+        return b"T" + _unsigned(value, 8, "a header's timestamp")
     if isinstance(value, int):
         if -0x8000000000000000 <= value <= 0x7FFFFFFFFFFFFFFF:
             return b"l" + value.to_bytes(8, "big", signed=True)
@@ -101,6 +113,8 @@ def _value(value: HeaderValue, depth: int) -> bytes:
         return b"d" + struct.pack(">d", value)
     if isinstance(value, bytes):
         return b"x" + len(value).to_bytes(4, "big") + value
+    if isinstance(value, Decimal):
+        return _decimal(value)
     return _compound(value, depth)
 
 
@@ -112,14 +126,12 @@ def _compound(value: HeaderValue, depth: int) -> bytes:
     if isinstance(value, (list, tuple)):
         items = b"".join(_value(item, depth + 1) for item in value)
         return b"A" + len(items).to_bytes(4, "big") + items
-    if isinstance(value, Decimal):
-        return _decimal(value)
     raise EncodeError(f"a header cannot hold a {type(value).__name__}")
 
 
 def _decimal(value: Decimal) -> bytes:
     sign, digits, exponent = value.as_tuple()
-    number = int("".join(map(str, digits)) or "0") * (-1 if sign else 1)
+    number = int("".join(map(str, digits[:11])) or "0") * (-1 if sign else 1)
     if not isinstance(exponent, int) or not -255 <= exponent <= 0 or not -(2**31) <= number < 2**31:
         raise EncodeError("a header holds a decimal beyond AMQP's 32 bits; send it as text")
     return b"D" + bytes((-exponent,)) + number.to_bytes(4, "big", signed=True)
@@ -161,11 +173,11 @@ def encode_properties(properties: Properties) -> bytes:
         octet: int | None = getattr(properties, name)
         if octet is not None:
             flags |= flag
-            parts.append(octet.to_bytes(1, "big"))
+            parts.append(_unsigned(octet, 1, name))
     flags |= _short_strings(properties, _SHORT_AFTER_PRIORITY, parts)
     if properties.timestamp is not None:
         flags |= 0x0040
-        parts.append((properties.timestamp & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big"))
+        parts.append(_unsigned(properties.timestamp, 8, "timestamp"))
     flags |= _short_strings(properties, _SHORT_AFTER_TIMESTAMP, parts)
     parts[0] = flags.to_bytes(2, "big")
     return b"".join(parts)
@@ -220,6 +232,8 @@ def _field(data: bytes, at: int, end: int, depth: int) -> tuple[HeaderValue, int
     if kind == ord("V"):
         return None, at
     if kind == ord("D"):
+        if at + 5 > end:
+            raise DecodeError("a header value runs past its table's end")
         return Decimal(int.from_bytes(data[at + 1 : at + 5], "big", signed=True)).scaleb(-data[at]), at + 5
     if kind not in b"SxFA":
         raise DecodeError(f"a header has the unknown field type {chr(kind)!r}")
@@ -273,7 +287,7 @@ def decode_properties(data: bytes) -> Properties:
 
 
 def _decoded(data: bytes) -> dict[str, Any]:
-    flags = int.from_bytes(data[:2], "big")
+    flags: int = struct.unpack_from(">H", data)[0]
     if flags & 1:
         raise DecodeError("the properties have continuation flags, which AMQP 0-9-1 does not define")
     at = 2
@@ -293,7 +307,7 @@ def _decoded(data: bytes) -> dict[str, Any]:
         if flags & flag:
             found[name], at = _text(data, at)
     if flags & 0x0040:
-        found["timestamp"], at = int.from_bytes(data[at : at + 8], "big"), at + 8
+        found["timestamp"], at = struct.unpack_from(">Q", data, at)[0], at + 8
     for name, flag in _SHORT_AFTER_TIMESTAMP:
         if flags & flag:
             found[name], at = _text(data, at)

@@ -25,12 +25,17 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 def matches(pattern: str, routing_key: str) -> bool:
     """Say whether ``routing_key`` falls under ``pattern``."""
-    return _fits(tuple(pattern.split(".")), tuple(routing_key.split(".")), literal=True)
+    return _fits(_words(pattern), _words(routing_key), literal=True)
 
 
 def overlaps(one: str, other: str) -> bool:
     """Say whether some routing key falls under both patterns."""
-    return _fits(tuple(one.split(".")), tuple(other.split(".")), literal=False)
+    return _fits(_words(one), _words(other), literal=False)
+
+
+def _words(key: str) -> tuple[str, ...]:
+    """Split at the dots; an empty key has no words (as in RabbitMQ's topic exchange)."""
+    return tuple(key.split(".")) if key else ()
 
 
 @lru_cache(maxsize=1024)
@@ -90,10 +95,7 @@ class Router:
     """A service's handlers. Their queues are named after it: ``<router>.<handler>``."""
 
     def __init__(self, name: str) -> None:
-        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
-            raise ConfigurationError(
-                f"the router's name {name!r} must be words of letters, digits, '-' and '_', with dots between"
-            )
+        _check_name("the router's name", name)
         self.name = name
         self._subscriptions: dict[str, Subscription] = {}
         self._frozen = False
@@ -124,14 +126,18 @@ class Router:
                 raise ConfigurationError(
                     f"router {self.name!r} is in use by a bus that has started: register handlers before"
                 )
-            handler = Handler(name or getattr(function, "__name__", "handler"), function, classes, patterns)
+            named: str = getattr(function, "__name__", "handler") if name is None else name
+            _check_name("the handler's name", named)
+            handler = Handler(named, function, classes, patterns)
             self._add(handler, queue, options, tuple(plugins))
             return function
 
         return register
 
     def _add(self, handler: Handler, queue: str | None, options: Options, plugins: tuple[Plugin, ...]) -> None:
-        name = f"{self.name}.{queue or handler.name}"
+        if queue is not None:
+            _check_name("the queue's name", queue)
+        name = f"{self.name}.{handler.name if queue is None else queue}"
         if len(name.encode()) > 240:
             raise ConfigurationError(f"the queue name {name[:40]!r}... is longer than 240 bytes")
         there = self._subscriptions.get(name)
@@ -158,6 +164,13 @@ class Router:
         self._frozen = True
 
 
+def _check_name(what: str, name: str) -> None:
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+        raise ConfigurationError(
+            f"{what} {name[:40]!r} must be words of letters, digits, '-' and '_', with dots between; say another with name="
+        )
+
+
 def _options(concurrency: int | None, prefetch: int | None, timeout: timedelta | float | None) -> Options:
     limit = timedelta(seconds=timeout) if isinstance(timeout, (int, float)) else timeout
     if concurrency is not None and concurrency < 1:
@@ -175,15 +188,24 @@ def _sorted_out(events: Sequence[type | str]) -> tuple[tuple[type, ...], tuple[s
         raise ConfigurationError("on() needs the event classes or topic patterns that the handler is for")
     for item in events:
         if isinstance(item, str):
-            if not item or len(item.encode()) > 255 or "" in item.split("."):
-                raise ConfigurationError(
-                    f"{item[:40]!r} is no topic pattern: words with single dots between them, at most 255 bytes"
-                )
+            _check_pattern(item)
         elif not is_event(item):
             raise ConfigurationError(
                 f"on({getattr(item, '__name__', item)!s}): not an event class; put @event(...) above it"
             )
     return tuple(e for e in events if not isinstance(e, str)), tuple(e for e in events if isinstance(e, str))
+
+
+def _check_pattern(pattern: str) -> None:
+    words = pattern.split(".")
+    if "" in words or len(pattern.encode()) > 255:
+        raise ConfigurationError(
+            f"{pattern[:40]!r} is no topic pattern: words with single dots between them, at most 255 bytes"
+        )
+    if any(len(word) > 1 and ("*" in word or "#" in word) for word in words):
+        raise ConfigurationError(
+            f"{pattern[:40]!r} would match nothing: in a topic pattern '*' and '#' stand for whole words"
+        )
 
 
 def _check_shared(queue: str, handlers: Iterable[Handler], new: Handler) -> None:

@@ -8,15 +8,17 @@ Sources: CloudEvents 1.0.2, its JSON format, and its AMQP binding, section 3.
 from __future__ import annotations
 
 import base64
+import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
 from rabbitevents.codec import Codec, read_document
 from rabbitevents.errors import DecodeError, EncodeError
-from rabbitevents.events import Event, Metadata, now
+from rabbitevents.events import Document, Event, Metadata, now
 from rabbitevents.message import Delivery, as_uuid
 from rabbitevents.properties import Headers, HeaderValue, Properties
 
@@ -80,10 +82,16 @@ def _properties(event: Event[Any], content_type: str, headers: Headers) -> Prope
         headers=headers,
         correlation_id=metadata.correlation_id,
         message_id=str(event.id),
-        timestamp=int(event.timestamp.timestamp()),
+        timestamp=_posix(event.timestamp),
         type=event.type,
         app_id=metadata.source,
     )
+
+
+def _posix(time: datetime) -> int | None:
+    """Return AMQP's timestamp; None before 1970, which it cannot say (the event-time header can)."""
+    seconds = int(time.timestamp())
+    return seconds if seconds >= 0 else None
 
 
 def _headers(event: Event[Any]) -> dict[str, HeaderValue]:
@@ -96,14 +104,20 @@ def _headers(event: Event[Any]) -> dict[str, HeaderValue]:
     if metadata.causation_id is not None:
         headers[CAUSATION_ID] = metadata.causation_id
     for name, value in metadata.extra.items():
-        if not isinstance(value, str):
-            raise EncodeError(f"metadata {name!r} of {event.type} must be text, not {type(value).__name__}")
-        headers[META + name] = value
+        headers[META + name] = _metadata_text(name, value, event)
     return headers
 
 
+def _metadata_text(name: str, value: object, event: Event[Any]) -> str:
+    if not isinstance(value, str):
+        raise EncodeError(f"metadata {name!r} of {event.type} must be text, not {type(value).__name__}")
+    if not name or len(META + name) > 128:
+        raise EncodeError(f"metadata {name[:40]!r} of {event.type}: a header's name has at most 128 characters")
+    return value
+
+
 def _cloud_attributes(event: Event[Any]) -> dict[str, str]:
-    """CloudEvents attributes; names of extensions are lower-case letters and digits (CloudEvents 1.0.2, 3.1)."""
+    """Return CloudEvents attributes, metadata as extensions. Raises `EncodeError` for what cannot be one."""
     metadata = event.metadata
     attributes = {
         "specversion": "1.0",
@@ -113,13 +127,19 @@ def _cloud_attributes(event: Event[Any]) -> dict[str, str]:
         "time": event.timestamp.isoformat(),
         "eventversion": str(event.version),
     }
-    extensions = {
+    extensions: dict[str, str | None] = {
         "subject": event.entity_id,
         "entitytype": event.entity_type,
         "correlationid": metadata.correlation_id,
         "causationid": metadata.causation_id,
-        **metadata.extra,
     }
+    for name, value in metadata.extra.items():
+        if name in _CLOUD_RESERVED or not re.fullmatch("[a-z0-9]+", name):
+            raise EncodeError(
+                f"metadata {name[:40]!r} of {event.type} cannot be a CloudEvents extension: "
+                "its name must be lower-case letters and digits (CloudEvents 1.0.2, 3.1), and not one of the attributes"
+            )
+        extensions[name] = _metadata_text(name, value, event)
     attributes.update({name: value for name, value in extensions.items() if value is not None})
     return attributes
 
@@ -158,7 +178,7 @@ class Received(msgspec.Struct, frozen=True):
         stated: Any = self.stated.get("metadata")
         headers = properties.headers
         extra = {k[len(META) :]: str(v) for k, v in headers.items() if k.startswith(META)}
-        known: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
+        known: Mapping[str, Any] = {} if stated is None else stated
         extra.update({k: str(v) for k, v in known.items() if k not in _KNOWN_METADATA})
         return Metadata(
             correlation_id=_stated_text(known.get("correlation_id", properties.correlation_id)),
@@ -211,21 +231,28 @@ def _read_foreign(delivery: Delivery, content_type: str) -> Received:
         return _read_document(delivery, msgspec.json.Decoder(_Document))
     cloud = cloud_headers(delivery.headers)
     if cloud:
-        return _from_cloud(delivery, cloud, delivery.body)
+        return _from_cloud(delivery, {**cloud, "datacontenttype": content_type}, delivery.body)
     if content_type != JSON:
         raise DecodeError(f"the content type {content_type!r} is not understood", type=delivery.properties.type)
-    if delivery.properties.type is None and _looks_like_document(delivery.body):
+    if _looks_like_document(delivery):
         return _read_document(delivery, msgspec.json.Decoder(_Document))
     version = read_version(delivery.headers.get(EVENT_VERSION, 1))
     return Received(delivery, delivery.type, version, delivery.body, _NOTHING)
 
 
-def _looks_like_document(body: bytes) -> bool:
-    """Say whether a JSON body without a type property is the structured document, which carries its own."""
+def _looks_like_document(delivery: Delivery) -> bool:
+    """Say whether a JSON body is the structured document: it carries a type of its own, which no property contradicts.
+
+    (The property is there when `identify` has been here before, and in the copy that a retry is.)
+    """
+    body, known = delivery.body, delivery.properties.type
     if b'"payload"' not in body or b'"type"' not in body:
         return False
     document = read_document(body)
-    return isinstance(document, dict) and "payload" in document and isinstance(document.get("type"), str)  # pyright: ignore
+    if not isinstance(document, dict) or "payload" not in document:
+        return False
+    stated: object = cast("Document", document).get("type")
+    return isinstance(stated, str) and known in (None, stated)
 
 
 def _read_document(delivery: Delivery, decoder: msgspec.json.Decoder[_Document]) -> Received:
@@ -252,24 +279,27 @@ def cloud_headers(headers: Headers) -> dict[str, HeaderValue]:
 
 
 def _read_cloudevent(delivery: Delivery) -> Received:
-    document = read_document(delivery.body)
-    if not isinstance(document, dict):
-        raise DecodeError("the body is no CloudEvent: no JSON object", type=delivery.type)
-    attributes: dict[str, Any] = document
-    data: Any = attributes.pop("data", None)
+    try:
+        parts = _CLOUDEVENT.decode(delivery.body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise DecodeError("the body is no CloudEvent: no JSON object", type=delivery.properties.type) from error
+    data = bytes(parts.pop("data", b"null"))
+    attributes = {name: read_document(bytes(value)) for name, value in parts.items()}
     encoded = attributes.pop("data_base64", None)
     if encoded is not None:
         try:
             return _from_cloud(delivery, attributes, base64.b64decode(str(encoded), validate=True))
         except ValueError as error:
-            raise DecodeError("the CloudEvent's data_base64 is no base64", type=delivery.type) from error
-    return _from_cloud(delivery, attributes, msgspec.json.encode(data))
+            raise DecodeError("the CloudEvent's data_base64 is no base64", type=delivery.properties.type) from error
+    return _from_cloud(delivery, attributes, data)
 
 
+_CLOUDEVENT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _CLOUD_KNOWN = frozenset(
     {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema"}
     | {"entitytype", "eventversion", "correlationid", "causationid"}
 )
+_CLOUD_RESERVED = _CLOUD_KNOWN | {"data", "data_base64"}
 
 
 def _from_cloud(delivery: Delivery, attributes: Mapping[str, Any], body: bytes) -> Received:
@@ -319,8 +349,8 @@ def read_version(value: object) -> int:
     try:
         number = float(str(value))
     except ValueError:
-        number = 0.5
-    if number != int(number) or number < 0:
+        number = math.nan
+    if not number.is_integer() or number < 0:
         raise DecodeError(f"the event version {str(value)[:20]!r} is no whole number")
     return int(number)
 
@@ -330,19 +360,25 @@ def read_time(stated: object, seconds: int | None) -> datetime:
 
     AMQP's own timestamp stands in for a missing or unreadable one, and this moment for both.
     """
-    if isinstance(stated, str):
-        try:
+    return _time(stated) or _time(seconds) or now()
+
+
+def _time(stated: object) -> datetime | None:
+    """Read a time; None for one that is missing, or that no datetime can be."""
+    try:
+        if isinstance(stated, str):
             time = datetime.fromisoformat(stated)
-        except ValueError:
-            return read_time(None, seconds)
-        return time.astimezone(UTC) if time.tzinfo is not None else time.replace(tzinfo=UTC)
-    number = stated if isinstance(stated, (int, float)) else seconds
-    if number is None or number != number:
-        return now()
-    for scale in (1, 1_000, 1_000_000, 1_000_000_000):
-        if 0 <= number / scale < 100_000_000_000:
-            return datetime.fromtimestamp(number / scale, UTC) if number / scale < 253_402_300_800 else now()
-    return now()
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        if isinstance(stated, (int, float)) and stated >= 0:
+            scale = next(s for s in (1, 1_000, 1_000_000, 1_000_000_000) if stated / s < _LATEST)
+            return datetime.fromtimestamp(stated / scale, UTC)
+    except (ValueError, OverflowError, StopIteration):
+        return None
+    return None
+
+
+_LATEST = 100_000_000_000
+"""Seconds since 1970 (the year 5138): from there on a number of seconds is one of milliseconds, and so forth."""
 
 
 def _stated_text(value: object) -> str | None:

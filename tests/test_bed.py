@@ -30,6 +30,7 @@ async def _publish(url: str, queue: str, *, kind: str = "classic", count: int = 
 async def test_a_killed_node_comes_back_with_its_messages(own_node: NodeFactory) -> None:
     node = await own_node()
     await _publish(node.url, "orders", count=3)
+    await node.asettle()
     first = node.pid
 
     await node.akill()

@@ -66,7 +66,12 @@ class Wired:
 
     def inbound(self, number: int, body_limit: int = 1_000_000) -> InboundLane:
         lane = InboundLane(
-            number, self.transport, queue=f"q{number}", generation=1, deliver=self.delivered.extend, body_limit=body_limit
+            number,
+            self.transport,
+            queue=f"q{number}",
+            generation=1,
+            deliver=self.delivered.extend,
+            body_limit=body_limit,
         )
         self.tap.lanes[number] = lane
         return lane
@@ -189,7 +194,9 @@ async def test_a_body_over_the_limit_is_not_kept() -> None:
     assert [(d.tag, len(d.body), d.oversize) for d in wired.delivered] == [(1, 0, 201), (2, 200, 0)]
 
 
-@pytest.mark.parametrize("junk", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x00\x09\x01", b"\x01\x00\x01\x00\x00\x00\x01xx"])
+@pytest.mark.parametrize(
+    "junk", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x00\x09\x01", b"\x01\x00\x01\x00\x00\x00\x01xx"]
+)
 async def test_what_is_no_amqp_breaks_a_running_connection_off(junk: bytes) -> None:
     wired = Wired()
     lane = wired.inbound(1)

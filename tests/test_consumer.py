@@ -1,0 +1,415 @@
+"""A subscription at work: settled once, held and tried again, paused and drained."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rabbitevents import ACK, REJECT, REQUEUE, Bus, Delivery, Message, Plugin, Router, Settlement, event, forward
+from rabbitevents import consumer as consumer_module
+from rabbitevents.brokers import Deliver, Trusted, Verdict
+from rabbitevents.brokers.memory import EmbeddedBroker, MemoryClient, MemoryConsumption
+from rabbitevents.plugin import Consume
+from rabbitevents.testing import running
+from rabbitevents.testing.bench import eventually
+
+
+@event("job.given")
+@frozen
+class JobGiven:
+    number: int
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held is tried again soon."""
+    monkeypatch.setattr(consumer_module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(consumer_module, "LONGEST_PAUSE", 0.05)
+
+
+class CountingConsumption(MemoryConsumption):
+    """Counts what is settled, by channel and tag."""
+
+    settled: Counter[tuple[int, int, Verdict]]
+
+    def settle(self, delivery: Delivery, verdict: Verdict) -> bool:
+        done = super().settle(delivery, verdict)
+        self.settled[delivery.generation, delivery.tag, verdict] += 1
+        return done
+
+
+class CountingClient(MemoryClient):
+    """A client whose consumptions count."""
+
+    def __init__(self, server: EmbeddedBroker) -> None:
+        super().__init__(server)
+        self.settled: Counter[tuple[int, int, Verdict]] = Counter()
+
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+        consumption = CountingConsumption(self, queue, prefetch, deliver, trusted)
+        consumption.settled = self.settled
+        self._consumptions.append(consumption)
+        consumption.register()
+        return consumption
+
+
+async def returns_nothing() -> None:
+    return None
+
+
+async def raises() -> None:
+    raise ValueError("as a handler does")
+
+
+async def is_cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+async def cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def waits() -> None:
+    await asyncio.sleep(0.001)
+
+
+async def times_out() -> None:
+    async with asyncio.timeout(0.001):
+        await asyncio.sleep(1)
+
+
+async def returns_nonsense() -> Any:
+    return 42
+
+
+HANDLINGS: list[Callable[[], Any]] = [returns_nothing, raises, is_cancelled, cancels_itself, waits, times_out, returns_nonsense]
+PLUGINS = ["proceeds", "acks", "rejects", "requeues", "forwards", "raises before", "raises after", "proceeds twice"]
+
+
+class Whatever(Plugin):
+    """Does with each first delivery what it is told."""
+
+    def __init__(self, deeds: dict[int, str]) -> None:
+        self.deeds = deeds
+        self.seen: set[str] = set()
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        if str(delivery.id) in self.seen:
+            return await proceed(delivery)
+        self.seen.add(str(delivery.id))
+        deed = self.deeds[int(delivery.headers["meta-number"])]  # type: ignore[call-overload]
+        return await self._do(deed, proceed, delivery)
+
+    async def _do(self, deed: str, proceed: Consume, delivery: Delivery) -> Settlement:
+        match deed:
+            case "acks":
+                return ACK
+            case "rejects":
+                return REJECT
+            case "requeues":
+                return REQUEUE
+            case "forwards":
+                return forward(Message.copy_of(delivery, queue=delivery.queue))
+            case "raises before":
+                raise RuntimeError("as a plugin does")
+            case "raises after":
+                await proceed(delivery)
+                raise RuntimeError("as a plugin does")
+            case "proceeds twice":
+                await proceed(delivery)
+        return await proceed(delivery)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(HANDLINGS), st.sampled_from(PLUGINS)), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.integers(1, 8),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+async def test_every_delivery_is_settled_exactly_once_whatever_handlers_and_plugins_do(
+    plan: list[tuple[Callable[[], Any], str]], concurrency: int, prefetch: int, drop: bool
+) -> None:
+    server = EmbeddedBroker()
+    client = CountingClient(server)
+    router, tries = Router("work"), Counter[int]()
+
+    @router.on(JobGiven, concurrency=concurrency, prefetch=prefetch)
+    async def do(job: JobGiven) -> Any:
+        tries[job.number] += 1
+        if tries[job.number] == 1:
+            return await plan[job.number][0]()
+        return None
+
+    deeds = {number: deed for number, (_, deed) in enumerate(plan)}
+    bus = Bus(client, router, plugins=[Whatever(deeds)])
+    async with bus:
+        for number in range(len(plan)):
+            await bus.publish(JobGiven(number), metadata={"number": str(number)})
+        if drop:
+            server.drop_connections()
+        queue = server.queues["work.do"]
+        await eventually(lambda: queue.ready + queue.unsettled == 0, "an empty queue")
+
+    twice = {key: count for key, count in Counter((g, t) for g, t, _ in client.settled).items() if count > 1}
+    assert not twice, "settled in two ways"
+    assert set(client.settled.values()) == {1}
+    rejected = sum(deed == "rejects" for deed in deeds.values())
+    assert server.queues["work.do.dead"].ready in ({rejected} if not drop else range(rejected + 1))
+
+
+async def test_what_nobody_took_care_of_is_held_said_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    router, tries = Router("work"), list[int]()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        tries.append(job.number)
+        if tries.count(job.number) < 4:
+            raise ValueError("secret payload value")
+
+    async with running(Bus("amqp://x", router)) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: len(tries) == 2, "a second try")
+        problems = [check.detail for check in probe.bus.health().problems]
+        await eventually(lambda: not probe.waiting("work.do"), "success")
+
+        assert any("1 held" in problem for problem in problems)
+        assert probe.bus.health().ok
+        assert len(tries) == 4
+        assert probe.waiting("work.do.dead") == 0
+    assert "held" in caplog.text
+
+
+async def test_a_failing_event_holds_nobody_up() -> None:
+    router, done = Router("work"), list[int]()
+
+    @router.on(JobGiven, concurrency=1, prefetch=10)
+    async def do(job: JobGiven) -> None:
+        if job.number == 0:
+            raise ValueError
+        done.append(job.number)
+
+    async with running(Bus("amqp://x", router)) as probe:
+        for number in range(20):
+            await probe.bus.publish(JobGiven(number))
+        await eventually(lambda: len(done) == 19, "the others")
+
+        assert done == list(range(1, 20))
+        assert probe.waiting("work.do") == 1
+
+
+async def test_when_half_the_window_is_held_the_subscription_takes_nothing_new_and_says_so() -> None:
+    router, tries, broken = Router("work"), Counter[int](), [True]
+
+    @router.on(JobGiven, concurrency=2, prefetch=10)
+    async def do(job: JobGiven) -> None:
+        tries[job.number] += 1
+        if broken[0]:
+            raise ValueError
+
+    async with running(Bus("amqp://x", router)) as probe:
+        for number in range(50):
+            await probe.bus.publish(JobGiven(number))
+        await eventually(lambda: min(tries.values(), default=0) > 3, "several tries")
+        started = len(tries)
+        problems = [check.detail for check in probe.bus.health().problems]
+        broken[0] = False
+        await eventually(lambda: not probe.waiting("work.do"), "all of them")
+
+        assert started <= 6
+        assert any("takes nothing new" in problem for problem in problems)
+        assert probe.bus.health().ok
+        assert len(tries) == 50
+
+
+async def test_what_is_held_is_given_back_before_the_consumer_timeout() -> None:
+    router, counts = Router("work"), list[int]()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven, delivery: Delivery) -> None:
+        counts.append(delivery.delivery_count)
+        raise ValueError
+
+    bus = Bus("amqp://x", router, consumer_timeout=timedelta(seconds=0.2))
+    async with running(bus) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: counts[-1:] == [2], "two returns")
+
+    assert counts.count(0) > 1
+
+
+async def test_a_forward_that_cannot_be_published_is_tried_again_and_the_handler_is_not() -> None:
+    router, handled = Router("work"), list[int]()
+
+    class Forwards(Plugin):
+        async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+            await proceed(delivery)
+            return forward(Message.copy_of(delivery, queue="later.made"))
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        handled.append(job.number)
+
+    async with running(Bus("amqp://x", router, plugins=[Forwards()])) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: probe.bus.held["work.do"] == 1, "the held forward")
+        probe.broker.queues["later.made"] = probe.broker.make_queue("later.made", {})
+        await eventually(lambda: probe.waiting("later.made") == 1, "the copy")
+        await probe.settled()
+
+        assert handled == [1]
+        assert probe.waiting("work.do") == 0
+
+
+async def test_a_handler_past_its_timeout_is_cancelled_and_tried_again() -> None:
+    router, starts, ends = Router("work"), list[int](), list[str]()
+
+    @router.on(JobGiven, timeout=0.05)
+    async def do(job: JobGiven) -> None:
+        starts.append(job.number)
+        try:
+            await asyncio.sleep(0 if len(starts) > 1 else 10)
+            ends.append("done")
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    async with running(Bus("amqp://x", router)) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: ends == ["cancelled", "done"], "both ends")
+
+
+async def test_a_timed_out_thread_keeps_its_delivery_until_it_ends_and_does_not_hold_up_the_exit() -> None:
+    router, starts, release = Router("work"), list[int](), threading.Event()
+
+    @router.on(JobGiven, timeout=0.02, concurrency=2)
+    def do(job: JobGiven) -> None:
+        starts.append(job.number)
+        release.wait(30)
+
+    async with running(Bus("amqp://x", router, grace=0.2)) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: len(starts) == 1, "the thread")
+        await asyncio.sleep(0.1)  # five timeouts long
+        unsettled = probe.waiting("work.do")
+        held = probe.bus.held["work.do"]
+        stopping = asyncio.get_running_loop().time()
+        await probe.bus.stop()
+        took = asyncio.get_running_loop().time() - stopping
+        left = probe.waiting("work.do")
+    release.set()
+
+    assert (starts, unsettled, held, left) == ([1], 1, 0, 1)
+    assert took < 0.2 + 5
+
+
+async def test_stale_deliveries_are_not_started_and_running_handlers_go_on() -> None:
+    router, starts, ends, gate = Router("work"), list[int](), list[int](), asyncio.Event()
+
+    @router.on(JobGiven, concurrency=2, prefetch=10)
+    async def do(job: JobGiven) -> None:
+        starts.append(job.number)
+        await gate.wait()
+        ends.append(job.number)
+
+    async with running(Bus("amqp://x", router)) as probe:
+        for number in range(10):
+            await probe.bus.publish(JobGiven(number))
+        await eventually(lambda: len(starts) == 2, "two handlers")
+        probe.broker.drop_connections()
+        gate.set()
+        await probe.settled()
+
+        assert Counter(starts) == {0: 2, 1: 2, **dict.fromkeys(range(2, 10), 1)}
+        assert len(ends) == 12
+
+
+async def test_a_paused_subscription_gives_back_what_has_not_begun_and_resumes() -> None:
+    router, done, gate = Router("work"), list[int](), asyncio.Event()
+
+    @router.on(JobGiven, concurrency=1, prefetch=10)
+    async def do(job: JobGiven) -> None:
+        await gate.wait()
+        done.append(job.number)
+
+    async with running(Bus("amqp://x", router)) as probe:
+        for number in range(5):
+            await probe.bus.publish(JobGiven(number))
+        await eventually(lambda: not probe.bus.idle, "the first handler")
+        await probe.bus.pause("work.do")
+        queue = probe.broker.queues["work.do"]
+        while_paused = (queue.ready, queue.unsettled, probe.bus.health().ok)
+        gate.set()
+        await eventually(lambda: done == [0], "the one that ran")
+        await probe.bus.resume("work.do")
+        await eventually(lambda: len(done) == 5, "the others")
+
+        assert while_paused == (4, 1, False)
+        assert done == [0, 1, 2, 3, 4]
+        assert probe.bus.health().ok
+
+
+async def test_stopping_waits_for_running_handlers_and_gives_back_the_rest() -> None:
+    router, done = Router("work"), list[int]()
+    broker = EmbeddedBroker()
+
+    @router.on(JobGiven, concurrency=2, prefetch=10)
+    async def do(job: JobGiven) -> None:
+        await asyncio.sleep(0.05 if job.number == 0 else 60)
+        done.append(job.number)
+
+    bus = Bus(broker.client(), router, grace=0.3)
+    async with bus:
+        for number in range(6):
+            await bus.publish(JobGiven(number))
+        await eventually(lambda: not bus.idle, "handlers")
+
+    queue = broker.queues["work.do"]
+    assert done == [0]
+    assert (queue.ready, queue.unsettled) == (5, 0)
+    assert broker.queues["work.do.dead"].ready == 0
+
+
+async def test_one_worker_handles_in_order_though_handlers_wait() -> None:
+    router, done = Router("work"), list[int]()
+
+    @router.on(JobGiven, concurrency=1)
+    async def do(job: JobGiven) -> None:
+        await asyncio.sleep(0.0001 * (job.number % 3))
+        done.append(job.number)
+
+    async with running(Bus("amqp://x", router)) as probe:
+        for number in range(100):
+            await probe.bus.publish(JobGiven(number))
+        await probe.settled()
+
+    assert done == list(range(100))
+
+
+async def test_no_more_handlers_run_at_once_than_there_are_workers() -> None:
+    router, running_now, most = Router("work"), [0], [0]
+
+    @router.on(JobGiven, concurrency=7)
+    async def do(job: JobGiven) -> None:
+        running_now[0] += 1
+        most[0] = max(most[0], running_now[0])
+        await asyncio.sleep(0.001)
+        running_now[0] -= 1
+
+    async with running(Bus("amqp://x", router)) as probe:
+        await probe.bus.publish_many([JobGiven(number) for number in range(100)])
+        await probe.settled()
+
+    assert most[0] == 7

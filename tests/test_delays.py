@@ -1,0 +1,114 @@
+"""Delayed events on a real broker: never early, no later than promised, and not lost with the node."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import timedelta
+
+import pytest
+from attrs import frozen
+
+from rabbitevents import Bus, Delivery, Router, Settlement, event, forward
+from rabbitevents.plugin import Consume, Plugin
+from rabbitevents.testing import running
+from tests.bed.fixtures import NodeFactory
+from tests.shop import eventually
+
+
+@event("reminder.due")
+@frozen
+class ReminderDue:
+    number: int
+    wait: float
+
+
+@pytest.mark.timeout(400)
+async def test_1000_delayed_events_are_never_early_nor_later_than_promised_though_the_node_is_killed(
+    own_node: NodeFactory,
+) -> None:
+    node = await own_node()
+    now = asyncio.get_running_loop().time
+    router, came, sent = Router("clock"), dict[int, float](), dict[int, tuple[float, float]]()
+    dice = random.Random(7)
+
+    @router.on(ReminderDue)
+    async def remind(reminder: ReminderDue) -> None:
+        came.setdefault(reminder.number, now())
+
+    async with Bus(node.url, router) as bus:
+
+        async def remind_later(number: int) -> None:
+            wait = round(dice.uniform(1, 120), 3)
+            before = now()
+            await bus.publish(ReminderDue(number, wait), delay=timedelta(seconds=wait))
+            sent[number] = (before + wait, now() + wait * 1.1 + 1)
+
+        await asyncio.gather(*(remind_later(n) for n in range(1000)))
+        await node.asettle()
+        await asyncio.sleep(20)  # into the middle of the waiting
+        await node.akill()
+        killed = now()
+        await node.astart()
+        await eventually(lambda: bus.health().ok, "the bus", 15)
+        down = (killed, now() + 1)
+        await eventually(lambda: len(came) == 1000, "all of them", 150)
+
+    early = [n for n, at in came.items() if at < sent[n][0]]
+    late = [n for n, at in came.items() if at > max(sent[n][1], down[1] + 1 if sent[n][1] > down[0] else 0)]
+    held_up = [n for n, at in came.items() if at > sent[n][1]]
+    print(f"\n1,000 delayed, {len(early)} early, {len(late)} late, {len(held_up)} held up by the restart, "
+          f"down for {down[1] - down[0]:.1f} s")  # fmt: skip
+    assert not early
+    assert not late
+
+
+class Again(Plugin):
+    """Handle each event a second time, two seconds later."""
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        settlement = await proceed(delivery)
+        if delivery.attempt > 1:
+            return settlement
+        return forward(delivery.replace(attempt=2, after=timedelta(seconds=2)))
+
+
+async def test_a_delivery_forwarded_with_a_delay_returns_to_the_one_queue_that_sent_it(rabbit_url: str) -> None:
+    router, seen = Router("clock"), list[tuple[str, int, str, str]]()
+
+    @router.on(ReminderDue, plugins=[Again()])
+    async def twice(delivery: Delivery) -> None:
+        seen.append(("twice", delivery.attempt, delivery.exchange, delivery.routing_key))
+
+    @router.on("reminder.*")
+    async def once(delivery: Delivery) -> None:
+        seen.append(("once", delivery.attempt, delivery.exchange, delivery.routing_key))
+
+    async with Bus(rabbit_url, router) as bus:
+        await bus.publish(ReminderDue(1, 0))
+        await eventually(lambda: len(seen) == 3, "three handlings")
+
+    assert sorted(seen) == [
+        ("once", 1, "events", "reminder.due"),
+        ("twice", 1, "events", "reminder.due"),
+        ("twice", 2, "events", "reminder.due"),
+    ]
+
+
+async def test_on_the_embedded_broker_hours_pass_in_milliseconds() -> None:
+    router, seen = Router("clock"), list[int]()
+
+    @router.on(ReminderDue)
+    async def remind(reminder: ReminderDue) -> None:
+        seen.append(reminder.number)
+
+    async with running(Bus("amqp://nowhere", router)) as probe:
+        for number, hours in enumerate((3, 1, 2)):
+            await probe.bus.publish(ReminderDue(number, hours), delay=timedelta(hours=hours))
+        await probe.settled()
+        at_first = list(seen)
+        await probe.advance(timedelta(hours=2.3))
+        after_two = list(seen)
+        await probe.advance(timedelta(hours=1.1))
+
+    assert (at_first, after_two, seen) == ([], [1, 2], [1, 2, 0])

@@ -1,0 +1,376 @@
+"""AMQP's basic properties as bytes: what one side writes the other reads, and nothing but our error comes of the rest."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from rabbitevents.errors import DecodeError, EncodeError
+from rabbitevents.properties import MAX_DEPTH, HeaderValue, Properties, Timestamp, decode_properties, encode_properties
+
+
+def scaled(number: int, scale: int) -> Decimal:
+    return Decimal(number).scaleb(-scale)
+
+
+OCTET = st.integers(0, 255)
+UNSIGNED = st.integers(0, 2**64 - 1)
+NOT_UTF8 = b"\xff\xfe".decode("utf-8", "surrogateescape")
+
+texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.just(NOT_UTF8)
+shorts = st.none() | texts
+decimals = st.builds(scaled, st.integers(-(2**31), 2**31 - 1), st.integers(0, 255))
+scalars: st.SearchStrategy[HeaderValue] = st.one_of(
+    texts,
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.binary(max_size=20),
+    decimals,
+    UNSIGNED.map(Timestamp),
+    st.none(),
+)
+values: st.SearchStrategy[HeaderValue] = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4), max_leaves=12
+)
+properties = st.builds(
+    Properties,
+    content_type=shorts,
+    content_encoding=shorts,
+    headers=st.dictionaries(texts, values, max_size=6),
+    delivery_mode=st.none() | OCTET,
+    priority=st.none() | OCTET,
+    correlation_id=shorts,
+    reply_to=shorts,
+    expiration=shorts,
+    message_id=shorts,
+    timestamp=st.none() | UNSIGNED,
+    type=shorts,
+    user_id=shorts,
+    app_id=shorts,
+    cluster_id=shorts,
+)
+
+
+# --- round trips ---------------------------------------------------------------------------------------------------
+
+
+@given(properties)
+def test_what_is_written_is_read_equal(written: Properties) -> None:
+    data = encode_properties(written)
+
+    read = decode_properties(data)
+
+    assert read == written
+    assert encode_properties(read) == data  # the types too: True is not 1
+
+
+@given(properties, st.data())
+def test_properties_cut_short_are_an_error_and_never_other_properties(written: Properties, data: st.DataObject) -> None:
+    whole = encode_properties(written)
+    length = data.draw(st.integers(0, len(whole) - 1))
+
+    with pytest.raises(DecodeError):
+        decode_properties(whole[:length])
+
+
+@given(properties, st.data())
+def test_changed_bytes_are_read_or_are_a_decode_error_and_nothing_else(
+    written: Properties, data: st.DataObject
+) -> None:
+    changed = bytearray(encode_properties(written))
+    places = st.integers(0, len(changed) - 1)
+    for place, value in data.draw(st.lists(st.tuples(places, OCTET), min_size=1, max_size=8)):
+        changed[place] = value
+
+    with suppress(DecodeError):
+        decode_properties(bytes(changed))
+
+
+@given(st.binary(max_size=200))
+@example(b"\x20\x00\xff\xff\xff\xff")
+@example(b"\x20\x00\x00\x00\x00\x02\x00D")
+def test_random_bytes_are_read_or_are_a_decode_error_and_nothing_else(data: bytes) -> None:
+    with suppress(DecodeError):
+        decode_properties(data)
+
+
+@given(st.binary(max_size=60))
+@example(b"\x01Z")
+@example(b"\x01D\x02\x00\x00\x00\x05")
+@example(b"\x01f\x7f\x80\x00\x00\x01B\xff\x01b\xff\x01u\xff\xff\x01i\xff\xff\xff\xff")
+@example(b"\x00t\x07")
+@example(b"\xc8" + b"k" * 200 + b"V")
+def test_every_table_that_can_be_read_can_be_written_again(table: bytes) -> None:
+    try:
+        read = decode_properties(b"\x20\x00" + struct.pack(">I", len(table)) + table)
+    except DecodeError:
+        return
+
+    data = encode_properties(read)
+
+    assert encode_properties(decode_properties(data)) == data
+    assert repr(dict(decode_properties(data).headers)) == repr(dict(read.headers))  # NaN is not equal to itself
+
+
+def test_no_property_at_all_is_two_bytes() -> None:
+    assert encode_properties(Properties(delivery_mode=None)) == b"\x00\x00"
+    assert decode_properties(b"\x00\x00") == Properties(delivery_mode=None)
+
+
+# --- pamqp as the oracle -------------------------------------------------------------------------------------------
+
+moments = st.integers(0, 2**32 - 1)
+pamqp_texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)  # it cuts names after 128 bytes
+pamqp_scalars: st.SearchStrategy[Any] = st.one_of(
+    pamqp_texts,
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, width=32),
+    st.booleans(),
+    st.binary(max_size=20).map(bytearray),
+    st.builds(scaled, st.integers(0, 2**31 - 1), st.integers(0, 20)),
+    moments.map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+    st.none(),
+)
+pamqp_values: st.SearchStrategy[Any] = st.recursive(
+    pamqp_scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(pamqp_texts, inner, max_size=4),
+    max_leaves=12,
+)
+pamqp_shorts = st.none() | pamqp_texts
+pamqp_properties = st.fixed_dictionaries(
+    {
+        "content_type": pamqp_shorts,
+        "content_encoding": pamqp_shorts,
+        "headers": st.none() | st.dictionaries(pamqp_texts, pamqp_values, min_size=1, max_size=6),
+        "delivery_mode": st.sampled_from([None, 1, 2]),
+        "priority": st.none() | OCTET,
+        "correlation_id": pamqp_shorts,
+        "reply_to": pamqp_shorts,
+        "expiration": pamqp_shorts,
+        "message_id": pamqp_shorts,
+        "timestamp": st.none() | moments.map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+        "message_type": pamqp_shorts,
+        "user_id": pamqp_shorts,
+        "app_id": pamqp_shorts,
+    }
+)
+
+
+def as_ours(value: Any) -> Any:
+    """Return what pamqp calls a value as what we call it."""
+    if isinstance(value, datetime):
+        return Timestamp(int(value.timestamp()))
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, dict):
+        return {name: as_ours(item) for name, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list):
+        return [as_ours(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def in_our_words(theirs: Mapping[str, Any]) -> Properties:
+    ours = {("type" if name == "message_type" else name): as_ours(value) for name, value in theirs.items()}
+    timestamp: Timestamp | None = ours.pop("timestamp")
+    headers: dict[str, HeaderValue] = ours.pop("headers") or {}
+    return Properties(**ours, headers=headers, timestamp=None if timestamp is None else int(timestamp))
+
+
+@given(pamqp_properties)
+def test_what_pamqp_writes_is_read_equal(theirs: dict[str, Any]) -> None:
+    frame = ContentHeader(properties=Basic.Properties(**theirs)).marshal()
+
+    read = decode_properties(frame[12:])
+
+    assert read == in_our_words(theirs)
+
+
+@given(pamqp_properties)
+def test_what_is_written_is_read_equal_by_pamqp(theirs: dict[str, Any]) -> None:
+    frame = struct.pack(">HxxQ", 60, 0) + encode_properties(in_our_words(theirs))
+
+    header = ContentHeader()
+    header.unmarshal(frame)
+
+    assert {name: getattr(header.properties, name) for name in theirs} == theirs
+
+
+# --- what other clients die of (the variants of a poisoned content header) -----------------------------------------
+
+
+def text(value: bytes) -> bytes:
+    return bytes((len(value),)) + value
+
+
+def table(*entries: tuple[bytes, bytes]) -> bytes:
+    data = b"".join(text(name) + value for name, value in entries)
+    return struct.pack(">I", len(data)) + data
+
+
+def with_headers(*entries: tuple[bytes, bytes]) -> bytes:
+    return b"\x20\x00" + table(*entries)
+
+
+def nested(depth: int) -> bytes:
+    inner = b"V"
+    for _ in range(depth):
+        inner = b"F" + table((b"x", inner))
+    return with_headers((b"x", inner))
+
+
+NANOSECONDS = 1_700_000_000_123_456_789
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"\x00\x40" + struct.pack(">Q", NANOSECONDS), Properties(delivery_mode=None, timestamp=NANOSECONDS)),
+        (b"\x00\x40" + b"\xff" * 8, Properties(delivery_mode=None, timestamp=2**64 - 1)),
+        (b"\x00\x80" + text(b"\xff\xfe"), Properties(delivery_mode=None, message_id=NOT_UTF8)),
+        (with_headers((b"\xff\xfe", b"V")), Properties(delivery_mode=None, headers={NOT_UTF8: None})),
+        (
+            with_headers((b"k", b"S" + struct.pack(">I", 2) + b"\xff\xfe")),
+            Properties(delivery_mode=None, headers={"k": NOT_UTF8}),
+        ),
+        (
+            with_headers((b"when", b"T" + struct.pack(">Q", 2**63))),
+            Properties(delivery_mode=None, headers={"when": Timestamp(2**63)}),
+        ),
+        (with_headers((b"", b"V")), Properties(delivery_mode=None, headers={"": None})),
+        (with_headers((b"k" * 255, b"V")), Properties(delivery_mode=None, headers={"k" * 255: None})),
+    ],
+    ids=["ns", "2^64-1", "message_id", "key", "value", "header 2^63", "empty key", "long key"],
+)
+def test_values_that_other_clients_die_of_survive_a_round_trip(data: bytes, found: Properties) -> None:
+    read = decode_properties(data)
+
+    assert read == found
+    assert encode_properties(read) == data
+
+
+@pytest.mark.parametrize("depth", [900, 5_000])
+def test_tables_nested_absurdly_deep_are_a_decode_error(depth: int) -> None:
+    with pytest.raises(DecodeError, match="deeper"):
+        decode_properties(nested(depth))
+
+
+def test_tables_may_nest_as_deep_as_the_limit_says_both_ways() -> None:
+    deepest = nested(MAX_DEPTH)
+
+    assert encode_properties(decode_properties(deepest)) == deepest
+    with pytest.raises(DecodeError, match="deeper"):
+        decode_properties(nested(MAX_DEPTH + 1))
+
+
+def test_an_unknown_field_type_is_a_decode_error_that_names_it() -> None:
+    with pytest.raises(DecodeError, match="'Z'"):
+        decode_properties(with_headers((b"k", b"Z\x00\x00")))
+
+
+def test_a_decimal_that_runs_past_its_table_does_not_eat_what_follows() -> None:
+    data = b"\x20\x80" + table((b"k", b"D\x02")) + text(b"the message id")
+
+    with pytest.raises(DecodeError):
+        decode_properties(data)
+
+
+# --- what cannot be written ----------------------------------------------------------------------------------------
+
+
+def deep(levels: int) -> HeaderValue:
+    value: HeaderValue = 1
+    for level in range(levels):
+        value = {"x": value} if level % 2 else [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "content_type",
+        "content_encoding",
+        "correlation_id",
+        "reply_to",
+        "expiration",
+        "message_id",
+        "type",
+        "user_id",
+        "app_id",
+        "cluster_id",
+    ],
+)
+def test_a_text_of_more_than_255_bytes_is_an_encode_error_that_names_it(field: str) -> None:
+    fits = msgspec.structs.replace(Properties(), **{field: "é" * 127 + "x"})
+    too_long = msgspec.structs.replace(Properties(), **{field: "é" * 128})
+
+    assert decode_properties(encode_properties(fits)) == fits
+    with pytest.raises(EncodeError, match=field):
+        encode_properties(too_long)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"k": deep(MAX_DEPTH + 1)},
+        {"k": deep(900)},
+        {"k": 2**63},
+        {"k": -(2**63) - 1},
+        {"k": Timestamp(-1)},
+        {"k": Timestamp(2**64)},
+        {"k": Decimal("NaN")},
+        {"k": Decimal("Infinity")},
+        {"k": Decimal(2**31)},
+        {"k": Decimal("1E+5")},
+        {"k": Decimal("1E-256")},
+        {"k": Decimal((0, (1,) * 6_000, 0))},
+        {"k": "\ud800"},
+        {"\ud800": "v"},
+        {"k" * 256: "v"},
+        {"k": object()},
+        {"k": {1, 2}},
+        {"k": 1j},
+        {"k": [datetime(2026, 1, 1, tzinfo=UTC)]},
+    ],
+    ids=repr,
+)
+def test_headers_that_amqp_cannot_carry_are_an_encode_error(headers: Any) -> None:
+    with pytest.raises(EncodeError):
+        encode_properties(Properties(headers=headers))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"delivery_mode": 256},
+        {"delivery_mode": -1},
+        {"priority": 256},
+        {"priority": -1},
+        {"timestamp": -1},
+        {"timestamp": 2**64},
+        {"timestamp": 10**5000},
+        {"type": "\ud800"},
+    ],
+    ids=["mode 256", "mode -1", "priority 256", "priority -1", "before 1970", "2^64", "10^5000", "half a surrogate"],
+)
+def test_properties_that_amqp_cannot_carry_are_an_encode_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(EncodeError):
+        encode_properties(msgspec.structs.replace(Properties(), **changes))
+
+
+def test_many_different_header_names_leave_no_trace() -> None:
+    names: Sequence[str] = [f"name-{number}" for number in range(2_000)]
+
+    for name in names:
+        written = Properties(headers={name: name})
+
+        assert decode_properties(encode_properties(written)).headers == {name: name}

@@ -1,0 +1,209 @@
+"""What the broker takes away comes back, and health says so in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pamqp import commands
+
+from rabbitevents import Bus, Fact, Host, Message, Plugin, PublishError, RefusedError
+from rabbitevents.brokers import subscriber
+from rabbitevents.facts import ConsumerLost, ConsumerRestored
+from rabbitevents.properties import Properties
+from tests.bed.fake_broker import FakeBroker
+from tests.bed.fixtures import NodeFactory
+from tests.bed.proxy import Proxy
+from tests.bed.rabbitmq import RabbitNode
+from tests.shop import Effects, OrderPlaced, eventually, recording
+
+
+class Observed(Plugin):
+    """What happened, and whether health said so at that moment."""
+
+    def __init__(self) -> None:
+        self.kinds: list[type[Fact]] = []
+        self.healthy_when_lost = False
+        self._host: Any = None
+
+    @asynccontextmanager
+    async def lifespan(self, host: Host) -> AsyncGenerator[None]:
+        self._host = host
+        yield
+
+    def observe(self, fact: Fact) -> None:
+        self.kinds.append(type(fact))
+        if isinstance(fact, ConsumerLost):
+            self.healthy_when_lost |= self._host.health().ok
+
+
+def to_nowhere() -> Message:
+    return Message(exchange="no.such.exchange", routing_key="x", body=b"{}", properties=Properties(message_id="bad"))
+
+
+async def test_a_queue_deleted_under_its_consumer_is_declared_again_and_consumed(
+    rabbit_url: str, rabbit_node: RabbitNode
+) -> None:
+    effects, observed = Effects(), Observed()
+    async with Bus(rabbit_url, recording(effects), plugins=[observed]) as bus:
+        await bus.publish(OrderPlaced("before"))
+        await effects.until(1)
+
+        await rabbit_node.adelete_queue("shop.record", rabbit_url)
+        await eventually(lambda: observed.kinds.count(ConsumerRestored) == 2, "the consumer", 10)
+        await bus.publish(OrderPlaced("after"))
+        await effects.until(2)
+
+        assert observed.kinds.count(ConsumerLost) == 1
+        assert not observed.healthy_when_lost
+        assert bus.health().ok
+        assert not bus.unroutable
+
+
+@pytest.mark.timeout(240)
+async def test_after_a_consumer_timeout_the_consumer_is_back_and_the_effect_happens_once(own_node: NodeFactory) -> None:
+    node = await own_node(config={"consumer_timeout": "1000"})  # 3.10 and 4.0 look once a minute
+    effects = Effects()
+    seen: list[bool] = []
+    timed_out = asyncio.Event()
+
+    async def slow_the_first_time(delivery: Any) -> None:
+        seen.append(delivery.redelivered)
+        if len(seen) == 1:
+            await timed_out.wait()
+
+    bus = Bus(node.url, recording(effects, before=slow_the_first_time, concurrency=2))
+    async with bus:
+        await bus.publish(OrderPlaced("slow"))
+        await eventually(lambda: not bus.health().ok or len(seen) > 1, "the consumer timeout", 150)
+        await eventually(lambda: bus.health().ok, "the consumer", 10)
+        await eventually(lambda: len(seen) == 2, "the redelivery", 10)
+        timed_out.set()
+        await bus.publish(OrderPlaced("next"))
+        await effects.until(2)
+
+        assert seen[:2] == [False, True]
+        assert all(check.ok for check in bus.health().checks)
+
+
+async def test_one_bad_publish_with_500_in_flight_is_refused_alone(rabbit_url: str) -> None:
+    effects = Effects()
+    async with Bus(rabbit_url, recording(effects)) as bus:
+        orders = [f"o-{i}" for i in range(500)]
+        publishes = [bus.publish(OrderPlaced(order)) for order in orders]
+        publishes.insert(250, bus.send(to_nowhere()))  # type: ignore[arg-type]
+
+        results = await asyncio.gather(*publishes, return_exceptions=True)
+        bad = results.pop(250)
+        await effects.until(500)
+
+        assert isinstance(bad, RefusedError)
+        assert "no.such.exchange" in str(bad)
+        assert not [r for r in results if isinstance(r, BaseException)]
+        assert set(effects.done) == set(orders)
+        assert bus.health().ok
+
+
+@pytest.mark.parametrize("times", [1, 5, 50])
+async def test_a_restore_that_fails_is_tried_until_it_succeeds(
+    times: int, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber, "_RETRY_PAUSE_MAX", 0.2)  # fifty tries in ten seconds instead of in two minutes
+    effects = Effects()
+    async with Bus(fake_broker.url, recording(effects), grace=1) as bus:
+        first = await fake_broker.received(commands.Basic.Consume)
+
+        fake_broker.fail(commands.Basic.Consume, times=times, code=404, text="NOT_FOUND - no queue 'shop.record'")
+        first.connection.cancel(first.frame.consumer_tag)
+        await eventually(lambda: not bus.health().ok, "health to say so")
+        await eventually(lambda: bus.health().ok, f"the consumer after {times} failures", 60)
+        consumes = fake_broker.all(commands.Basic.Consume)
+        tags = [each.frame.consumer_tag for each in consumes]
+
+        assert len(tags) == times + 2
+        assert len(set(tags)) == len(tags), "a tag that was cancelled must not be used again"
+
+
+async def test_a_cancel_by_the_broker_leads_to_a_fresh_channel_and_nothing_is_settled_on_the_old_one(
+    fake_broker: FakeBroker,
+) -> None:
+    release, effects = asyncio.Event(), Effects()
+
+    async def wait(_: object) -> None:
+        await release.wait()
+
+    async with Bus(fake_broker.url, recording(effects, before=wait, prefetch=1), grace=1):
+        first = await fake_broker.received(commands.Basic.Consume)
+        first.connection.deliver(
+            first.channel,
+            first.frame.consumer_tag,
+            1,
+            b'{"order_id": "o"}',
+            exchange="events",
+            routing_key="order.placed",
+        )
+        await eventually(lambda: effects.running == 1, "the handler")
+
+        first.connection.cancel(first.frame.consumer_tag)
+        second = await fake_broker.received(commands.Basic.Consume, 2)
+        release.set()
+        await effects.until(1)
+
+        assert effects.done == {"o": 1}
+        assert second.frame.consumer_tag != first.frame.consumer_tag
+        assert not [a for a in fake_broker.all(commands.Basic.Ack) if a.channel == first.channel]
+
+
+async def test_a_silent_broker_is_given_up_and_every_call_ends(rabbit_url: str) -> None:
+    effects = Effects()
+    async with (
+        Proxy.before(rabbit_url) as proxy,
+        Bus(proxy.url_for(rabbit_url), recording(effects), heartbeat=1) as bus,
+    ):
+        await bus.publish(OrderPlaced("before"))
+        await effects.until(1)
+
+        proxy.stall()
+        with pytest.raises(PublishError):
+            await bus.publish(OrderPlaced("unheard"), timeout=1)
+        await eventually(lambda: not bus.health().ok, "health to say so", 10)
+        proxy.cut()
+        proxy.restore()
+        await eventually(lambda: bus.health().ok, "the connections", 15)
+        await bus.publish(OrderPlaced("after"))
+        await eventually(lambda: "after" in effects.done, "the order after it")
+
+
+async def test_a_busy_connection_is_not_called_stuck(rabbit_url: str) -> None:
+    effects = Effects()
+    async with Bus(rabbit_url, recording(effects), heartbeat=1) as bus:
+        deadline = asyncio.get_running_loop().time() + 6
+        number = 0
+        while asyncio.get_running_loop().time() < deadline:
+            await bus.publish_many([OrderPlaced(f"o-{number + i}") for i in range(50)])
+            number += 50
+        await effects.until(number)
+
+        assert set(effects.done.values()) == {1}
+        assert bus.health().ok
+
+
+async def test_a_handler_that_blocks_the_loop_longer_than_the_heartbeat_does_not_make_the_broker_suspect(
+    rabbit_url: str,
+) -> None:
+    import time
+
+    effects = Effects()
+
+    async def block(_: object) -> None:
+        if not effects.done:
+            time.sleep(1.6)  # noqa: ASYNC251 - what a bad handler does is the point
+
+    async with Bus(rabbit_url, recording(effects, before=block, concurrency=1), heartbeat=1) as bus:
+        await bus.publish_many([OrderPlaced(f"o-{i}") for i in range(3)])
+        await effects.until(3)
+
+        await eventually(lambda: bus.health().ok, "health", 10)

@@ -375,11 +375,8 @@ class Bus:
         )
 
     def _message(self, event: Event[Any], delay: timedelta | None, timeout: float | None) -> Message:
-        kind: type[Any] = type(event.payload)
-        codec = self._codecs.get(kind)
-        if codec is None:
-            codec = self._codecs[kind] = Codec(kind)
-        body, properties = write(event, codec, self._form)
+        payload: object = event.payload
+        body, properties = write(event, self._codec(type(payload)), self._form)
         return Message(
             exchange=self.exchange,
             routing_key=event.type,
@@ -388,6 +385,12 @@ class Bus:
             after=delay,
             timeout=timeout,
         )
+
+    def _codec(self, kind: type[Any]) -> Codec[Any]:
+        codec = self._codecs.get(kind)
+        if codec is None:
+            codec = self._codecs[kind] = Codec(kind)
+        return codec
 
     async def send(self, message: Message, /) -> None:
         """Publish a message past every plugin, and return once the broker has taken responsibility.

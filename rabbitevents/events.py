@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from uuid import UUID
 
 import attrs
@@ -17,7 +17,12 @@ import msgspec
 
 from rabbitevents.errors import ConfigurationError
 
-P = TypeVar("P")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault  # PEP 696; `typing` has it from Python 3.13 on
+
+    P = TypeVarWithDefault("P", default=Any)
+else:
+    P = TypeVar("P")
 C = TypeVar("C", bound=type)
 
 Document = dict[str, Any]

@@ -190,7 +190,16 @@ def _is_payload_or_event(value: object) -> bool:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_callee(function))
+
+
+def _callee(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is called in the end: that of a partial, the method of an object that can be called."""
+    target = function
+    while isinstance(target, partial):
+        inner: Callable[..., Any] = target.func
+        target = inner
+    return target if inspect.isroutine(target) else getattr(target, "__call__", target)  # noqa: B004
 
 
 def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., Awaitable[Any]]:
@@ -307,14 +316,8 @@ class _Signature:
 
 
 def _parameters(function: Callable[..., Any], where: str) -> list[tuple[inspect.Parameter, Any]]:
-    target = function
-    while isinstance(target, partial):
-        inner: Callable[..., Any] = target.func
-        target = inner
-    if not inspect.isroutine(target):
-        target = getattr(target, "__call__", target)  # noqa: B004 - an object that can be called
     try:
-        hints = typing.get_type_hints(inspect.unwrap(target))
+        hints = typing.get_type_hints(inspect.unwrap(_callee(function)))
     except (NameError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{where}: its annotations cannot be resolved ({error}); classes used there must be importable from the module's top level"

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from rabbitevents import Bus, Delivery, Router
+from rabbitevents import Bus, Router
 from tests.shop import OrderPlaced
 
 MODE, URL, LEDGER = sys.argv[1:4]
@@ -26,45 +26,40 @@ def note(*words: str) -> None:
     os.fsync(ledger)
 
 
-if MODE == "slow":
+async def slow(order: OrderPlaced) -> None:
+    """Take a moment, or, every third order, longer than the grace period."""
+    note("start", order.order_id)
+    number = int(order.order_id.split("-")[1])
+    await asyncio.sleep(30 if number % 3 == 0 else 1)
+    note("effect", order.order_id)
 
-    @router.on(OrderPlaced, concurrency=100, prefetch=100)
-    async def record(order: OrderPlaced) -> None:
-        """Take a moment, or, every third order, longer than the grace period."""
-        note("start", order.order_id)
-        number = int(order.order_id.split("-")[1])
-        await asyncio.sleep(30 if number % 3 == 0 else 1)
-        note("effect", order.order_id)
 
-    @router.on(OrderPlaced, name="threaded", concurrency=1, prefetch=1)
-    def in_a_thread(order: OrderPlaced) -> None:
-        """Hang longer than anybody waits."""
-        note("thread", order.order_id)
-        time.sleep(30)
+def in_a_thread(order: OrderPlaced) -> None:
+    """Hang longer than anybody waits."""
+    note("thread", order.order_id)
+    time.sleep(30)
 
-    limit = 50
 
-elif MODE == "quick":
+async def quick(order: OrderPlaced) -> None:
+    """Take no time."""
+    note("effect", order.order_id)
 
-    @router.on(OrderPlaced, concurrency=100, prefetch=100)
-    async def record(order: OrderPlaced) -> None:
-        """Take no time."""
-        note("effect", order.order_id)
 
-    limit = 50
+async def crashing(order: OrderPlaced) -> None:
+    """Take the whole process along, if the order is the poisoned one."""
+    if order.order_id == "poison":
+        note("crash", order.order_id)
+        os._exit(1)
+    await asyncio.sleep(0.002)
+    note("effect", order.order_id)
 
+
+if MODE == "crash":
+    router.on(OrderPlaced, name="record", concurrency=10, prefetch=50)(crashing)
 else:
+    router.on(OrderPlaced, name="record", concurrency=100, prefetch=100)(slow if MODE == "slow" else quick)
+if MODE == "slow":
+    router.on(OrderPlaced, name="threaded", concurrency=1, prefetch=1)(in_a_thread)
 
-    @router.on(OrderPlaced, concurrency=10, prefetch=50)
-    async def record(order: OrderPlaced, delivery: Delivery) -> None:
-        """Take the whole process along, if the order is the poisoned one."""
-        if order.order_id == "poison":
-            note("crash", order.order_id)
-            os._exit(1)
-        await asyncio.sleep(0.002)
-        note("effect", order.order_id)
-
-    limit = 6
-
-Bus(URL, router, grace=GRACE, delivery_limit=limit).run()
+Bus(URL, router, grace=GRACE, delivery_limit=6 if MODE == "crash" else 50).run()
 note("exit")

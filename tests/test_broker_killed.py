@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from functools import partial
 
 import pytest
 
@@ -53,14 +54,20 @@ async def test_ten_kills_with_publishes_in_flight_and_handlers_running_lose_noth
     async def until_killed(_: object) -> None:
         await asyncio.wait_for(gate.wait(), 30)
 
+    def more_than(number: int) -> bool:
+        return sum(effects.done.values()) > number
+
+    def more_confirmed(number: int) -> bool:
+        return len(placing.confirmed) > number
+
     bus = Bus(node.url, recording(effects, before=until_killed, concurrency=60), publish_timeout=DEADLINE)
     counted: list[tuple[int, int]] = []
     back_after: list[float] = []
     now = asyncio.get_running_loop().time
+    placing = Placing(bus)
     async with bus:
         await node.asettle()  # killed within seconds of its declaration, a quorum queue is forgotten by RabbitMQ itself
         tasks_before = len(asyncio.all_tasks())
-        placing = Placing(bus)
         publishers = [asyncio.create_task(placing.run()) for _ in range(PUBLISHERS)]
         for kill in range(KILLS):
             gate.clear()
@@ -71,12 +78,12 @@ async def test_ten_kills_with_publishes_in_flight_and_handlers_running_lose_noth
             await eventually(lambda: not bus.health().ok, "health to say that the broker is gone")
             await node.astart()
             opened, handled, confirmed = now(), sum(effects.done.values()), len(placing.confirmed)
-            await eventually(lambda h=handled: sum(effects.done.values()) > h, f"consumers after kill {kill}", 10)
+            await eventually(partial(more_than, handled), f"consumers after kill {kill}", 10)
             back_after.append(now() - opened)
             # What was redelivered comes first, and is settled now: an event that three kills interrupt would be handled
             # alone, as a suspect. And publishing runs again, so that the next kill finds publishes on the wire.
-            await eventually(lambda h=handled: sum(effects.done.values()) > h + 500, "redelivered orders")
-            await eventually(lambda c=confirmed: len(placing.confirmed) > c + PUBLISHERS, "publishing")
+            await eventually(partial(more_than, handled + 500), "redelivered orders")
+            await eventually(partial(more_confirmed, confirmed + PUBLISHERS), "publishing")
         placing.enough = True
         ended = await asyncio.gather(*publishers, return_exceptions=True)
         await eventually(lambda: placing.confirmed <= set(effects.done), "every confirmed order to be handled", 60)

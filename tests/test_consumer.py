@@ -94,7 +94,15 @@ async def returns_nonsense() -> Any:
     return 42
 
 
-HANDLINGS: list[Callable[[], Any]] = [returns_nothing, raises, is_cancelled, cancels_itself, waits, times_out, returns_nonsense]
+HANDLINGS: list[Callable[[], Any]] = [
+    returns_nothing,
+    raises,
+    is_cancelled,
+    cancels_itself,
+    waits,
+    times_out,
+    returns_nonsense,
+]
 PLUGINS = ["proceeds", "acks", "rejects", "requeues", "forwards", "raises before", "raises after", "proceeds twice"]
 
 
@@ -109,7 +117,7 @@ class Whatever(Plugin):
         if str(delivery.id) in self.seen:
             return await proceed(delivery)
         self.seen.add(str(delivery.id))
-        deed = self.deeds[int(delivery.headers["meta-number"])]  # type: ignore[call-overload]
+        deed = self.deeds[int(str(delivery.headers["meta-number"]))]
         return await self._do(deed, proceed, delivery)
 
     async def _do(self, deed: str, proceed: Consume, delivery: Delivery) -> Settlement:
@@ -129,6 +137,8 @@ class Whatever(Plugin):
                 raise RuntimeError("as a plugin does")
             case "proceeds twice":
                 await proceed(delivery)
+            case _:
+                pass
         return await proceed(delivery)
 
 

@@ -75,7 +75,9 @@ async def test_sigterm_under_load_finishes_or_gives_back_everything(
         await publisher.publish_many([OrderPlaced(order) for order in sorted(orders)])
 
     async with service("slow", rabbit_url, ledger) as process:
-        await eventually(lambda: len(ledger.of("start")) == 100 and bool(ledger.of("thread")), "100 running handlers", 30)
+        await eventually(
+            lambda: len(ledger.of("start")) == 100 and bool(ledger.of("thread")), "100 running handlers", 30
+        )
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
         code = await asyncio.wait_for(process.wait(), 30)
@@ -113,7 +115,9 @@ async def test_an_event_that_crashes_the_process_ends_alone_among_the_dead(
         assert crashes < 12
         async with service("crash", rabbit_url, ledger) as process:
             done = asyncio.create_task(
-                eventually(lambda: len(ledger.of("effect")) == 999 and process.returncode is None, "effects or a crash", 30)
+                eventually(
+                    lambda: len(ledger.of("effect")) == 999 and process.returncode is None, "effects or a crash", 30
+                )
             )
             ended = asyncio.create_task(process.wait())
             await asyncio.wait({done, ended}, return_when=asyncio.FIRST_COMPLETED)

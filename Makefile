@@ -1,0 +1,55 @@
+# `make help` says what there is. Everything below needs Python 3.11 or newer, make, git, and root or sudo for the
+# Debian packages that are missing.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+ARGS ?=
+TESTS ?=
+
+run := .venv/bin/python -m
+debian := rabbitmq-server util-linux
+export PYTHON
+# pyright's version is pinned: it need not look for a newer one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types test-rabbitmq4 docs clean venv debian
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: venv ## an order and an inventory service, every effect counted; ARGS="--orders 2000 --json", ARGS=--help
+	@$(run) rabbitevents.demo $(ARGS)
+
+test: venv debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
+	@$(run) pytest $(TESTS)
+
+check: lint types test ## all that CI runs
+
+lint: venv ## ruff: rules and format
+	@$(run) ruff check
+	@$(run) ruff format --check
+
+types: venv ## mypy and pyright, both strict
+	@$(run) mypy
+	@$(run) pyright
+
+test-rabbitmq4: venv debian ## conformance and integration tests on RabbitMQ 4, in a Debian 13 root folder (needs root)
+	@scripts/debian-packages debootstrap
+	@root=$$(scripts/rabbitmq4 | tail -n 1) && RABBITEVENTS_TEST_ROOT=$$root $(run) pytest $(TESTS)
+
+docs: venv ## check that the documentation's examples run, and that its links and names lead somewhere
+	@$(run) pytest tests/test_readme.py
+
+clean: ## remove what was made here: the environment, caches, the Debian 13 root folder
+	@if [ -e .work/debian13 ]; then scripts/rabbitmq4 --clean; fi
+	rm -rf .venv .work build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@scripts/venv
+
+debian:
+ifndef RABBITEVENTS_TEST_AMQP_URL
+	@scripts/debian-packages $(debian)
+endif

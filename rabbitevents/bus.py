@@ -18,7 +18,7 @@ from rabbitevents.brokers import Broker, Settings
 from rabbitevents.codec import Codec
 from rabbitevents.consumer import Consumer
 from rabbitevents.delay import Delays
-from rabbitevents.errors import ConfigurationError, TopologyError, UnroutableError
+from rabbitevents.errors import ConfigurationError, UnroutableError
 from rabbitevents.events import Event, Metadata, event_type, now
 from rabbitevents.facts import Check, Fact, Health, Returned
 from rabbitevents.handling import CURRENT, Dispatch, Factory, Provided
@@ -94,7 +94,6 @@ class Bus:
         self._codecs: dict[type, Codec[Any]] = {}
         self._consumers: list[Consumer] = []
         self._threads: list[Threads] = []
-        self._mismatches: dict[str, TopologyError] = {}
         self._publish_chain: Publish = self.send
         self._observers: tuple[Callable[[Fact], None], ...] = ()
         self._delays = Delays(self._broker, exchange, passive=declare == "passive")
@@ -194,7 +193,7 @@ class Bus:
             await self._declare_topology()
             stack.push_async_callback(self._stop_consuming)
             self._state = "running"
-            await asyncio.gather(*(c.start(self._broker) for c in self._consumers if c.name not in self._mismatches))
+            await asyncio.gather(*(consumer.start(self._broker) for consumer in self._consumers))
             self._stack = stack.pop_all()
 
     def _everybody(self) -> tuple[Plugin, ...]:
@@ -233,8 +232,7 @@ class Bus:
         for name, error in refused.items():
             if name not in queues:
                 raise error
-            self._mismatches[name] = error
-            log.error("subscription %s does not run: %s", name, error)
+            log.error("subscription %s does not run as long as this is so: %s", name, error)
 
     async def serve(self) -> None:
         """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers."""
@@ -452,12 +450,7 @@ class Bus:
         checks = [Check("bus", self._state == "running", "" if self._state == "running" else self._state)]
         checks.extend(self._broker.health())
         for consumer in self._consumers:
-            mismatch = self._mismatches.get(consumer.name)
-            checks.extend(
-                consumer.checks()
-                if mismatch is None
-                else [Check(f"subscription {consumer.name}", False, str(mismatch))]
-            )
+            checks.extend(consumer.checks())
         for plugin in self._everybody():
             checks.extend(plugin.health())
         return Health(tuple(checks))

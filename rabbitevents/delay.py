@@ -67,7 +67,7 @@ class Delays:
 
     async def publish(self, message: Message, deadline: float) -> bool:
         """Have ``message`` come out after its ``after``. Raises what `Broker.publish` and `Broker.declare` raise."""
-        if message.after is None:
+        if message.after is None or message.after <= timedelta():
             return await self._broker.publish(message, deadline)
         ms = tier(message.after)
         name, leads_to = self._family(message, ms)

@@ -253,7 +253,7 @@ class _Signature:
         self._handler = handler
         self._where = where
         self._provided = provided
-        if inspect.isasyncgenfunction(handler.function):
+        if inspect.isasyncgenfunction(_callee(handler.function)):
             raise ConfigurationError(f"{where} is an async generator; return a list of events instead")
         for parameter, hint in _parameters(handler.function, where):
             get = self._serve(parameter, hint)

@@ -151,9 +151,11 @@ def check_order(plugins: Sequence[Plugin], where: str) -> None:
 
 
 def _check_instances(plugins: Iterable[object], where: str) -> None:
-    wrong = next((plugin for plugin in plugins if not isinstance(plugin, Plugin)), None)
-    if wrong is not None:
-        raise ConfigurationError(f"{where}: {wrong!r} is no plugin; plugins=[...] takes instances, such as Retry()")
+    for plugin in plugins:
+        if not isinstance(plugin, Plugin):
+            raise ConfigurationError(
+                f"{where}: {plugin!r} is no plugin; plugins=[...] takes instances, such as Retry()"
+            )
 
 
 def _right_order(plugins: Sequence[Plugin]) -> str:

@@ -178,10 +178,10 @@ async def test_a_queue_with_other_arguments_stops_only_itself_and_both_sides_are
 
     await other.stop(asyncio.get_running_loop().time() + 2)
     assert effects.done == {"everything": 1}
-    assert list(problems) == ["subscription shop.record"]
-    assert "shop.record" in problems["subscription shop.record"]
-    assert "is '7'" in problems["subscription shop.record"] or "is none" in problems["subscription shop.record"]
-    assert "wants" in problems["subscription shop.record"]
+    assert list(problems) == ["consumer shop.record"]
+    assert "queue 'shop.record' exists with other arguments" in problems["consumer shop.record"]
+    assert "is '7'" in problems["consumer shop.record"] or "is none" in problems["consumer shop.record"]
+    assert "wants" in problems["consumer shop.record"]
 
 
 async def test_declaring_passively_needs_what_is_not_there(rabbit_url: str) -> None:

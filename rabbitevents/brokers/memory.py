@@ -13,14 +13,13 @@ from typing import Literal
 import msgspec
 
 from rabbitevents.brokers import Deliver, Settings, Trusted, Verdict
-from rabbitevents.brokers.clock import Clock
-from rabbitevents.brokers.queues import MemoryQueue, Reader, Stored
+from rabbitevents.brokers.queues import MemoryQueue, Reader
+from rabbitevents.brokers.routes import Routes
 from rabbitevents.errors import NotSentError, OutcomeUnknownError, RefusedError, TopologyError
 from rabbitevents.facts import Blocked, Check, Connected, ConnectionLost, Report, Unblocked
 from rabbitevents.message import Delivery, Message
 from rabbitevents.properties import encode_properties, short
-from rabbitevents.routing import matches
-from rabbitevents.topology import Arguments, Binding, Exchange, Queue, Topology
+from rabbitevents.topology import Topology
 
 Failure = Literal["refuse", "return", "lose"]
 """How a publish fails: the broker says no; finds no queue; or takes it, and breaks the connection before it says so."""
@@ -34,17 +33,14 @@ class Fault(msgspec.Struct):
     times: int
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(Routes):
     """Exchanges, queues and bindings in memory. `client` connects a bus to it; several may share it.
 
     ``await broker.advance(...)`` is for tests, by way of `rabbitevents.testing`.
     """
 
     def __init__(self) -> None:
-        self.clock = Clock()
-        self.exchanges: dict[str, Exchange] = {}
-        self.queues: dict[str, MemoryQueue] = {}
-        self.bindings: list[Binding] = []
+        super().__init__()
         self.witnesses: list[Callable[[Message], None]] = []
         """Told of every message that is taken, as it was published."""
         self.clients: list[MemoryClient] = []
@@ -86,38 +82,7 @@ class EmbeddedBroker:
         for client in self.clients:
             client.block(None)
 
-    # --- topology ---
-
-    def declare(self, item: Exchange | Queue | Binding, *, passive: bool) -> TopologyError | None:
-        """Declare one thing; return what is the matter if it is otherwise there, or not there at all."""
-        match item:
-            case Exchange():
-                there = self.exchanges.get(item.name)
-                if there is None and not passive:
-                    self.exchanges[item.name] = there = item
-                return _compared(f"exchange {item.name!r}", item.name, there, item, passive)
-            case Queue():
-                queue = self.queues.get(item.name)
-                if queue is None and not passive:
-                    queue = self.queues[item.name] = self.make_queue(item.name, item.arguments)
-                current = None if queue is None else Queue(item.name, queue.arguments)
-                return _compared(f"queue {item.name!r}", item.name, current, item, passive)
-            case Binding():
-                return None if passive else self._bind(item)
-
-    def make_queue(self, name: str, arguments: Arguments) -> MemoryQueue:
-        """Make a queue."""
-        return MemoryQueue(name, arguments, self.clock, self._dead_letter)
-
-    def _bind(self, binding: Binding) -> TopologyError | None:
-        if binding.exchange not in self.exchanges or binding.queue not in self.queues:
-            missing = binding.exchange if binding.exchange not in self.exchanges else binding.queue
-            return TopologyError(f"{missing!r} does not exist: nothing can be bound", name=binding.queue, code=404)
-        if binding not in self.bindings:
-            self.bindings.append(binding)
-            for queue in self.queues.values():
-                queue.retry_stuck()
-        return None
+    # --- what is done to it ---
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue with all that is in it; its consumers are cancelled, and register again."""
@@ -151,56 +116,12 @@ class EmbeddedBroker:
             raise OutcomeUnknownError(message, "the broker was told to break the connection")
         return True
 
-    def store(self, queue: MemoryQueue, message: Message) -> None:
-        """Put a published message into a queue."""
-        queue.put(Stored(message.exchange, message.routing_key, message.body, message.properties))
-
     def _fault(self, message: Message) -> Failure | None:
         for fault in self._faults:
             if fault.times > 0 and fault.when(message):
                 fault.times -= 1
                 return fault.failure
         return None
-
-    def route(self, exchange: str, routing_key: str) -> list[MemoryQueue]:
-        """Return the queues that a message goes to, each once; those of the alternate exchange if there are none."""
-        if exchange == "":
-            return [self.queues[routing_key]] if routing_key in self.queues else []
-        there = self.exchanges[exchange]
-        bound = [binding for binding in self.bindings if binding.exchange == exchange]
-        names = dict.fromkeys(b.queue for b in bound if _leads(there, b.routing_key, routing_key))
-        alternate = there.arguments.get("alternate-exchange")
-        if not names and isinstance(alternate, str) and alternate in self.exchanges:
-            return self.route(alternate, routing_key)
-        return [self.queues[name] for name in names]
-
-    def _dead_letter(self, stored: Stored, exchange: str, routing_key: str) -> bool:
-        if exchange and exchange not in self.exchanges:
-            return False
-        queues = self.route(exchange, routing_key)
-        for queue in queues:
-            if not stored.would_cycle(queue.name):
-                queue.put(Stored(exchange, routing_key, stored.body, stored.properties))
-        return bool(queues)
-
-
-def _leads(exchange: Exchange, binding_key: str, routing_key: str) -> bool:
-    """Say whether a binding of ``exchange`` takes a message with ``routing_key``."""
-    if exchange.kind == "topic":
-        return matches(binding_key, routing_key)
-    return exchange.kind == "fanout" or binding_key == routing_key
-
-
-def _compared(
-    what: str, name: str, there: Exchange | Queue | None, wanted: Exchange | Queue, passive: bool
-) -> TopologyError | None:
-    if there is None:
-        return TopologyError(f"{what} does not exist: have it declared, or let this bus declare", name=name, code=404)
-    if there == wanted or passive:
-        return None
-    return TopologyError(
-        f"{what} exists with other arguments: it is {there}, and this bus wants {wanted}", name=name, code=406
-    )
 
 
 class MemoryConsumption:
@@ -277,6 +198,7 @@ class MemoryClient:
         self._report: Report | None = None
         self._consumptions: list[MemoryConsumption] = []
         self._topology = Topology()
+        self._refused: dict[str, TopologyError] = {}
         self._lost: str | None = "not started"
         self._blocked: str | None = None
         self._ready = asyncio.Event()
@@ -293,8 +215,10 @@ class MemoryClient:
         return self._declare(topology, passive)
 
     def _declare(self, topology: Topology, passive: bool) -> dict[str, TopologyError]:
-        found = [(item, self.server.declare(item, passive=passive)) for item in topology.items]
-        return {error.name: error for _, error in found if error is not None}
+        found = (self.server.declare(item, passive=passive) for item in topology.items)
+        refused = {error.name: error for error in found if error is not None}
+        self._refused.update(refused)
+        return refused
 
     async def publish(self, message: Message, deadline: float) -> bool:
         """Publish; a lost answer is tried again with the same id, as on RabbitMQ."""
@@ -325,7 +249,7 @@ class MemoryClient:
         """Consume from a queue."""
         consumption = MemoryConsumption(self, queue, prefetch, deliver, trusted)
         self._consumptions.append(consumption)
-        if self._lost is None:
+        if self._lost is None and queue not in self._refused:
             consumption.register()
         return consumption
 
@@ -339,7 +263,9 @@ class MemoryClient:
         """Say how the connection and the consumers are."""
         yield Check("connection", self._lost is None and self._blocked is None, self._lost or self._blocked or "")
         for consumption in self._consumptions:
-            yield Check(f"consumer {consumption.queue}", consumption.queue in self.server.queues and self._lost is None)
+            refused = self._refused.get(consumption.queue)
+            ok = consumption.queue in self.server.queues and self._lost is None and refused is None
+            yield Check(f"consumer {consumption.queue}", ok, str(refused or self._lost or "") if not ok else "")
 
     async def stop(self, deadline: float) -> None:
         """Disconnect."""

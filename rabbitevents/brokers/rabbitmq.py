@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from rabbitevents.brokers import Deliver, Settings, Trusted
-from rabbitevents.brokers.connection import Link, Restore, Wire, addresses
+from rabbitevents.brokers.connection import Wire, addresses
 from rabbitevents.brokers.declaring import declare
+from rabbitevents.brokers.link import Link, Restore
 from rabbitevents.brokers.publisher import Publisher
 from rabbitevents.brokers.subscriber import Subscriber
 from rabbitevents.errors import BrokerError, BrokerUnavailableError, NotSentError, TopologyError
@@ -153,7 +154,7 @@ class RabbitMQ:
         )
         self._subscribers.append(subscriber)
         subscriber.start()
-        await subscriber.registered(REGISTER_TIMEOUT)
+        await subscriber.tried(REGISTER_TIMEOUT)
         return subscriber
 
     def health(self) -> Iterable[Check]:

@@ -12,8 +12,9 @@ import aiormq
 from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers import Deliver, Trusted, Verdict
-from rabbitevents.brokers.connection import RPC_DEADLINE, Link, Wire, within
+from rabbitevents.brokers.connection import RPC_DEADLINE, Wire, within
 from rabbitevents.brokers.inbound import InboundLane
+from rabbitevents.brokers.link import Link
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.facts import Check, ConsumerLost, ConsumerRestored, Report
 from rabbitevents.message import Delivery
@@ -68,6 +69,7 @@ class Subscriber:
         self._down_since = asyncio.get_running_loop().time()
         self._task: asyncio.Task[None] | None = None
         self._registered = asyncio.Event()
+        self._tried = asyncio.Event()
         self._cancelled = False
 
     # --- the seam ---
@@ -144,12 +146,11 @@ class Subscriber:
                 self._supervise(), name=f"rabbitevents consumer of {self.queue}"
             )
 
-    async def registered(self, timeout: float) -> bool:
-        """Wait until the consumer is registered, at most ``timeout`` seconds; say whether it is."""
+    async def tried(self, timeout: float) -> None:
+        """Wait until the consumer is registered, or could not be; at most ``timeout`` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._registered.wait()
-        return self.running
+                await self._tried.wait()
 
     async def _supervise(self) -> None:
         """Register, wait until the channel ends, and again, until nothing more is wanted."""
@@ -162,11 +163,12 @@ class Subscriber:
                 await self._watch(lane)
             except Exception as error:
                 # Whatever went wrong, this supervisor tries again: a consumer must not be silently gone.
-                self.detail = str(error)
-                if isinstance(error, TopologyError):
+                if isinstance(error, TopologyError) and str(error) != self.detail:
                     log.error("%s", error)
                 elif not isinstance(error, BrokerError):
                     log.exception("the consumer of %r could not be registered", self.queue)
+                self.detail = str(error)
+                self._tried.set()
                 await self._drop_channel()
                 lasting = isinstance(error, TopologyError) and error.code == 406
                 pause = min(2 * pause, _MISMATCH_PAUSE_MAX if lasting else _RETRY_PAUSE_MAX)
@@ -204,6 +206,7 @@ class Subscriber:
     async def _watch(self, lane: InboundLane) -> None:
         self.detail = ""
         self._registered.set()
+        self._tried.set()
         now = asyncio.get_running_loop().time
         if self._report is not None:
             self._report(ConsumerRestored(self.queue, now() - self._down_since))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import signal
 import ssl
@@ -11,34 +12,51 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, overload
+
+import msgspec
 
 from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
-from rabbitevents.codec import Codec
 from rabbitevents.consumer import Consumer
-from rabbitevents.delay import Delays
-from rabbitevents.errors import ConfigurationError, UnroutableError
-from rabbitevents.events import Event, Metadata, event_type, now
-from rabbitevents.facts import Check, Fact, Health, Returned
+from rabbitevents.errors import ConfigurationError
+from rabbitevents.events import Event
+from rabbitevents.facts import Check, Fact, Health
 from rabbitevents.handling import CURRENT, Dispatch, Factory, Provided
-from rabbitevents.ids import new_id
 from rabbitevents.message import Message
 from rabbitevents.plugin import Plugin, Publish, check_order, overrides, standing_in, wrap
+from rabbitevents.publishing import Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.threads import Threads
-from rabbitevents.wire import Form, Limits, write
+from rabbitevents.wire import Form, Limits
 
 log = logging.getLogger("rabbitevents")
 
 P = TypeVar("P")
 T = TypeVar("T")
 
-Unroutable = Literal["warn", "raise", "ignore"]
-"""What an event is that no queue is bound for: counted and logged once a type, an error, or nothing at all."""
+Declare = Literal["active", "passive"]
+"""Whether a bus declares what it needs, or only looks whether it is there."""
 
 HARD_STOP = 5.0
 """Seconds that a stop may take beyond its grace period, whatever the broker does."""
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bus is told besides its broker, routers and plugins; `Bus` says what each means."""
+
+    name: str
+    exchange: str
+    declare: Declare
+    unroutable: Unroutable
+    form: Form
+    start_timeout: float
+    publish_timeout: float
+    grace: float
+    consumer_timeout: timedelta
+    delivery_limit: int
+    in_flight: int
+    limits: Limits
 
 
 class Bus:
@@ -62,7 +80,7 @@ class Bus:
         plugins: Sequence[Plugin] = (),
         name: str | None = None,
         exchange: str = "events",
-        declare: Literal["active", "passive"] = "active",
+        declare: Declare = "active",
         unroutable: Unroutable = "warn",
         form: Form = "amqp",
         start_timeout: float = 30.0,
@@ -79,29 +97,31 @@ class Bus:
         self.exchange = exchange
         self.plugins = tuple(plugins)
         self.routers = routers
-        self.unroutable: Counter[str] = Counter()
-        """How many events of each type reached no queue."""
-        self._declare: Literal["active", "passive"] = declare
-        self._on_unroutable: Unroutable = unroutable
-        self._form: Form = form
-        self._publish_timeout = publish_timeout
-        self._grace = grace
-        self._consumer_timeout = consumer_timeout.total_seconds()
-        self._delivery_limit = delivery_limit
-        self._settings = Settings(self.name, start_timeout, in_flight, limits or Limits())
+        self._configuration = Configuration(
+            name=self.name,
+            exchange=exchange,
+            declare=declare,
+            unroutable=unroutable,
+            form=form,
+            start_timeout=start_timeout,
+            publish_timeout=publish_timeout,
+            grace=grace,
+            consumer_timeout=consumer_timeout,
+            delivery_limit=delivery_limit,
+            in_flight=in_flight,
+            limits=limits or Limits(),
+        )
         self._broker = _broker(broker, ssl_context, heartbeat)
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
-        self._codecs: dict[type, Codec[Any]] = {}
+        self._publishing: Publishing | None = None
+        self._publish_chain: Publish = self.send
         self._consumers: list[Consumer] = []
         self._threads: list[Threads] = []
-        self._publish_chain: Publish = self.send
         self._observers: tuple[Callable[[Fact], None], ...] = ()
-        self._delays = Delays(self._broker, exchange, passive=declare == "passive")
         self._stack: AsyncExitStack | None = None
         self._state: Literal["new", "starting", "running", "stopping", "stopped"] = "new"
         self._stop_asked: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
-        self._time: Callable[[], float] = _no_time
         check_order(self.plugins, "the bus")
         if delivery_limit < 1:
             raise ConfigurationError(
@@ -110,23 +130,8 @@ class Bus:
 
     def sibling(self, broker: str | Sequence[str] | Broker, *, plugins: Sequence[Plugin] | None = None) -> Bus:
         """Return another bus with the same handlers, settings and provided values on ``broker``, not started."""
-        other = Bus(
-            broker,
-            *self.routers,
-            plugins=self.plugins if plugins is None else plugins,
-            name=self.name,
-            exchange=self.exchange,
-            declare=self._declare,
-            unroutable=self._on_unroutable,
-            form=self._form,
-            start_timeout=self._settings.start_timeout,
-            publish_timeout=self._publish_timeout,
-            grace=self._grace,
-            consumer_timeout=timedelta(seconds=self._consumer_timeout),
-            delivery_limit=self._delivery_limit,
-            in_flight=self._settings.in_flight,
-            limits=self._settings.limits,
-        )
+        chain = self.plugins if plugins is None else plugins
+        other = Bus(broker, *self.routers, plugins=chain, **msgspec.structs.asdict(self._configuration))
         other._provided = {**self._provided, Bus: Provided(other)}
         return other
 
@@ -142,6 +147,11 @@ class Bus:
             raise ConfigurationError(f"provide({kind.__name__}): the bus has started, and its handlers are bound")
         if (value is None) == (factory is None):
             raise ConfigurationError(f"provide({kind.__name__}): give a value, or factory=")
+        if inspect.iscoroutinefunction(factory):
+            raise ConfigurationError(
+                f"provide({kind.__name__}): the factory is a coroutine function, which would hand out coroutines; "
+                "make it an async context manager (@asynccontextmanager)"
+            )
         self._provided[kind] = Provided(value, factory)
 
     @property
@@ -176,43 +186,67 @@ class Bus:
         if self._state != "new":
             raise ConfigurationError(f"this bus is {self._state}; a bus starts once, so make another one")
         self._state = "starting"
-        loop = asyncio.get_running_loop()
-        self._time = loop.time
+        told = self._configuration
         self._hurry = asyncio.Event()
+        self._publishing = self._new_publishing()
         async with AsyncExitStack() as stack:
             for router in self.routers:
                 router.freeze()
             everybody = self._everybody()
             self._observers = tuple(p.observe for p in everybody if overrides(p, "observe"))
             self._publish_chain = wrap(self.plugins, "publish", self.send)
+            if not any(overrides(plugin, "lifespan") for plugin in everybody):
+                self._consumers = self._new_consumers()  # what is written wrong is said before the broker is looked for
             stack.push_async_callback(self._stop_broker)
-            await self._broker.start(self._settings, self.report if self._observers else None)
+            settings = Settings(self.name, told.start_timeout, told.in_flight, told.limits)
+            await self._broker.start(settings, self.report if self._observers else None)
             for plugin in everybody:
                 await stack.enter_async_context(plugin.lifespan(self))
-            self._consumers = [self._consumer(subscription) for subscription in self.subscriptions]
+            self._consumers = self._consumers or self._new_consumers()
             await self._declare_topology()
             stack.push_async_callback(self._stop_consuming)
             self._state = "running"
             await asyncio.gather(*(consumer.start(self._broker) for consumer in self._consumers))
             self._stack = stack.pop_all()
 
+    def _new_publishing(self) -> Publishing:
+        told = self._configuration
+        return Publishing(
+            self._broker,
+            exchange=told.exchange,
+            source=told.name,
+            form=told.form,
+            timeout=told.publish_timeout,
+            unroutable=told.unroutable,
+            passive=told.declare == "passive",
+            report=self.report,
+        )
+
     def _everybody(self) -> tuple[Plugin, ...]:
         """Return every plugin once: the bus's, and those that stand in for them somewhere."""
         own = [p for subscription in self.subscriptions for p in subscription.plugins]
         return tuple(dict.fromkeys((*self.plugins, *own)))
 
+    def _new_consumers(self) -> list[Consumer]:
+        return [self._consumer(subscription) for subscription in self.subscriptions]
+
     def _consumer(self, subscription: Subscription) -> Consumer:
         plugins = standing_in(self.plugins, subscription.plugins)
         check_order(plugins, f"subscription {subscription.name!r}")
         dispatch = Dispatch(
-            subscription, self._provided, lambda: self._new_threads(subscription), self._publish_returned
+            subscription,
+            self._provided,
+            lambda: self._new_threads(subscription),
+            self._publish_returned,
+            owner=self,
+            chain=wrap(plugins, "publish", self.send),
         )
         return Consumer(
             subscription,
             wrap(plugins, "consume", dispatch),
-            forward=self._forward,
+            forward=self._running.forward,
             report=self.report if self._observers else None,
-            consumer_timeout=self._consumer_timeout,
+            consumer_timeout=self._configuration.consumer_timeout.total_seconds(),
         )
 
     def _new_threads(self, subscription: Subscription) -> Threads:
@@ -223,11 +257,11 @@ class Bus:
     async def _declare_topology(self) -> None:
         wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
         for subscription in self.subscriptions:
-            needed = topology.needed(subscription, self.exchange, self._delivery_limit)
+            needed = topology.needed(subscription, self.exchange, self._configuration.delivery_limit)
             for plugin in standing_in(self.plugins, subscription.plugins):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
-        refused = await self._broker.declare(wanted, passive=self._declare == "passive")
+        refused = await self._broker.declare(wanted, passive=self._configuration.declare == "passive")
         queues = {subscription.queue for subscription in self.subscriptions}
         for name, error in refused.items():
             if name not in queues:
@@ -253,7 +287,7 @@ class Bus:
     def ask_to_stop(self) -> None:
         """Let `serve` end: the first time with grace, the second time at once."""
         if self._stop_asked is not None and not self._stop_asked.is_set():
-            log.info("stopping: running handlers have %g s to end", self._grace)
+            log.info("stopping: running handlers have %g s to end", self._configuration.grace)
             self._stop_asked.set()
         elif self._hurry is not None:
             log.warning("stopping at once")
@@ -273,7 +307,7 @@ class Bus:
         self._state = "stopping"
         stack, self._stack = self._stack, None
         closing = asyncio.ensure_future(stack.aclose())
-        done, _ = await asyncio.wait({closing}, timeout=self._grace + HARD_STOP - 0.5)
+        done, _ = await asyncio.wait({closing}, timeout=self._configuration.grace + HARD_STOP - 0.5)
         if not done:
             log.error("stopping took longer than the grace period and %g s; leaving", HARD_STOP)
             closing.cancel()
@@ -295,7 +329,7 @@ class Bus:
             return
         drained = asyncio.ensure_future(_all(consumer.drain() for consumer in self._consumers))
         hurry = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait({drained, hurry}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({drained, hurry}, timeout=self._configuration.grace, return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
             log.warning(
                 "%d handlers did not end in time; their events are given back", sum(c.running for c in self._consumers)
@@ -304,9 +338,31 @@ class Bus:
         hurry.cancel()
 
     async def _stop_broker(self) -> None:
-        await self._broker.stop(self._time() + HARD_STOP / 2)
+        await self._broker.stop(asyncio.get_running_loop().time() + HARD_STOP / 2)
 
     # --- publishing ---
+
+    @overload
+    async def publish(
+        self,
+        payload: Event[P],
+        /,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Event[P]: ...
+
+    @overload
+    async def publish(
+        self,
+        payload: P,
+        /,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        metadata: dict[str, str] | None = None,
+        correlation_id: str | None = None,
+    ) -> Event[P]: ...
 
     async def publish(
         self,
@@ -326,19 +382,26 @@ class Bus:
 
         Raises `EncodeError` for what cannot be written, and a `PublishError` when it was not confirmed.
         """
-        event = self._enveloped(payload, metadata, correlation_id)
-        await self._publish_chain(self._message(event, delay, timeout))
+        publishing = self._running
+        event = publishing.event(payload, metadata, correlation_id)
+        await self._chain()(publishing.message(event, delay, timeout))
         return event
 
     async def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
         """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
-        events: list[Event[Any]] = [self._enveloped(payload, None, None) for payload in payloads]
-        messages = [self._message(event, None, timeout) for event in events]
-        results = await asyncio.gather(*map(self._publish_chain, messages), return_exceptions=True)
+        publishing = self._running
+        events = [publishing.event(payload, None, None) for payload in payloads]
+        messages = [publishing.message(event, None, timeout) for event in events]
+        results = await asyncio.gather(*map(self._chain(), messages), return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
             raise BaseExceptionGroup(f"{len(errors)} of {len(events)} events were not confirmed", errors)
         return events
+
+    def _chain(self) -> Publish:
+        """Return the publish chain: the handler's own where one of ours is at work, with the plugins that stand in there."""
+        handling = CURRENT.get()
+        return handling.chain if handling is not None and handling.owner is self else self._publish_chain
 
     async def _publish_returned(self, events: list[Any]) -> None:
         """Publish what a handler returned."""
@@ -347,76 +410,23 @@ class Bus:
         elif events:
             await self.publish_many(events)
 
-    def _enveloped(
-        self, payload: P | Event[P], metadata: dict[str, str] | None, correlation_id: str | None
-    ) -> Event[P]:
-        if isinstance(payload, Event):
-            return cast("Event[P]", payload)
-        spec = event_type(type(payload))
-        handling = CURRENT.get()
-        cause: str | None = None
-        if handling is None:
-            id = new_id()
-            correlation_id = correlation_id or str(id)
-        else:
-            id, cause = handling.next_id(spec.name), handling.id
-            correlation_id = correlation_id or handling.correlation_id
-        return Event(
-            id,
-            spec.name,
-            spec.version,
-            spec.entity,
-            spec.entity_id(payload),
-            now(),
-            payload,
-            Metadata(correlation_id, cause, self.name, metadata or {}),
-        )
-
-    def _message(self, event: Event[Any], delay: timedelta | None, timeout: float | None) -> Message:
-        payload: object = event.payload
-        body, properties = write(event, self._codec(type(payload)), self._form)
-        return Message(
-            exchange=self.exchange,
-            routing_key=event.type,
-            body=body,
-            properties=properties,
-            after=delay,
-            timeout=timeout,
-        )
-
-    def _codec(self, kind: type[Any]) -> Codec[Any]:
-        codec = self._codecs.get(kind)
-        if codec is None:
-            codec = self._codecs[kind] = Codec(kind)
-        return codec
-
     async def send(self, message: Message, /) -> None:
         """Publish a message past every plugin, and return once the broker has taken responsibility.
 
         Raises a `PublishError`; for a message that reached no queue as the bus's ``unroutable`` says.
         """
-        if not await self._delays.publish(message, self._deadline(message)):
-            self._note_unroutable(message)
+        await self._running.send(message)
 
-    async def _forward(self, message: Message) -> None:
-        """Publish a copy of a delivery; one that reaches no queue is an error here, whatever ``unroutable`` says."""
-        if not await self._delays.publish(message, self._deadline(message)):
-            raise UnroutableError(message)
+    @property
+    def _running(self) -> Publishing:
+        if self._publishing is None:
+            raise ConfigurationError("the bus has not started: use it inside `async with bus:`")
+        return self._publishing
 
-    def _deadline(self, message: Message) -> float:
-        return self._time() + (self._publish_timeout if message.timeout is None else message.timeout)
-
-    def _note_unroutable(self, message: Message) -> None:
-        if self._on_unroutable == "raise" or message.exchange != self.exchange:
-            raise UnroutableError(message)
-        if self._on_unroutable == "ignore":
-            return
-        self.unroutable[message.type] += 1
-        if self.unroutable[message.type] == 1:
-            log.warning(
-                "%s: no queue is bound for it (said once; unroutable='raise' makes it an error)", message.describe()
-            )
-        self.report(Returned(message.type, message.id))
+    @property
+    def unroutable(self) -> Counter[str]:
+        """How many events of each type reached no queue."""
+        return self._running.unroutable
 
     # --- while it runs ---
 
@@ -468,10 +478,6 @@ class Bus:
 
 async def _all(waits: Iterable[Any]) -> None:
     await asyncio.gather(*waits)
-
-
-def _no_time() -> float:
-    raise ConfigurationError("the bus has not started: use it inside `async with bus:`")
 
 
 def _broker(broker: str | Sequence[str] | Broker, ssl_context: ssl.SSLContext | None, heartbeat: int) -> Broker:

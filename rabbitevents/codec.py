@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import math
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -59,6 +60,10 @@ class Path(Protocol[P]):
         """Read JSON into the class."""
         ...
 
+    def document(self, payload: P, /) -> Any:
+        """Return the payload as plain values."""
+        ...
+
     def structure(self, document: Any, /) -> P:
         """Read a document, as `read_document` gives it, into the class."""
         ...
@@ -72,6 +77,10 @@ class Native(Generic[P]):
         self.decode: Callable[[bytes], P] = msgspec.json.Decoder(cls).decode
         self._cls = cls
 
+    def document(self, payload: P) -> Any:
+        """Return the payload as plain values."""
+        return msgspec.to_builtins(payload)
+
     def structure(self, document: Any) -> P:
         """Read a document into the class."""
         return msgspec.convert(document, self._cls, strict=True, str_keys=True)
@@ -84,6 +93,10 @@ class Walked(Generic[P]):
         self._read = _Readers().reader(cls)
         self._unstructure = _writing_converter().get_unstructure_hook(cls)
         self._encode = msgspec.json.Encoder().encode
+
+    def document(self, payload: P) -> Any:
+        """Return the payload as plain values."""
+        return self._unstructure(payload)
 
     def encode(self, payload: P) -> bytes:
         """Return the payload as JSON."""
@@ -105,11 +118,15 @@ class Codec(Generic[P]):
         self.spec: EventType = event_type(cls)
         self.spec.check_upcasters(cls)
         self._path: Path[P] = path_for(cls)
+        self._may_hold_nan = _may_hold_nan(cls)
 
     def encode(self, payload: P) -> bytes:
         """Return the payload as JSON. Raises `EncodeError`, which says where, and not what, it holds."""
         try:
-            return self._path.encode(payload)
+            body = self._path.encode(payload)
+            if self._may_hold_nan and b"null" in body and _holds_nan(self._path.document(payload)):
+                raise ValueError("NaN and infinities are no JSON, and would arrive as null")
+            return body
         except (msgspec.MsgspecError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise EncodeError(f"{type(payload).__name__} cannot be written as JSON: {_reason(error)}") from error
 
@@ -179,6 +196,25 @@ def path_for(cls: type[P]) -> Path[P]:
         return Walked(cls)
     except (cattrs.StructureHandlerNotFoundError, TypeError, NameError, ValueError, NotImplementedError) as error:
         raise ConfigurationError(f"{cls.__name__} cannot be carried as JSON: {error}") from error
+
+
+def _may_hold_nan(cls: type) -> bool:
+    """Say whether a float can be in there: msgspec writes one that is no number as null, without a word."""
+    try:
+        parts = _parts(msgspec.inspect.type_info(cls), set())
+    except (TypeError, NameError, NotImplementedError):
+        return True
+    return any(isinstance(part, (msgspec.inspect.FloatType, msgspec.inspect.AnyType)) for part in parts)
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_holds_nan, cast("Document", value).values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(_holds_nan, cast("collections.abc.Iterable[Any]", value)))
+    return False
 
 
 def is_native(kind: Any) -> bool:

@@ -6,14 +6,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-
-import msgspec
 
 from rabbitevents.brokers import Broker, Consumption, Verdict
 from rabbitevents.errors import DecodeError, RabbitEventsError
-from rabbitevents.facts import Check, Fact, Forwarded, Held, Paused, Released, Report, Resumed, Stale
+from rabbitevents.facts import Check, Fact, Forwarded, Paused, Report, Resumed, Stale
 from rabbitevents.handling import CURRENT
+from rabbitevents.holding import Holding, Holdings
 from rabbitevents.message import Delivery, Message, Outcome, Settlement
 from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
@@ -24,10 +22,6 @@ log = logging.getLogger("rabbitevents")
 SUSPECT_COUNT = 3
 """From this broker's delivery count on, an event may be what crashes the process, and is handled alone."""
 
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 300.0
-"""Seconds before a held delivery is tried again: doubled each time, from the first to the longest."""
-
 
 def trusted(delivery: Delivery) -> bool:
     """Say whether ``delivery`` came back so seldom that it cannot be what crashed the process."""
@@ -35,18 +29,6 @@ def trusted(delivery: Delivery) -> bool:
         return delivery.delivery_count < SUSPECT_COUNT
     except DecodeError:
         return True  # unreadable properties are decoded in the chain, where they crash nothing
-
-
-class Holding(msgspec.Struct, eq=False):
-    """A delivery that nobody took care of: unsettled, and tried again after a pause."""
-
-    delivery: Delivery
-    since: float
-    tries: int
-    error: str
-    settlement: Settlement | None
-    """What is to be done with it, where only that failed; None: it is handled again."""
-    timer: asyncio.TimerHandle | None = None
 
 
 class Consumer:
@@ -68,11 +50,16 @@ class Consumer:
         self._chain = chain
         self._forward = forward
         self._report = report
-        self._give_back_after = consumer_timeout / 2
-        self._hold_limit = max(1, subscription.options.prefetch // 2)
+        self._held = Holdings(
+            subscription.name,
+            limit=max(1, subscription.options.prefetch // 2),
+            give_back_after=consumer_timeout / 2,
+            retry=self._retry,
+            give_back=self._give_back,
+            tell=self._tell,
+        )
         self._ready: deque[Delivery] = deque()
         self._retries: deque[Holding] = deque()
-        self._held: dict[tuple[int, int], Holding] = {}
         self._running: set[Delivery] = set()
         self._given_back: set[Delivery] = set()
         self._generation = 0
@@ -133,9 +120,9 @@ class Consumer:
             await self._consumption.cancel()
         self._give_back_ready()
         self._retries.clear()
-        for holding in list(self._held.values()):
+        for holding in self._held.all():
             if holding.delivery not in self._running:
-                self._release(holding)
+                self._held.release(holding)
                 self._settle(holding.delivery, Verdict.REQUEUE)
 
     async def drain(self) -> None:
@@ -178,7 +165,7 @@ class Consumer:
     def _forget_stale(self, generation: int) -> None:
         """Let go of what an earlier channel brought and is held: the broker delivers it again."""
         self._generation = generation
-        for holding in list(self._held.values()):
+        for holding in self._held.all():
             if holding.delivery.generation != generation and holding.delivery not in self._running:
                 self._release(holding)
 
@@ -194,7 +181,7 @@ class Consumer:
         """Handle one after the other. A worker that never has to wait drains a whole batch in one go."""
         ready, retries = self._ready, self._retries
         while True:
-            while not retries and (not ready or len(self._held) >= self._hold_limit):
+            while not retries and (not ready or self._held.full):
                 sleeper: asyncio.Future[None] = self._loop.create_future()
                 self._idle.append(sleeper)
                 await sleeper
@@ -288,61 +275,25 @@ class Consumer:
     def _hold(
         self, delivery: Delivery, holding: Holding | None, error: BaseException, settlement: Settlement | None
     ) -> None:
-        """Keep what nobody took care of: unsettled, logged, counted, tried again after a growing pause."""
+        """Hold what nobody took care of; while stopping, give it back."""
         if self._stopping:
             self._settle(delivery, Verdict.REQUEUE)
-            return
-        now = self._loop.time()
-        tries = holding.tries + 1 if holding is not None else 1
-        since = holding.since if holding is not None else now
-        undecodable = isinstance(error, DecodeError)
-        pause = None if undecodable else min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
-        text = f"{type(error).__name__}: {error}" if isinstance(error, RabbitEventsError) else type(error).__name__
-        new = Holding(delivery, since, tries, text, settlement)
-        self._held[delivery.generation, delivery.tag] = new
-        give_back_in = max(0.0, since + self._give_back_after - now)
-        if pause is not None and pause < give_back_in:
-            new.timer = self._loop.call_later(pause, self._retry, new)
         else:
-            new.timer = self._loop.call_later(give_back_in, self._give_back, new)
-        self._log_held(delivery, error, text, pause)
-        if self._report is not None:
-            self._tell(Held, self.name, *_type_and_id(delivery), text, pause)
-        if len(self._held) == self._hold_limit:
-            log.error("%s takes nothing new: half of its window is held (%d deliveries)", self.name, len(self._held))
-            self._tell(Paused, self.name, f"{len(self._held)} deliveries are held")
-
-    def _log_held(self, delivery: Delivery, error: BaseException, text: str, pause: float | None) -> None:
-        again = f"tried again in {pause:g} s" if pause is not None else "not tried again before a restart"
-        where = None if isinstance(error, RabbitEventsError) else error
-        log.error(
-            "%s failed and no plugin took care of it; it is held, and %s: %s",
-            delivery.describe(),
-            again,
-            text,
-            exc_info=where,
-        )
+            self._held.hold(delivery, holding, error, settlement)
 
     def _retry(self, holding: Holding) -> None:
         self._retries.append(holding)
         self._wake()
 
     def _give_back(self, holding: Holding) -> None:
-        """Give back before the broker's consumer timeout would take the channel."""
-        if len(self._held) >= self._hold_limit:
+        if self._held.full:
             self._give_back_ready()
         self._release(holding)
         self._settle(holding.delivery, Verdict.REQUEUE)
 
     def _release(self, holding: Holding) -> None:
-        current = self._held.pop((holding.delivery.generation, holding.delivery.tag), None)
-        if current is not None and current.timer is not None:
-            current.timer.cancel()
-        if self._report is not None:
-            self._tell(Released, self.name, _type_and_id(holding.delivery)[1])
-        if len(self._held) == self._hold_limit - 1:
-            self._tell(Resumed, self.name)
-            self._wake()
+        self._held.release(holding)
+        self._wake()
 
     def _tell(self, fact: Callable[..., Fact], *values: object) -> None:
         if self._report is not None:
@@ -362,20 +313,5 @@ class Consumer:
 
     def checks(self) -> list[Check]:
         """Say how the subscription is."""
-        problems: list[str] = []
-        if self.paused is not None:
-            problems.append(self.paused)
-        if self._held:
-            with suppress(StopIteration):
-                last = next(reversed(self._held.values()))
-                problems.append(f"{len(self._held)} held, the last because of {last.error}")
-        if len(self._held) >= self._hold_limit:
-            problems.append("takes nothing new until fewer are held")
+        problems = [*([self.paused] if self.paused is not None else []), *self._held.problems()]
         return [Check(f"subscription {self.name}", not problems, "; ".join(problems))]
-
-
-def _type_and_id(delivery: Delivery) -> tuple[str, str]:
-    try:
-        return delivery.type, str(delivery.id)
-    except DecodeError:
-        return "", ""

@@ -22,6 +22,7 @@ from rabbitevents.errors import ConfigurationError, DecodeError
 from rabbitevents.events import Event, event_type, is_event
 from rabbitevents.ids import derived_id
 from rabbitevents.message import ACK, Delivery, Settlement
+from rabbitevents.plugin import Publish
 from rabbitevents.routing import Handler, Subscription, matches
 from rabbitevents.threads import Threads
 from rabbitevents.wire import Received, read
@@ -42,11 +43,16 @@ class Provided(msgspec.Struct, frozen=True):
 
 
 class Handling:
-    """What is being handled, for what is published meanwhile: its ids derive from this one's."""
+    """What is being handled, for what is published meanwhile: its ids derive from this one's.
 
-    __slots__ = ("_ordinals", "_received", "_subscription")
+    ``owner`` is the bus that handles it, ``chain`` the publish chain of its subscription.
+    """
 
-    def __init__(self, received: Received, subscription: str) -> None:
+    __slots__ = ("_ordinals", "_received", "_subscription", "chain", "owner")
+
+    def __init__(self, received: Received, subscription: str, owner: object, chain: Publish) -> None:
+        self.owner = owner
+        self.chain = chain
         self._received = received
         self._subscription = subscription
         self._ordinals: dict[str, int] = {}
@@ -127,9 +133,14 @@ class Dispatch:
         provided: Mapping[type, Provided],
         threads: Callable[[], Threads],
         publish: PublishAll,
+        *,
+        owner: object,
+        chain: Publish,
     ) -> None:
         self._name = subscription.name
         self._publish = publish
+        self._owner = owner
+        self._chain = chain
         self._invocations = [
             Invocation(handler, _where(subscription, handler), provided, threads) for handler in subscription.handlers
         ]
@@ -141,7 +152,7 @@ class Dispatch:
         """Handle a delivery. Raises `DecodeError` for one that cannot be read, and what the handler raises."""
         received = read(delivery)
         invocation = self._known.get(received.type) or self._find(received)
-        CURRENT.set(Handling(received, self._name))
+        CURRENT.set(Handling(received, self._name, self._owner, self._chain))
         if self._timeout is None:
             result = await invocation(received)
         else:

@@ -331,7 +331,7 @@ def identify(delivery: Delivery) -> None:
     """
     try:
         properties = delivery.properties
-        if properties.message_id is not None and properties.content_type == JSON:
+        if properties.message_id is not None and EVENT_VERSION in properties.headers:
             return
         received = read(delivery)
     except DecodeError:

@@ -23,7 +23,7 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     ("values", frozenset({"errors", "properties", "ids", "events", "message", "facts"})),
     ("pure logic", frozenset({"codec", "wire", "routing", "plugin", "topology"})),
     ("brokers", frozenset({"brokers", "delay"})),
-    ("handling", frozenset({"threads", "handling", "consumer"})),
+    ("handling", frozenset({"threads", "handling", "holding", "consumer", "publishing"})),
     ("bus", frozenset({"bus"})),
     ("testing", frozenset({"testing"})),
     ("applications", frozenset({"cli", "demo"})),
@@ -273,9 +273,9 @@ def built(folder: Path, **files: str) -> Tree:
 
 
 def test_a_module_that_nobody_gave_a_floor_is_found(tmp_path: Path) -> None:
-    tree = built(tmp_path, rabbitevents__helpers="")
+    tree = built(tmp_path, rabbitevents__odds_and_ends="")
 
-    assert without_a_floor(tree) == ["rabbitevents.helpers"]
+    assert without_a_floor(tree) == ["rabbitevents.odds_and_ends"]
 
 
 def test_a_value_that_imports_the_bus_is_found_however_it_does(tmp_path: Path) -> None:

@@ -1082,3 +1082,20 @@ def test_a_step_s_own_failure_does_not_show_the_document() -> None:
         Codec(OrderMoved).decode(b'{"to": "S3CRET"}', 1)
 
     assert "S3CRET" not in str(refused.value)
+
+
+@event("measured")
+@attrs.frozen
+class Measured:
+    value: float | None
+    series: list[float] = attrs.field(factory=list[float])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_cannot_say_fails_at_the_caller(number: float) -> None:
+    codec = Codec(Measured)
+
+    for hopeless in (Measured(number), Measured(None, [1.0, number])):
+        with pytest.raises(EncodeError, match="Measured"):
+            codec.encode(hopeless)
+    assert codec.decode(codec.encode(Measured(None)), 1) == Measured(None)

@@ -14,8 +14,20 @@ from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rabbitevents import ACK, REJECT, REQUEUE, Bus, Delivery, Message, Plugin, Router, Settlement, event, forward
-from rabbitevents import consumer as consumer_module
+from rabbitevents import (
+    ACK,
+    REJECT,
+    REQUEUE,
+    Bus,
+    Delivery,
+    Message,
+    Plugin,
+    Router,
+    Settlement,
+    event,
+    forward,
+    holding,
+)
 from rabbitevents.brokers import Deliver, Trusted, Verdict
 from rabbitevents.brokers.memory import EmbeddedBroker, MemoryClient, MemoryConsumption
 from rabbitevents.plugin import Consume
@@ -32,8 +44,8 @@ class JobGiven:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held is tried again soon."""
-    monkeypatch.setattr(consumer_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(consumer_module, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(holding, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(holding, "LONGEST_PAUSE", 0.05)
 
 
 class CountingConsumption(MemoryConsumption):

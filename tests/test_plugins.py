@@ -406,7 +406,28 @@ async def test_a_stand_in_works_for_its_handler_alone() -> None:
 
     assert bus_notes.count("bus's in") == 1
     assert own_notes.count("own in") == 1
-    assert "own out" not in own_notes  # publishing is the bus's
+    assert "own out" not in own_notes  # published outside of the handler
+
+
+async def test_what_a_handler_publishes_goes_through_the_plugins_that_stand_in_for_it() -> None:
+    bus_notes, own_notes = list[str](), list[str]()
+    done = asyncio.Event()
+    router = Router("shop")
+
+    @router.on(OrderPlaced, plugins=[Noting("own", own_notes)])
+    async def special(order: OrderPlaced, bus: Bus) -> OrderPlaced | None:
+        if order.order_id != "o-1":
+            done.set()
+            return None
+        await bus.publish(OrderPlaced("by the bus"))
+        return OrderPlaced("returned")
+
+    async with Bus("memory://", router, plugins=[Noting("bus's", bus_notes)]) as bus:
+        await bus.publish(OrderPlaced("o-1"))
+        await within_bounds(done.wait())
+
+    assert own_notes.count("own out") == 2
+    assert bus_notes.count("bus's out") == 1
 
 
 # --- as long as the bus runs -----------------------------------------------------------------------------------------

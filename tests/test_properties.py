@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
@@ -122,6 +123,27 @@ def test_every_table_that_can_be_read_can_be_written_again(table: bytes) -> None
     assert repr(dict(decode_properties(data).headers)) == repr(dict(read.headers))  # NaN is not equal to itself
 
 
+EACH_ALONE: dict[str, Any] = {
+    **dict.fromkeys(["content_type", "content_encoding", "correlation_id", "reply_to", "expiration"], "text"),
+    **dict.fromkeys(["message_id", "type", "user_id", "app_id", "cluster_id"], "text"),
+    "headers": {"k": [1, "x", {"d": Decimal("1.5")}]},
+    "delivery_mode": 1,
+    "priority": 9,
+    "timestamp": 2**40,
+}
+
+
+@pytest.mark.parametrize("field", EACH_ALONE)
+def test_each_property_alone_is_read_whole_or_not_at_all(field: str) -> None:
+    alone = msgspec.structs.replace(Properties(delivery_mode=None), **{field: EACH_ALONE[field]})
+    whole = encode_properties(alone)
+
+    assert decode_properties(whole) == alone
+    for length in range(len(whole)):
+        with pytest.raises(DecodeError):
+            decode_properties(whole[:length])
+
+
 def test_no_property_at_all_is_two_bytes() -> None:
     assert encode_properties(Properties(delivery_mode=None)) == b"\x00\x00"
     assert decode_properties(b"\x00\x00") == Properties(delivery_mode=None)
@@ -203,6 +225,17 @@ def test_what_is_written_is_read_equal_by_pamqp(theirs: dict[str, Any]) -> None:
     header.unmarshal(frame)
 
     assert {name: getattr(header.properties, name) for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("octet", [0x00, 0x01, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize(("kind", "size"), [*zip("tbBsuIilL", (1, 1, 1, 2, 2, 4, 4, 8, 8), strict=True)])
+def test_every_kind_of_number_is_read_as_pamqp_reads_it(kind: str, size: int, octet: int) -> None:
+    value = kind.encode() + bytes((octet,)) * size
+
+    read = decode_properties(with_headers((b"k", value))).headers["k"]
+
+    _, expected = decode.embedded_value(value)
+    assert (read, type(read)) == (expected, type(expected))
 
 
 # --- what other clients die of (the variants of a poisoned content header) -----------------------------------------

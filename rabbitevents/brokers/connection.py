@@ -245,6 +245,7 @@ class Wire:
 
     async def close(self, timeout: float = CLOSE_DEADLINE) -> None:
         """Close, politely within ``timeout`` seconds, or else at once. Does not raise."""
+        self.tap.end_lanes("closed")
         polite = not self.lost.done() and self.tap.blocked is None  # a broker that blocks us does not read our close
         if not polite:
             self.tap.abort("closed")

@@ -32,6 +32,7 @@ BASIC_DELIVER: Final = b"\x00\x3c\x00\x3c"
 BASIC_ACK: Final = b"\x00\x3c\x00\x50"
 BASIC_REJECT: Final = b"\x00\x3c\x00\x5a"
 BASIC_NACK: Final = b"\x00\x3c\x00\x78"
+CONNECTION_CLOSE: Final = b"\x00\x0a\x00\x32"
 CONNECTION_BLOCKED: Final = b"\x00\x0a\x00\x3c"
 CONNECTION_UNBLOCKED: Final = b"\x00\x0a\x00\x3d"
 
@@ -146,6 +147,9 @@ class Tap(asyncio.StreamReaderProtocol):
             elif method == CONNECTION_UNBLOCKED:
                 self.blocked = None
                 self.on_blocked(None)
+            elif method == CONNECTION_CLOSE:
+                code, text, _, _ = close_reason(buffer, at + 7)
+                self.end_lanes(f"the broker closed the connection: {code} {text}")  # aiormq answers, and ends it
         self._control.feed_data(buffer[at:end])
 
     def _after_lanes(self) -> None:
@@ -179,6 +183,10 @@ class Tap(asyncio.StreamReaderProtocol):
     def _end(self, reason: str) -> None:
         if not self.lost.done():
             self.lost.set_result(reason)
+        self.end_lanes(reason)
+
+    def end_lanes(self, reason: str) -> None:
+        """End every lane: nothing more is written on this connection, and nobody waits for it."""
         for lane in tuple(self.lanes.values()):
             lane.lost(reason)
         self.lanes.clear()

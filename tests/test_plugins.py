@@ -2,10 +2,12 @@
 
 import asyncio
 import inspect
+import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -37,7 +39,7 @@ from rabbitevents import (
 )
 from rabbitevents.brokers.memory import EmbeddedBroker
 from rabbitevents.facts import Held, Returned
-from rabbitevents.plugin import check_order, overrides, standing_in, wrap
+from rabbitevents.plugin import check_order, commands, overrides, standing_in, wrap
 from rabbitevents.properties import Properties
 
 
@@ -669,3 +671,17 @@ async def test_a_bus_with_nothing_wrong_is_well() -> None:
         assert bus.health().ok, bus.health().problems
         assert "subscription shop.handler" in [check.name for check in bus.health().checks]
     assert not bus.health().ok
+
+
+def test_commands_come_from_entry_points_of_whatever_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "somebodys_plugin-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-plugin\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[rabbitevents.commands]\ngreet = json:dumps\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    found = commands()
+
+    assert found["greet"].load() is json.dumps

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import re
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -680,7 +681,7 @@ def test_commands_come_from_entry_points_of_whatever_is_installed(
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-plugin\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[rabbitevents.commands]\ngreet = json:dumps\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
     found = commands()
 

@@ -163,16 +163,28 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [name for name in named if not (CHECKOUT / name).exists()] == []
 
 
-def test_the_tour_names_what_is_in_the_files() -> None:
-    steps = re.findall(
-        r"\*\*\[([\w/.]+)\]\([^)]*\)\*\*(.*?)(?=\*\*\[|^#|\Z)", TOUR.read_text(), re.DOTALL | re.MULTILINE
-    )
+STEP = re.compile(r"\*\*\[([\w/.]+)\]\([^)]*\)\*\*(.*?)(?=\*\*\[|\Z)", re.DOTALL)
+"""A step of the tour: a file, and what is said of it up to the next one or the end of the paragraph."""
+
+
+def test_the_tour_names_functions_that_are_in_the_files() -> None:
+    steps = [step for paragraph in TOUR.read_text().split("\n\n") for step in STEP.findall(paragraph)]
     missing: list[str] = []
     for path, text in steps:
         defined = names_in(CHECKOUT / path)
         missing += [f"{path}: {name}" for name in re.findall(r"`([\w.]+)\(\)`", text) if name not in defined]
 
-    assert len(steps) > 20
+    assert len(steps) > 30
+    assert missing == []
+
+
+def test_the_tour_names_classes_that_are_in_the_files() -> None:
+    missing: list[str] = []
+    for paragraph in TOUR.read_text().split("\n\n"):
+        files = [CHECKOUT / path for path, _ in STEP.findall(paragraph)]
+        words = {word for path in files for word in re.findall(r"\w+", path.read_text())}
+        missing += [name for name in re.findall(r"`([A-Z]\w+)`", paragraph) if files and name not in words]
+
     assert missing == []
 
 

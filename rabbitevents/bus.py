@@ -194,7 +194,7 @@ class Bus:
                 router.freeze()
             everybody = self._everybody()
             self._observers = tuple(p.observe for p in everybody if overrides(p, "observe"))
-            self._publish_chain = wrap(self.plugins, "publish", self.send)
+            self._publish_chain = wrap(self.plugins, "publish", self._running.send)
             if not any(overrides(plugin, "lifespan") for plugin in everybody):
                 self._consumers = self._new_consumers()  # what is written wrong is said before the broker is looked for
             stack.push_async_callback(self._stop_broker)
@@ -239,7 +239,7 @@ class Bus:
             lambda: self._new_threads(subscription),
             self._publish_returned,
             owner=self,
-            chain=wrap(plugins, "publish", self.send),
+            chain=wrap(plugins, "publish", self._running.send),
         )
         return Consumer(
             subscription,

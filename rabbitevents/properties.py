@@ -65,7 +65,10 @@ def short(text: str, what: str = "text") -> bytes:
     data = _utf8(text)
     if len(data) > 255:
         raise EncodeError(f"{what} is {len(data)} bytes long; AMQP carries at most 255: {text[:40]!r}...")
-    return bytes((len(data),)) + data
+    return _OCTETS[len(data)] + data
+
+
+_OCTETS = tuple(bytes((number,)) for number in range(256))
 
 
 def _utf8(text: str) -> bytes:
@@ -140,67 +143,62 @@ def _decimal(value: Decimal) -> bytes:
 def encode_table(table: Headers, depth: int = 0) -> bytes:
     """Return a field table: its length in four bytes, then its entries. Raises `EncodeError`."""
     parts: list[bytes] = []
+    put = parts.append
     for name, value in table.items():
-        parts.append(_name(name))
-        parts.append(_value(value, depth))
+        put(_names.get(name) or _name(name))
+        if type(value) is str:  # what nearly every header is: written here, without a call
+            data = _utf8(value)
+            put(b"S" + len(data).to_bytes(4))
+            put(data)
+        else:
+            put(_value(value, depth))
     data = b"".join(parts)
-    return len(data).to_bytes(4, "big") + data
+    return len(data).to_bytes(4) + data
 
 
-_SHORT_AFTER_PRIORITY = (
-    ("correlation_id", 0x0400),
-    ("reply_to", 0x0200),
-    ("expiration", 0x0100),
-    ("message_id", 0x0080),
+_SHORT, _OCTET, _TIME, _TABLE = range(4)
+
+_FIELDS = (
+    ("content_type", 0x8000, _SHORT),
+    ("content_encoding", 0x4000, _SHORT),
+    ("headers", 0x2000, _TABLE),
+    ("delivery_mode", 0x1000, _OCTET),
+    ("priority", 0x0800, _OCTET),
+    ("correlation_id", 0x0400, _SHORT),
+    ("reply_to", 0x0200, _SHORT),
+    ("expiration", 0x0100, _SHORT),
+    ("message_id", 0x0080, _SHORT),
+    ("timestamp", 0x0040, _TIME),
+    ("type", 0x0020, _SHORT),
+    ("user_id", 0x0010, _SHORT),
+    ("app_id", 0x0008, _SHORT),
+    ("cluster_id", 0x0004, _SHORT),
 )
-_SHORT_AFTER_TIMESTAMP = (("type", 0x0020), ("user_id", 0x0010), ("app_id", 0x0008), ("cluster_id", 0x0004))
+"""The basic properties in the order in which they travel: name, flag, form."""
 
 
 def encode_properties(properties: Properties) -> bytes:
     """Return the property flags and the property list of a content header frame. Raises `EncodeError`."""
     flags = 0
     parts: list[bytes] = [b""]
-    if properties.content_type is not None:
-        flags |= 0x8000
-        parts.append(short(properties.content_type, "content_type"))
-    if properties.content_encoding is not None:
-        flags |= 0x4000
-        parts.append(short(properties.content_encoding, "content_encoding"))
-    if properties.headers:
-        flags |= 0x2000
-        parts.append(encode_table(properties.headers))
-    for name, flag in (("delivery_mode", 0x1000), ("priority", 0x0800)):
-        octet: int | None = getattr(properties, name)
-        if octet is not None:
-            flags |= flag
-            parts.append(_unsigned(octet, 1, name))
-    flags |= _short_strings(properties, _SHORT_AFTER_PRIORITY, parts)
-    if properties.timestamp is not None:
-        flags |= 0x0040
-        parts.append(_unsigned(properties.timestamp, 8, "timestamp"))
-    flags |= _short_strings(properties, _SHORT_AFTER_TIMESTAMP, parts)
-    parts[0] = flags.to_bytes(2, "big")
+    for name, flag, form in _FIELDS:
+        value = getattr(properties, name)
+        if value is None:
+            continue
+        if form == _SHORT:
+            parts.append(short(value, name))
+        elif form == _TABLE:
+            if not value:
+                continue
+            parts.append(encode_table(value))
+        else:
+            parts.append(_unsigned(value, 1 if form == _OCTET else 8, name))
+        flags |= flag
+    parts[0] = flags.to_bytes(2)
     return b"".join(parts)
 
 
-def _short_strings(properties: Properties, fields: tuple[tuple[str, int], ...], parts: list[bytes]) -> int:
-    flags = 0
-    for name, flag in fields:
-        text: str | None = getattr(properties, name)
-        if text is not None:
-            flags |= flag
-            parts.append(short(text, name))
-    return flags
-
-
 # --- reading -------------------------------------------------------------------------------------------------------
-
-
-def _text(data: bytes, at: int) -> tuple[str, int]:
-    end = at + 1 + data[at]
-    if end > len(data):
-        raise DecodeError("a short string of the properties runs past their end")
-    return data[at + 1 : end].decode("utf-8", "surrogateescape"), end
 
 
 _FIXED: dict[int, tuple[str, int, Callable[[int | float], HeaderValue]]] = {
@@ -261,20 +259,31 @@ def _items(data: bytes, at: int, end: int, depth: int) -> Iterator[HeaderValue]:
         yield value
 
 
+_u32 = struct.Struct(">I").unpack_from
+_u64 = struct.Struct(">Q").unpack_from
+_i64 = struct.Struct(">q").unpack_from
+
+
 def _table(data: bytes, at: int, end: int, depth: int) -> dict[str, HeaderValue]:
     table: dict[str, HeaderValue] = {}
     while at < end:
-        name, at = _text(data, at)
-        if at >= end:
+        value = at + 1 + data[at]
+        if value >= end:
             raise DecodeError("a header has a name and no value")
-        if data[at] == 0x53:  # "S", what nearly every header is: read here, without a call
-            stop = at + 5 + int.from_bytes(data[at + 1 : at + 5], "big")
-            if stop > end:
+        name = data[at + 1 : value].decode("utf-8", "surrogateescape")
+        kind = data[value]
+        if kind == 0x53:  # "S", what nearly every header is: read here, without a call
+            at = value + 5 + _u32(data, value + 1)[0]
+            if at > end:
                 raise DecodeError("a header value runs past its table's end")
-            table[name] = data[at + 5 : stop].decode("utf-8", "surrogateescape")
-            at = stop
+            table[name] = data[value + 5 : at].decode("utf-8", "surrogateescape")
+        elif kind == 0x6C:  # "l", our own numbers
+            at = value + 9
+            if at > end:
+                raise DecodeError("a header value runs past its table's end")
+            table[name] = _i64(data, value + 1)[0]
         else:
-            table[name], at = _field(data, at, end, depth)
+            table[name], at = _field(data, value, end, depth)
     return table
 
 
@@ -286,29 +295,42 @@ def decode_properties(data: bytes) -> Properties:
         raise DecodeError("the properties end in the middle of a value") from error
 
 
-def _decoded(data: bytes) -> dict[str, Any]:
-    flags: int = struct.unpack_from(">H", data)[0]
-    if flags & 1:
+_plans: dict[bytes, tuple[tuple[str, int], ...]] = {}
+"""Which fields follow, by the two bytes of flags: a service sees a handful of combinations. Bounded by the 14 flags."""
+
+
+def _plan(flags: bytes) -> tuple[tuple[str, int], ...]:
+    bits = int.from_bytes(flags)
+    if len(flags) < 2 or bits & 1:
         raise DecodeError("the properties have continuation flags, which AMQP 0-9-1 does not define")
-    at = 2
+    plan = tuple((name, form) for name, flag, form in _FIELDS if bits & flag)
+    if len(_plans) < 1024:
+        _plans[flags] = plan
+    return plan
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    flags = data[:2]
+    plan = _plans.get(flags) or _plan(flags)
+    at, size = 2, len(data)
     found: dict[str, Any] = {"delivery_mode": None}
-    for name, flag in (("content_type", 0x8000), ("content_encoding", 0x4000)):
-        if flags & flag:
-            found[name], at = _text(data, at)
-    if flags & 0x2000:
-        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
-        if end > len(data):
-            raise DecodeError("the headers run past the properties' end")
-        found["headers"], at = _table(data, at + 4, end, 0), end
-    for name, flag in (("delivery_mode", 0x1000), ("priority", 0x0800)):
-        if flags & flag:
-            found[name], at = data[at], at + 1
-    for name, flag in _SHORT_AFTER_PRIORITY:
-        if flags & flag:
-            found[name], at = _text(data, at)
-    if flags & 0x0040:
-        found["timestamp"], at = struct.unpack_from(">Q", data, at)[0], at + 8
-    for name, flag in _SHORT_AFTER_TIMESTAMP:
-        if flags & flag:
-            found[name], at = _text(data, at)
+    for name, form in plan:
+        if form == _SHORT:
+            end = at + 1 + data[at]
+            found[name] = data[at + 1 : end].decode("utf-8", "surrogateescape")
+            at = end
+        elif form == _OCTET:
+            found[name] = data[at]
+            at += 1
+        elif form == _TIME:
+            found[name] = _u64(data, at)[0]
+            at += 8
+        else:
+            end = at + 4 + _u32(data, at)[0]
+            if end > size:
+                raise DecodeError("the headers run past the properties' end")
+            found[name] = _table(data, at + 4, end, 0)
+            at = end
+    if at > size:
+        raise DecodeError("a short string of the properties runs past their end")
     return found

@@ -17,7 +17,7 @@ from rabbitevents.facts import Report, Returned
 from rabbitevents.handling import CURRENT
 from rabbitevents.ids import new_id
 from rabbitevents.message import Message
-from rabbitevents.wire import Form, write
+from rabbitevents.wire import Form, text_of, write
 
 log = logging.getLogger("rabbitevents")
 
@@ -47,6 +47,7 @@ class Publishing:
     ) -> None:
         self.unroutable: Counter[str] = Counter()
         """How many events of each type reached no queue."""
+        self._broker = broker
         self._delays = Delays(broker, exchange, passive=passive)
         self._exchange = exchange
         self._source = source
@@ -69,7 +70,7 @@ class Publishing:
         cause: str | None = None
         if handling is None:
             id = new_id()
-            correlation_id = correlation_id or str(id)
+            correlation_id = correlation_id or text_of(id)
         else:
             id, cause = handling.next_id(spec.name), handling.id
             correlation_id = correlation_id or handling.correlation_id
@@ -105,7 +106,8 @@ class Publishing:
 
     async def send(self, message: Message) -> None:
         """Publish a message; one that reaches no queue is what ``unroutable`` says. Raises a `PublishError`."""
-        if not await self._delays.publish(message, self._deadline(message)):
+        publish = self._broker.publish if message.after is None else self._delays.publish
+        if not await publish(message, self._deadline(message)):
             self._note_unroutable(message)
 
     async def forward(self, message: Message) -> None:

@@ -22,6 +22,9 @@ FRAME_END: Final = 0xCE
 OVERHEAD: Final = 8
 """Bytes of a frame around its payload: type, channel, size, end."""
 
+READ_SIZE: Final = 262_144
+"""Bytes that one read takes at most."""
+
 _HEAD = struct.Struct(">BHI").unpack_from
 
 CHANNEL_CLOSE: Final = b"\x00\x14\x00\x28"
@@ -70,7 +73,7 @@ class Lane(Protocol):
         ...
 
 
-class Tap(asyncio.StreamReaderProtocol):
+class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
     """The protocol between a socket and aiormq's stream reader, with a branch for each lane.
 
     It counts time too: ``received`` is when the last bytes came (event loop's clock).
@@ -87,6 +90,7 @@ class Tap(asyncio.StreamReaderProtocol):
         self.paused = False
         self.on_blocked: Callable[[str | None], None] = _ignore
         self._time = loop.time
+        self._space = memoryview(bytearray(READ_SIZE))
         self._control = reader
         self._frame_limit = frame_limit
         self._rest = b""
@@ -98,6 +102,18 @@ class Tap(asyncio.StreamReaderProtocol):
         """Keep the transport, to be able to break it off."""
         self._transport_of_ours = transport
         super().connection_made(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the transport the buffer that it reads into.
+
+        Without one, asyncio makes a new object of 256 KiB for each read, which the allocator maps and unmaps
+        (3 system calls and the page faults, 30 us an event where events come one at a time).
+        """
+        return self._space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read into the buffer."""
+        self.data_received(bytes(self._space[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Walk through the frames in ``data``; a frame that is not complete waits for the rest."""

@@ -11,13 +11,14 @@ what the wait was rounded up. `tier` rounds up by at most 10 % or half a second.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from datetime import timedelta
 
 import msgspec
 
 from rabbitevents.brokers import Broker
-from rabbitevents.errors import ConfigurationError, OutcomeUnknownError
+from rabbitevents.errors import BrokerError, ConfigurationError, NotSentError, OutcomeUnknownError, RefusedError
 from rabbitevents.message import Message
 from rabbitevents.topology import DEAD_LETTER_LIMIT, DELAY_DUE, Binding, Exchange, Queue, Topology, due_exchange, quorum
 
@@ -26,6 +27,9 @@ STEP = 500
 
 STEPS_END = 5_000
 LONGEST = timedelta(days=30)
+
+_DECLARE_PAUSE = 0.25
+"""Seconds before a waiting queue is declared again that could not be."""
 
 
 def tier(after: timedelta) -> int:
@@ -64,6 +68,7 @@ class Delays:
         self._exchange = exchange
         self._passive = passive
         self._declared: set[str] = set()
+        self._declaring = asyncio.Lock()
 
     async def publish(self, message: Message, deadline: float) -> bool:
         """Have ``message`` come out after its ``after``. Raises what `Broker.publish` and `Broker.declare` raise."""
@@ -72,15 +77,16 @@ class Delays:
         ms = tier(message.after)
         name, leads_to = self._family(message, ms)
         waiting = msgspec.structs.replace(message, exchange=name, after=None)
+        room = waiting_room(name, leads_to, ms)
+        await self._prepare(name, room, message, deadline)
         try:
-            await self._declare(name, leads_to, ms)
             if await self._broker.publish(waiting, deadline):
                 return True
-        except OutcomeUnknownError:
+        except (OutcomeUnknownError, RefusedError):
             self._declared.discard(name)  # a waiting queue that was deleted answers so: it is declared again
             raise
         self._declared.discard(name)
-        await self._declare(name, leads_to, ms)
+        await self._prepare(name, room, message, deadline)
         return await self._broker.publish(waiting, deadline)
 
     def _family(self, message: Message, ms: int) -> tuple[str, str]:
@@ -92,10 +98,24 @@ class Delays:
             f"only a copy to a queue, or one to {self._exchange!r}, can wait; not one to {message.exchange!r}"
         )
 
-    async def _declare(self, name: str, leads_to: str, ms: int) -> None:
+    async def _prepare(self, name: str, room: Topology, message: Message, deadline: float) -> None:
+        """Have the waiting queue declared, once for all who need it. Raises `NotSentError` at the deadline."""
         if name in self._declared:
             return
-        errors = await self._broker.declare(waiting_room(name, leads_to, ms), passive=self._passive)
+        why = "its waiting queue could not be declared in time"
+        try:
+            async with asyncio.timeout_at(deadline), self._declaring:
+                while name not in self._declared:
+                    try:
+                        await self._declare(name, room)
+                    except BrokerError as error:
+                        why = str(error)
+                        await asyncio.sleep(_DECLARE_PAUSE)
+        except TimeoutError as error:
+            raise NotSentError(message, why) from error
+
+    async def _declare(self, name: str, room: Topology) -> None:
+        errors = await self._broker.declare(room, passive=self._passive)
         for error in errors.values():
             raise error
         self._declared.add(name)

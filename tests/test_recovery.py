@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from pamqp import commands
 
-from rabbitevents import Bus, Fact, Host, Message, Plugin, PublishError, RefusedError
+from rabbitevents import Bus, Fact, Host, Message, NotSentError, Plugin, PublishError, RefusedError
 from rabbitevents.brokers import subscriber
 from rabbitevents.facts import ConsumerLost, ConsumerRestored
 from rabbitevents.properties import Properties
@@ -207,3 +208,21 @@ async def test_a_handler_that_blocks_the_loop_longer_than_the_heartbeat_does_not
         await effects.until(3)
 
         await eventually(lambda: bus.health().ok, "health", 10)
+
+
+async def test_a_delayed_publish_waits_for_the_connection_like_any_other(rabbit_url: str) -> None:
+    effects = Effects()
+    async with Proxy.before(rabbit_url) as proxy, Bus(proxy.url_for(rabbit_url), recording(effects)) as bus:
+        await proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: not bus.health().ok, "the cut")
+
+        with pytest.raises(NotSentError):
+            await bus.publish(OrderPlaced("too late"), delay=timedelta(seconds=0.5), timeout=0.5)
+        waiting = asyncio.create_task(bus.publish(OrderPlaced("in time"), delay=timedelta(seconds=0.5)))
+        await asyncio.sleep(0.3)
+        await proxy.accept()
+        await waiting
+        await effects.until(1)
+
+        assert effects.done == {"in time": 1}

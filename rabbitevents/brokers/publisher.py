@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiormq.abc import AbstractChannel
 
@@ -25,6 +25,10 @@ log = logging.getLogger("rabbitevents")
 _REOPEN_PAUSE = 0.05
 """Seconds between a channel that the broker closed and the next one; doubled up to `_REOPEN_PAUSE_MAX`."""
 _REOPEN_PAUSE_MAX = 2.0
+
+_REFUSED_PAUSES = (0.05, 0.2, 0.75)
+"""Seconds before a refused publish is tried again: a quorum queue without a leader refuses for a moment (after its
+declaration too, on 4.0), a full one until somebody consumes. Queues that took it get it again, under the same id."""
 
 
 class Publisher:
@@ -107,6 +111,7 @@ class Publisher:
         self._limits.check(message.body, properties, message.type)
         short(message.routing_key, f"the routing key of {message.type[:40]}")
         left = suspect = False
+        pauses = iter(_REFUSED_PAUSES)
         try:
             while True:
                 lane = self._lane_with_room()
@@ -118,6 +123,8 @@ class Publisher:
                 answer = await lane.publish(message, properties, deadline)
                 if answer is Answer.CONFIRMED:
                     return True
+                if answer is Answer.REFUSED and await self._paused(pauses, deadline):
+                    continue
                 if answer is not Answer.LOST:
                     return self._settled(message, answer)
                 left = True
@@ -129,6 +136,14 @@ class Publisher:
             if suspect:
                 self._suspects -= 1
                 self.wake()
+
+    async def _paused(self, pauses: Iterator[float], deadline: float) -> bool:
+        """Wait before a refused publish is tried again; False when it has been tried often enough, or it is too late."""
+        pause = next(pauses, None)
+        if pause is None or self._loop.time() + pause >= deadline:
+            return False
+        await asyncio.sleep(pause)
+        return True
 
     def _settled(self, message: Message, answer: Answer) -> bool:
         if answer is Answer.REFUSED:

@@ -19,7 +19,7 @@ import msgspec
 from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
 from rabbitevents.consumer import Consumer
-from rabbitevents.errors import ConfigurationError
+from rabbitevents.errors import ConfigurationError, OutcomeUnknownError
 from rabbitevents.events import Event
 from rabbitevents.facts import Check, Fact, Health
 from rabbitevents.handling import CURRENT, Dispatch, Factory, Provided
@@ -120,6 +120,8 @@ class Bus:
         self._observers: tuple[Callable[[Fact], None], ...] = ()
         self._stack: AsyncExitStack | None = None
         self._state: Literal["new", "starting", "running", "stopping", "stopped"] = "new"
+        self._closing: asyncio.Future[None] | None = None
+        self._drain_until = 0.0
         self._stop_asked: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
         check_order(self.plugins, "the bus")
@@ -186,6 +188,14 @@ class Bus:
         if self._state != "new":
             raise ConfigurationError(f"this bus is {self._state}; a bus starts once, so make another one")
         self._state = "starting"
+        try:
+            await self._start()
+        except BaseException:
+            self._state = "stopped"
+            raise
+        self._state = "running"
+
+    async def _start(self) -> None:
         told = self._configuration
         self._hurry = asyncio.Event()
         self._publishing = self._new_publishing()
@@ -205,9 +215,16 @@ class Bus:
             self._consumers = self._consumers or self._new_consumers()
             await self._declare_topology()
             stack.push_async_callback(self._stop_consuming)
-            self._state = "running"
-            await asyncio.gather(*(consumer.start(self._broker) for consumer in self._consumers))
+            await self._start_consuming()
             self._stack = stack.pop_all()
+
+    async def _start_consuming(self) -> None:
+        starting = [asyncio.ensure_future(consumer.start(self._broker)) for consumer in self._consumers]
+        try:
+            await asyncio.gather(*starting)
+        finally:
+            for each in starting:
+                each.cancel()  # where one failed, the others must not begin
 
     def _new_publishing(self) -> Publishing:
         told = self._configuration
@@ -270,17 +287,26 @@ class Bus:
 
     async def serve(self) -> None:
         """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers."""
-        self._stop_asked = asyncio.Event()
+        stop_asked = self._stop_asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
                 loop.add_signal_handler(number, self.ask_to_stop)
                 handled.append(number)
+        asked = asyncio.ensure_future(stop_asked.wait())
+        starting = asyncio.ensure_future(self.start())
         try:
-            async with self:
-                await self._stop_asked.wait()
+            await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():  # asked to stop while a broker is still being looked for
+                starting.cancel()
+                await asyncio.wait({starting})
+            if not starting.cancelled():
+                starting.result()
+                await asked
         finally:
+            asked.cancel()
+            await self.stop()
             for number in handled:
                 loop.remove_signal_handler(number)
 
@@ -294,34 +320,56 @@ class Bus:
             self._hurry.set()
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT: ``asyncio.run(bus.serve())``."""
-        asyncio.run(self.serve())
+        """Serve until SIGTERM or SIGINT, on an event loop of its own.
+
+        Unlike with ``asyncio.run``, a handler that will not be cancelled does not hold up the end of the process.
+        """
+        loop = asyncio.new_event_loop()
+        try:
+            asyncio.set_event_loop(loop)
+            loop.run_until_complete(self.serve())
+        finally:
+            _leave(loop)
 
     async def stop(self) -> None:
         """Take nothing new, let running handlers end within the grace period, give back the rest, confirm, leave.
 
-        Ends at most `HARD_STOP` seconds after the grace period, whatever handlers, plugins and the broker do.
+        Ends at most `HARD_STOP` seconds after the grace period, whatever handlers, plugins and the broker do. Whoever
+        calls it while it is under way waits for its end.
         """
-        if self._stack is None or self._state in ("stopping", "stopped"):
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            self._state = "stopping"
+            self._drain_until = asyncio.get_running_loop().time() + self._configuration.grace
+            self._closing = asyncio.ensure_future(stack.aclose())
+            self._closing.add_done_callback(self._closed)
+        if self._closing is None:
             return
-        self._state = "stopping"
-        stack, self._stack = self._stack, None
-        closing = asyncio.ensure_future(stack.aclose())
-        done, _ = await asyncio.wait({closing}, timeout=self._configuration.grace + HARD_STOP - 0.5)
+        left = self._drain_until + HARD_STOP - 0.5 - asyncio.get_running_loop().time()
+        done, _ = await asyncio.wait({self._closing}, timeout=max(0.0, left))
         if not done:
             log.error("stopping took longer than the grace period and %g s; leaving", HARD_STOP)
-            closing.cancel()
-            await asyncio.wait({closing}, timeout=0.4)
+            self._closing.cancel()
+            await asyncio.wait({self._closing}, timeout=0.4)
         self._state = "stopped"
-        if done:
-            closing.result()
+        if done and not self._closing.cancelled():
+            self._closing.result()
+
+    def _closed(self, closing: asyncio.Future[None]) -> None:
+        self._state = "stopped"
+        if not closing.cancelled():
+            closing.exception()
 
     async def _stop_consuming(self) -> None:
-        await asyncio.gather(*(consumer.cancel() for consumer in self._consumers))
-        await self._drained()
-        await asyncio.gather(*(consumer.close() for consumer in self._consumers))
-        for threads in self._threads:
-            threads.close()
+        try:
+            await asyncio.gather(*(consumer.cancel() for consumer in self._consumers))
+            await self._drained()
+            await asyncio.gather(*(consumer.close() for consumer in self._consumers))
+        finally:
+            for consumer in self._consumers:
+                consumer.abandon()
+            for threads in self._threads:
+                threads.close()
 
     async def _drained(self) -> None:
         """Wait for running handlers, all at once, until the grace period ends or somebody is in a hurry."""
@@ -329,7 +377,8 @@ class Bus:
             return
         drained = asyncio.ensure_future(_all(consumer.drain() for consumer in self._consumers))
         hurry = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait({drained, hurry}, timeout=self._configuration.grace, return_when=asyncio.FIRST_COMPLETED)
+        left = max(0.0, self._drain_until - asyncio.get_running_loop().time())
+        await asyncio.wait({drained, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
             log.warning(
                 "%d handlers did not end in time; their events are given back", sum(c.running for c in self._consumers)
@@ -338,6 +387,7 @@ class Bus:
         hurry.cancel()
 
     async def _stop_broker(self) -> None:
+        self._running.close()
         await self._broker.stop(asyncio.get_running_loop().time() + HARD_STOP / 2)
 
     # --- publishing ---
@@ -393,9 +443,9 @@ class Bus:
         events = [publishing.event(payload, None, None) for payload in payloads]
         messages = [publishing.message(event, None, timeout) for event in events]
         results = await asyncio.gather(*map(self._chain(), messages), return_exceptions=True)
-        errors = [result for result in results if isinstance(result, BaseException)]
+        errors = [_as_error(result, m) for result, m in zip(results, messages, strict=True) if result is not None]
         if errors:
-            raise BaseExceptionGroup(f"{len(errors)} of {len(events)} events were not confirmed", errors)
+            raise ExceptionGroup(f"{len(errors)} of {len(events)} events were not confirmed", errors)
         return events
 
     def _chain(self) -> Publish:
@@ -474,6 +524,26 @@ class Bus:
     def idle(self) -> bool:
         """Whether no handler runs at this moment."""
         return not any(consumer.running for consumer in self._consumers)
+
+
+def _as_error(result: BaseException, message: Message) -> Exception:
+    """Return what kept a publish from being confirmed; one that was cancelled has an unknown outcome."""
+    return result if isinstance(result, Exception) else OutcomeUnknownError(message, "it was cancelled")
+
+
+def _leave(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs on ``loop``, wait a second for it, name what remains, and close the loop."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+    for task in tasks:
+        if not task.done():
+            log.error("%s will not end; leaving it", task.get_name())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 async def _all(waits: Iterable[Any]) -> None:

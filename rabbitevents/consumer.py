@@ -62,6 +62,10 @@ class Consumer:
         self._retries: deque[Holding] = deque()
         self._running: set[Delivery] = set()
         self._given_back: set[Delivery] = set()
+        self._returning: list[Delivery] = []
+        """What is to be given back once the broker has taken the consumer away: given back before, it would come again
+        at once, and spend its delivery limit in a moment."""
+        self._cancelling = False
         self._generation = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._quiet = asyncio.Event()
@@ -78,8 +82,9 @@ class Consumer:
         self._consumption = await broker.consume(
             self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=trusted
         )
-        for number in range(self._options.concurrency):
-            self._add_worker(number)
+        if not self._stopping:
+            for number in range(self._options.concurrency):
+                self._add_worker(number)
 
     def _add_worker(self, number: int) -> None:
         worker = self._loop.create_task(self._work(), name=f"{self.name} worker {number}")
@@ -102,13 +107,14 @@ class Consumer:
         if self._consumption is not None and self.paused is None:
             self.paused = reason
             self._tell(Paused, self.name, reason)
-            await self._consumption.cancel()
-            self._give_back_ready()
+            await self._cancel_consumption(self._consumption)
 
     async def resume(self) -> None:
         """Take deliveries again, once those that ran have ended (they belong to the channel that is left)."""
         if self._consumption is not None and self.paused is not None:
             await self._quiet.wait()
+            if self._stopping:
+                return
             self.paused = None
             await self._consumption.resume()
             self._tell(Resumed, self.name)
@@ -116,14 +122,29 @@ class Consumer:
     async def cancel(self) -> None:
         """First step of stopping: have nothing more delivered, and give back what has not begun. Does not raise."""
         self._stopping = True
-        if self._consumption is not None:
-            await self._consumption.cancel()
-        self._give_back_ready()
         self._retries.clear()
         for holding in self._held.all():
             if holding.delivery not in self._running:
                 self._held.release(holding)
-                self._settle(holding.delivery, Verdict.REQUEUE)
+                self._returning.append(holding.delivery)
+        if self._consumption is not None:
+            await self._cancel_consumption(self._consumption)
+
+    async def _cancel_consumption(self, consumption: Consumption) -> None:
+        """Have the broker take the consumer away, and only then give back what has not begun."""
+        self._returning.extend(self._ready)
+        self._ready.clear()
+        self._cancelling = True
+        try:
+            await consumption.cancel()
+        finally:
+            self._cancelling = False
+            self._give_back_returning()
+
+    def _give_back_returning(self) -> None:
+        returning, self._returning = self._returning, []
+        for delivery in returning:
+            self._settle(delivery, Verdict.REQUEUE)
 
     async def drain(self) -> None:
         """Second step: wait until what runs has ended. The caller bounds the wait."""
@@ -139,9 +160,14 @@ class Consumer:
             await self._consumption.close()
         await self._cancel_workers(0.5)  # the second time, a handler's thread is not waited for any more
 
-    async def _cancel_workers(self, timeout: float) -> None:
+    def abandon(self) -> None:
+        """End the workers without waiting: for a stop that has run out of time."""
+        self._stopping = True
         for worker in self._workers:
             worker.cancel()
+
+    async def _cancel_workers(self, timeout: float) -> None:
+        self.abandon()
         if self._workers:
             await asyncio.wait(self._workers, timeout=timeout)
 
@@ -156,8 +182,9 @@ class Consumer:
         if batch[0].generation != self._generation:
             self._forget_stale(batch[0].generation)
         if self._stopping or self.paused is not None:
-            for delivery in batch:
-                self._settle(delivery, Verdict.REQUEUE)
+            self._returning.extend(batch)
+            if not self._cancelling:
+                self._give_back_returning()
             return
         self._ready.extend(batch)
         self._wake()
@@ -219,6 +246,12 @@ class Consumer:
         except Exception as error:
             # Whatever a handler or a plugin raised ends here: held, said, tried again. Nothing is dropped.
             self._hold(delivery, holding, error, None)
+        except BaseException as error:
+            # A group that holds a CancelledError, what test libraries raise: no less a failure. Those that end the
+            # process do so, and the delivery comes again.
+            self._hold(delivery, holding, error, None)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
         finally:
             self._running.discard(delivery)
             if not self._running:

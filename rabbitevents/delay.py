@@ -68,7 +68,9 @@ class Delays:
         self._exchange = exchange
         self._passive = passive
         self._declared: set[str] = set()
-        self._declaring = asyncio.Lock()
+        self._declaring: dict[str, asyncio.Task[None]] = {}
+        self._wanted_until: dict[str, float] = {}
+        self._why: dict[str, str] = {}
 
     async def publish(self, message: Message, deadline: float) -> bool:
         """Have ``message`` come out after its ``after``. Raises what `Broker.publish` and `Broker.declare` raise."""
@@ -99,23 +101,47 @@ class Delays:
         )
 
     async def _prepare(self, name: str, room: Topology, message: Message, deadline: float) -> None:
-        """Have the waiting queue declared, once for all who need it. Raises `NotSentError` at the deadline."""
+        """Have the waiting queue declared, once for all who need it. Raises `NotSentError` at the deadline.
+
+        Callers wait for one task that none of them cancels: a declaration that is broken off would cost its channel.
+        """
         if name in self._declared:
             return
-        why = "its waiting queue could not be declared in time"
-        try:
-            async with asyncio.timeout_at(deadline), self._declaring:
-                while name not in self._declared:
-                    try:
-                        await self._declare(name, room)
-                    except BrokerError as error:
-                        why = str(error)
-                        await asyncio.sleep(_DECLARE_PAUSE)
-        except TimeoutError as error:
-            raise NotSentError(message, why) from error
+        loop = asyncio.get_running_loop()
+        self._wanted_until[name] = max(deadline, self._wanted_until.get(name, deadline))
+        declaring = self._declaring.get(name)
+        if declaring is None or declaring.done():
+            declaring = self._declaring[name] = loop.create_task(self._declare(name, room))
+            declaring.add_done_callback(_look)
+        await asyncio.wait({declaring}, timeout=max(0.0, deadline - loop.time()))
+        if not declaring.done() or declaring.cancelled():
+            raise NotSentError(message, f"its waiting queue could not be declared in time: {self._why.get(name, '')}")
+        declaring.result()
+        if name not in self._declared:
+            raise NotSentError(message, f"its waiting queue could not be declared: {self._why.get(name, '')}")
 
     async def _declare(self, name: str, room: Topology) -> None:
-        errors = await self._broker.declare(room, passive=self._passive)
-        for error in errors.values():
-            raise error
-        self._declared.add(name)
+        """Declare a waiting queue; try again as long as somebody waits for it."""
+        now = asyncio.get_running_loop().time
+        while now() < self._wanted_until[name]:
+            try:
+                errors = await self._broker.declare(room, passive=self._passive)
+            except BrokerError as error:
+                self._why[name] = str(error)
+                await asyncio.sleep(_DECLARE_PAUSE)
+                continue
+            for refused in errors.values():
+                raise refused
+            self._declared.add(name)
+            return
+
+    def close(self) -> None:
+        """Declare nothing more."""
+        for declaring in self._declaring.values():
+            declaring.cancel()
+
+
+def _look(task: asyncio.Task[None]) -> None:
+    """Look at the outcome, which nobody may wait for any more."""
+    if not task.cancelled():
+        task.exception()

@@ -61,6 +61,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         """The headers, not to be changed; `replace` makes a message with others."""
         return self.properties.headers
 
+    def __repr__(self) -> str:
+        return f"<Message {self.describe()}>"
+
     def describe(self) -> str:
         """Name the message for logs and errors: type, id and destination, never the body."""
         to = f"exchange {self.exchange!r}" if self.exchange else f"queue {self.routing_key!r}"
@@ -197,6 +200,9 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     def replace(self, *, attempt: int, after: timedelta | None = None) -> Message:
         """Return a copy to the same queue, as attempt number ``attempt``, which waits ``after`` first."""
         return Message.copy_of(self, queue=self.queue, headers={ATTEMPT: attempt}, after=after)
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self.describe()}>"
 
     def describe(self) -> str:
         """Name the delivery for logs and errors: type, id and queue, never the body. Raises nothing."""

@@ -115,6 +115,10 @@ class Publishing:
         if not await self._delays.publish(message, self._deadline(message)):
             raise UnroutableError(message)
 
+    def close(self) -> None:
+        """Declare no waiting queues any more."""
+        self._delays.close()
+
     def _deadline(self, message: Message) -> float:
         return self._time() + (self._timeout if message.timeout is None else message.timeout)
 

@@ -56,9 +56,9 @@ class Threads:
         thread = threading.Thread(
             target=_serve, args=(self._work,), name=f"{self._name}-{len(self._threads)}", daemon=True
         )
+        thread.start()
         self._threads.append(thread)
         self._idle += 1
-        thread.start()
 
     def _freed(self, _: asyncio.Future[Any]) -> None:
         self._idle += 1

@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 import time
+from contextlib import suppress
 
 from rabbitevents import Bus, Router
 from tests.shop import OrderPlaced
@@ -45,6 +46,14 @@ async def quick(order: OrderPlaced) -> None:
     note("effect", order.order_id)
 
 
+async def stubborn(order: OrderPlaced) -> None:
+    """Swallow every cancellation."""
+    note("start", order.order_id)
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
 async def crashing(order: OrderPlaced) -> None:
     """Take the whole process along, if the order is the poisoned one."""
     if order.order_id == "poison":
@@ -54,10 +63,12 @@ async def crashing(order: OrderPlaced) -> None:
     note("effect", order.order_id)
 
 
+HANDLERS = {"slow": slow, "quick": quick, "stubborn": stubborn}
+
 if MODE == "crash":
     router.on(OrderPlaced, name="record", concurrency=10, prefetch=50)(crashing)
 else:
-    router.on(OrderPlaced, name="record", concurrency=100, prefetch=100)(slow if MODE == "slow" else quick)
+    router.on(OrderPlaced, name="record", concurrency=100, prefetch=100)(HANDLERS[MODE])
 if MODE == "slow":
     router.on(OrderPlaced, name="threaded", concurrency=1, prefetch=1)(in_a_thread)
 

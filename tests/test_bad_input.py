@@ -49,6 +49,13 @@ class Database:
     """What nobody provides."""
 
 
+@frozen
+class Cabinet:
+    """Where notes are filed."""
+
+    lengths: list[int]
+
+
 async def starting(bus: Bus) -> str:
     """Start a bus that must not start; return what it says."""
     with pytest.raises(ConfigurationError) as refused:
@@ -236,3 +243,29 @@ async def test_of_several_urls_the_one_that_answers_is_used(rabbit_url: str) -> 
 
 def test_bindings_are_values() -> None:
     assert Binding("x", "q", "k") == Binding("x", "q", "k")
+
+
+async def test_a_broker_with_larger_frames_and_one_with_smaller_ones_both_serve(own_node: NodeFactory) -> None:
+    large, small = await own_node(config={"frame_max": "4194304"}), await own_node(config={"frame_max": "8192"})
+    for node in (large, small):
+        router, filed = Router("shop"), list[int]()
+
+        @router.on(NoteTaken)
+        async def file_it(note: NoteTaken, cabinet: Cabinet) -> None:
+            cabinet.lengths.append(len(note.text))
+
+        bus = Bus(node.url, router, limits=Limits(body=4_000_000))
+        bus.provide(Cabinet, Cabinet(filed))
+        async with bus:
+            await bus.publish(NoteTaken("x" * 2_500_000))
+            if node is small:
+                with pytest.raises(EncodeError, match="frames hold"):
+                    await bus.publish(NoteTaken("y"), metadata={"note": "z" * 20_000})
+            await bus.publish(NoteTaken("after"))
+            await eventually(partial(sorted_is, filed, [5, 2_500_000]), "both notes")
+
+            assert bus.health().ok
+
+
+def sorted_is(found: list[int], expected: list[int]) -> bool:
+    return sorted(found) == expected

@@ -18,9 +18,11 @@ from rabbitevents import (
     ACK,
     REJECT,
     REQUEUE,
+    BrokerUnavailableError,
     Bus,
     Delivery,
     Message,
+    NotSentError,
     Plugin,
     Router,
     Settlement,
@@ -435,3 +437,121 @@ async def test_no_more_handlers_run_at_once_than_there_are_workers() -> None:
         await probe.settled()
 
     assert most[0] == 7
+
+
+class Final(BaseException):
+    """What test libraries raise."""
+
+
+@pytest.mark.parametrize("raised", [Final("x"), BaseExceptionGroup("x", [asyncio.CancelledError()]), GeneratorExit()])
+async def test_whatever_a_handler_raises_is_held_and_shown(raised: BaseException) -> None:
+    router, tries = Router("work"), list[int]()
+
+    @router.on(JobGiven, prefetch=2, concurrency=1)
+    async def do(job: JobGiven) -> None:
+        tries.append(job.number)
+        if len(tries) == 1:
+            raise raised
+
+    async with running(Bus("amqp://x", router)) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: len(tries) == 2, "a second try")
+        await probe.settled()
+
+        assert probe.waiting("work.do") == 0
+
+
+async def test_resuming_during_a_stop_spends_nobodys_delivery_limit() -> None:
+    router, broker, release = Router("work"), EmbeddedBroker(), asyncio.Event()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None: ...
+
+    @router.on(JobGiven)
+    async def slow(job: JobGiven) -> None:
+        await release.wait()
+
+    bus = Bus(broker.client(), router, grace=1)
+    async with bus:
+        await bus.pause("work.do")
+        for number in range(5):
+            await bus.publish(JobGiven(number))
+        await eventually(lambda: not bus.idle, "the slow handler")
+        stopping = asyncio.create_task(bus.stop())
+        await asyncio.sleep(0.01)
+        await bus.resume("work.do")
+        release.set()
+        await stopping
+
+    assert broker.queues["work.do"].ready == 5
+    assert broker.queues["work.do.dead"].ready == 0
+
+
+class SlowToCancel(MemoryConsumption):
+    """A broker that goes on delivering for a while after it was asked to stop."""
+
+    async def cancel(self) -> None:
+        await asyncio.sleep(0.05)
+        await super().cancel()
+
+
+async def test_while_the_broker_takes_the_consumer_away_nothing_is_given_back_and_nothing_begun() -> None:
+    router, broker, begun = Router("work"), EmbeddedBroker(), list[int]()
+
+    @router.on(JobGiven, concurrency=1, prefetch=5)
+    async def do(job: JobGiven) -> None:
+        begun.append(job.number)
+        await asyncio.sleep(0.02)
+
+    class Client(MemoryClient):
+        async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+            consumption = SlowToCancel(self, queue, prefetch, deliver, trusted)
+            self._consumptions.append(consumption)
+            consumption.register()
+            return consumption
+
+    bus = Bus(Client(broker), router, delivery_limit=1, grace=1)
+    async with bus:
+        for number in range(20):
+            await bus.publish(JobGiven(number))
+        await eventually(lambda: bool(begun), "the first handler")
+        before = len(begun)
+
+    assert len(begun) == before
+    assert broker.queues["work.do.dead"].ready == 0
+    assert broker.queues["work.do"].ready == 20 - before
+
+
+async def test_a_start_that_fails_leaves_nothing_running() -> None:
+    router, before = Router("work"), asyncio.all_tasks()
+
+    @router.on(JobGiven)
+    async def good(job: JobGiven) -> None: ...
+
+    @router.on(JobGiven)
+    async def bad(job: JobGiven) -> None: ...
+
+    class Client(MemoryClient):
+        async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+            if queue == "work.bad":
+                raise BrokerUnavailableError("no more channels")
+            await asyncio.sleep(0.01)
+            return await super().consume(queue, prefetch=prefetch, deliver=deliver, trusted=trusted)
+
+    bus = Bus(Client(EmbeddedBroker()), router)
+    with pytest.raises(BrokerUnavailableError):
+        await bus.start()
+    await asyncio.sleep(0.05)
+
+    assert asyncio.all_tasks() == before
+    assert not bus.health().ok
+
+
+async def test_publishing_after_the_stop_is_refused_at_once() -> None:
+    bus = Bus(EmbeddedBroker().client())
+    async with bus:
+        await bus.stop()
+        await bus.stop()
+
+    with pytest.raises(NotSentError):
+        await bus.publish(JobGiven(1), timeout=0.1)

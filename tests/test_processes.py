@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rabbitevents import Bus
+from tests.bed.loopback import free_port
 from tests.bed.node import NodeError
 from tests.bed.rabbitmq import RabbitNode
 from tests.shop import OrderPlaced, eventually
@@ -129,3 +130,32 @@ async def test_an_event_that_crashes_the_process_ends_alone_among_the_dead(
     assert (await rabbit_node.aqueue_counts("shop.record.dead", rabbit_url)).ready == 1
     assert (await rabbit_node.aqueue_counts("shop.record", rabbit_url)).ready == 0
     assert ledger.of("crash")["poison"] == 7  # a limit of 6 redeliveries
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_sigterm_while_the_broker_is_away_ends_the_service_at_once(signals: int, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    async with service("quick", f"amqp://127.0.0.1:{free_port()}/", ledger) as process:
+        await eventually(ledger.path.exists, "the service to start")
+        await asyncio.sleep(0.5)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+
+        assert await asyncio.wait_for(process.wait(), 5) == 0
+
+
+async def test_a_handler_that_will_not_be_cancelled_does_not_hold_up_the_exit(
+    rabbit_url: str, rabbit_node: RabbitNode, tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    async with service("stubborn", rabbit_url, ledger) as process:
+        await eventually(lambda: has_consumer(rabbit_node, "shop.record", rabbit_url), "the consumer", 30)
+        async with Bus(rabbit_url, name="publisher") as publisher:
+            await publisher.publish(OrderPlaced("o"))
+        await eventually(lambda: bool(ledger.of("start")), "the handler")
+        process.terminate()
+        started = time.monotonic()
+        await asyncio.wait_for(process.wait(), 30)
+
+    assert time.monotonic() - started < GRACE + 5
+    assert (await rabbit_node.aqueue_counts("shop.record", rabbit_url)).ready == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,11 +12,22 @@ from typing import Any
 import pytest
 from pamqp import commands
 
-from rabbitevents import Bus, Fact, Host, Message, NotSentError, Plugin, PublishError, RefusedError
-from rabbitevents.brokers import subscriber
+from rabbitevents import (
+    Bus,
+    Fact,
+    Host,
+    Message,
+    NotSentError,
+    OutcomeUnknownError,
+    Plugin,
+    PublishError,
+    RefusedError,
+)
+from rabbitevents.brokers import publisher, subscriber
 from rabbitevents.facts import ConsumerLost, ConsumerRestored
 from rabbitevents.properties import Properties
 from tests.bed.fake_broker import FakeBroker
+from tests.bed.fake_connection import FakeConnection
 from tests.bed.fixtures import NodeFactory
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
@@ -226,3 +238,106 @@ async def test_a_delayed_publish_waits_for_the_connection_like_any_other(rabbit_
         await effects.until(1)
 
         assert effects.done == {"in time": 1}
+
+
+async def test_publishing_after_the_stop_ends_at_once(rabbit_url: str) -> None:
+    async with Bus(rabbit_url) as bus:
+        await bus.stop()
+
+        with pytest.raises(NotSentError):
+            await asyncio.wait_for(bus.publish(OrderPlaced("o"), timeout=5), 2)
+
+
+async def test_a_window_full_of_unanswered_publishes_is_said_and_left(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "_PATIENCE", 0.5)
+    fake_broker.on_publish(lambda connection, published: None)
+    async with Bus(fake_broker.url, in_flight=20, grace=1) as bus:
+        unanswered = [bus.publish(OrderPlaced(f"o-{i}"), timeout=0.3) for i in range(20)]
+        results = await asyncio.gather(*unanswered, return_exceptions=True)
+        problems = [check.detail for check in bus.health().problems]
+        fake_broker.behave()
+        await bus.publish(OrderPlaced("later"), timeout=10)
+
+        assert all(isinstance(result, OutcomeUnknownError) for result in results)
+        assert problems == ["20 publishes are unanswered past their deadlines"]
+        assert bus.health().ok
+
+
+async def test_a_channel_that_ends_right_after_each_consume_does_not_spin(fake_broker: FakeBroker) -> None:
+    effects = Effects()
+
+    def consume_and_close(connection: FakeConnection, channel: int, frame: commands.Basic.Consume) -> None:
+        fake_broker.answer(connection, channel, frame)
+        connection.close_channel(channel, 406, "PRECONDITION_FAILED - as it likes")
+
+    fake_broker.on(commands.Basic.Consume, consume_and_close)
+    async with Bus(fake_broker.url, recording(effects), grace=1):
+        await asyncio.sleep(2)
+
+        assert 2 <= len(fake_broker.all(commands.Basic.Consume)) < 10
+
+
+async def test_cancelled_callers_of_delayed_publishes_harm_nobody(rabbit_url: str) -> None:
+    dice = random.Random(3)
+    effects = Effects()
+    async with Bus(rabbit_url, recording(effects)) as bus:
+        lost = Observed()
+        for number in range(60):
+            publish = asyncio.create_task(
+                bus.publish(OrderPlaced(f"later {number}"), delay=timedelta(seconds=3600 + 600 * number))
+            )
+            await asyncio.sleep(dice.random() * 0.02)
+            publish.cancel()
+            await bus.publish(OrderPlaced(f"now {number}"))
+        await effects.until(60)
+
+        assert lost.kinds == []
+        assert bus.health().ok
+
+
+@pytest.mark.timeout(180)
+async def test_behind_a_black_hole_stopping_ends_in_time_and_leaves_no_task(rabbit_url: str) -> None:
+    effects, never = Effects(), asyncio.Event()
+    before = asyncio.all_tasks()
+
+    async def hang(_: object) -> None:
+        await never.wait()
+
+    async with Proxy.before(rabbit_url) as proxy:
+        bus = Bus(proxy.url_for(rabbit_url), recording(effects, before=hang), grace=1)
+        await bus.start()
+        await bus.publish_many([OrderPlaced(f"o-{i}") for i in range(20)])
+        await eventually(lambda: effects.running == 20, "handlers")
+
+        proxy.black_hole()
+        started = asyncio.get_running_loop().time()
+        await bus.stop()
+        took = asyncio.get_running_loop().time() - started
+
+        await eventually(
+            lambda: not any("worker" in t.get_name() for t in asyncio.all_tasks() - before), "workers to end"
+        )
+        assert took < 1 + 5
+        assert effects.running == 0
+
+
+@pytest.mark.parametrize("seconds", [3, 8])
+@pytest.mark.timeout(120)
+async def test_a_suspended_broker_is_survived_and_every_call_ends(seconds: int, own_node: NodeFactory) -> None:
+    node, effects = await own_node(), Effects()
+    async with Bus(node.url, recording(effects), heartbeat=2) as bus:
+        await bus.publish(OrderPlaced("before"))
+        await effects.until(1)
+
+        node.suspend()
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(PublishError):
+            await bus.publish(OrderPlaced("unheard"), timeout=1)
+        assert asyncio.get_running_loop().time() - started < 2
+        await asyncio.sleep(seconds)
+        node.resume()
+        await eventually(lambda: bus.health().ok, "health", 20)
+        await bus.publish(OrderPlaced("after"))
+        await eventually(lambda: "after" in effects.done, "the order after it")

@@ -22,7 +22,7 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from rabbitevents.brokers.lane import Lane, Tap
+from rabbitevents.brokers.lane import FRAME_LIMIT, OVERHEAD, Lane, Tap
 from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
 
 T = TypeVar("T")
@@ -61,21 +61,20 @@ class Address(msgspec.Struct, frozen=True):
 
 def addresses(urls: Sequence[str]) -> tuple[Address, ...]:
     """Check URLs. Raises `ConfigurationError` for one that cannot be meant."""
-    for text in urls:
+    for number, text in enumerate(urls, 1):
+        which = "the broker's URL" if len(urls) == 1 else f"URL number {number}"
         try:
             url = URL(text)
-        except ValueError as error:
+        except ValueError:
+            url = URL()
+        if url.scheme not in ("amqp", "amqps") or not url.host:  # not shown: a password may be anywhere in it
             raise ConfigurationError(
-                "a broker's URL cannot be read; write amqp://user:password@host:5672/vhost"
-            ) from error
-        if url.scheme not in ("amqp", "amqps") or not url.host:
-            raise ConfigurationError(
-                f"{url.with_password(None) if url.password else text!s}: a broker's URL begins with amqp:// or amqps:// "
-                "and names a host (or is memory://, for the embedded broker)"
+                f"{which} cannot be read; write amqp://user:password@host:5672/vhost, amqps:// for TLS, "
+                "or memory:// for the embedded broker (and %2F and the like for signs such as / in a password)"
             )
         if url.query.get("no_verify_ssl", "0") != "0":
             raise ConfigurationError(
-                "no_verify_ssl in the URL would switch TLS's checks off; pass ssl_context= to say so in code"
+                f"{which}: no_verify_ssl would switch TLS's checks off; pass ssl_context= to say so in code"
             )
     if not urls:
         raise ConfigurationError("a bus needs the URL of at least one broker")
@@ -86,12 +85,14 @@ async def within(seconds: float, work: Awaitable[T], what: str) -> T:
     """Await ``work`` in a task of its own, at most ``seconds``. Raises `BrokerError` for all that goes wrong in there.
 
     The client library raises CancelledError for lost connections, and plain RuntimeErrors; neither leaves this room.
+    A caller that is cancelled leaves the work running: a question that is broken off in the middle would cost its
+    channel, and once it cost the connection.
     """
     task = asyncio.ensure_future(work)
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
-        task.cancel()
+        task.add_done_callback(_retrieve)
         raise
     if not done:
         task.cancel()
@@ -105,6 +106,12 @@ async def within(seconds: float, work: Awaitable[T], what: str) -> T:
     if isinstance(error, BrokerError | TopologyError):
         raise error
     raise BrokerError(f"{what}: {explain(error)}", code=_code(error)) from error
+
+
+def _close_unwanted(opened: asyncio.Future[None], channel: aio_pika.abc.AbstractChannel) -> None:
+    """Close a channel that was opened for somebody who was cancelled meanwhile."""
+    if not opened.cancelled() and opened.exception() is None and not channel.is_closed:
+        asyncio.ensure_future(within(CLOSE_DEADLINE, channel.close(), "closing a channel")).add_done_callback(_retrieve)
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
@@ -199,17 +206,22 @@ class Wire:
         connection.kwargs["transport_factory"] = factory
         try:
             await within(timeout, connection.connect(), f"connecting to {address}")
-        except BaseException:
+        except BaseException as error:
             if factory.tap is not None:
                 factory.tap.abort("the connection could not be opened")
+                if factory.tap.closed is not None and isinstance(error, BrokerError):
+                    code, text = factory.tap.closed
+                    raise BrokerError(f"connecting to {address}: the broker refused: {text}", code=code) from error
             raise
         if factory.tap is None or factory.transport is None:
             raise BrokerError(f"connecting to {address}: the client library made no transport")
-        return cls(address, connection, factory.tap, factory.transport, heartbeat)
+        wire = cls(address, connection, factory.tap, factory.transport, heartbeat)
+        factory.tap.frame_limit = max(FRAME_LIMIT, wire.frame_max + OVERHEAD)
+        return wire
 
     @property
     def frame_max(self) -> int:
-        """The largest frame that was agreed upon, in bytes; 128 KiB where the broker sets no limit."""
+        """The largest frame that was agreed upon, in bytes; 128 KiB where the broker sets no limit (and keeps none)."""
         transport = self._connection.transport
         return (transport.connection.connection_tune.frame_max if transport is not None else 0) or 131_072
 
@@ -218,7 +230,12 @@ class Wire:
         if self.lost.done():
             raise BrokerError("the connection is lost")
         channel = self._connection.channel(publisher_confirms=confirms)
-        await within(RPC_DEADLINE, channel.initialize(), "opening a channel")
+        opening = asyncio.ensure_future(channel.initialize())
+        try:
+            await within(RPC_DEADLINE, opening, "opening a channel")
+        except asyncio.CancelledError:
+            opening.add_done_callback(lambda opened: _close_unwanted(opened, channel))
+            raise
         underlay = await channel.get_underlay_channel()
         self._channels[underlay.number] = channel  # the library keeps channels by weak references only
         return underlay

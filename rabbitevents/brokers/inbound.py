@@ -115,6 +115,7 @@ class InboundLane:
 
     def _complete(self, body: bytes) -> None:
         exchange, routing_key = self._address
+        self._settled.delivered(self._tag)
         oversize = self._size if self._size > self._body_limit else 0
         self._batch.append(
             Delivery(
@@ -150,20 +151,19 @@ class InboundLane:
 
     def ack(self, tag: int) -> None:
         """Acknowledge, by the end of this turn of the loop."""
-        self._settled.add(tag)
-        if not self._flushing:
+        if self._settled.add(tag) and not self._flushing:
             self._flushing = True
             self._call_soon(self.write_acks)
 
     def requeue(self, tag: int) -> None:
         """Give back to the queue, at once."""
-        self._settled.add_written(tag)
-        self._write(BASIC_NACK + tag.to_bytes(8, "big") + b"\x02")  # requeue, not multiple
+        if self._settled.add_written(tag):
+            self._write(BASIC_NACK + tag.to_bytes(8, "big") + b"\x02")  # requeue, not multiple
 
     def reject(self, tag: int) -> None:
         """Give to the broker's dead-lettering, at once."""
-        self._settled.add_written(tag)
-        self._write(BASIC_REJECT + tag.to_bytes(8, "big") + b"\x00")
+        if self._settled.add_written(tag):
+            self._write(BASIC_REJECT + tag.to_bytes(8, "big") + b"\x00")
 
     def write_acks(self) -> None:
         """Write the acknowledgements that have come together."""
@@ -182,45 +182,43 @@ class InboundLane:
 
 
 class Settled:
-    """Which delivery tags of a channel are settled, and which of them the broker has not been told yet.
+    """Which deliveries of a channel are outstanding, and which are settled without the broker having been told.
 
-    Tags count from 1 without gaps. Up to ``_done`` everything is settled and told.
+    Both are bounded by the window, however long one delivery is held.
     """
 
     def __init__(self) -> None:
-        self._done = 0
-        self._untold: set[int] = set()
-        self._told: set[int] = set()
+        self._outstanding: dict[int, None] = {}
+        self._untold: list[int] = []
 
-    def add(self, tag: int) -> None:
-        """Note an acknowledgement that is to be told."""
-        self._untold.add(tag)
+    def delivered(self, tag: int) -> None:
+        """Note a delivery. Tags count up."""
+        self._outstanding[tag] = None
 
-    def add_written(self, tag: int) -> None:
-        """Note a tag that was settled by a frame of its own."""
-        self._told.add(tag)
+    def add(self, tag: int) -> bool:
+        """Note an acknowledgement that is to be told; False for a tag that is settled already."""
+        if not self.add_written(tag):
+            return False
+        self._untold.append(tag)
+        return True
+
+    def add_written(self, tag: int) -> bool:
+        """Note a tag that is settled by a frame of its own; False for one that is settled already."""
+        if tag not in self._outstanding:
+            return False
+        del self._outstanding[tag]
+        return True
 
     def take(self) -> tuple[int, list[int]]:
-        """Return what to tell: the tag of one ``multiple`` ack (0: none), and single tags beyond a gap.
+        """Return what to tell: the tag of one ``multiple`` ack (0: none), and single tags beyond what is outstanding.
 
         A ``multiple`` ack must name a tag that the broker still holds, or it closes the channel (406).
         """
-        untold, told = self._untold, self._told
-        at, upto = self._done + 1, 0
-        while True:
-            if at in untold:
-                untold.remove(at)
-                upto = at
-            elif at in told:
-                told.remove(at)
-            else:
-                break
-            at += 1
-        self._done = at - 1
-        singles = sorted(untold)
-        told.update(untold)
-        untold.clear()
-        return upto, singles
+        untold, self._untold = self._untold, []
+        first = next(iter(self._outstanding), None)
+        if first is None:
+            return max(untold, default=0), []
+        return max((tag for tag in untold if tag < first), default=0), sorted(tag for tag in untold if tag > first)
 
 
 def _address(data: bytes) -> tuple[str, str]:

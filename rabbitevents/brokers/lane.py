@@ -22,6 +22,9 @@ FRAME_END: Final = 0xCE
 OVERHEAD: Final = 8
 """Bytes of a frame around its payload: type, channel, size, end."""
 
+FRAME_LIMIT: Final = 1_048_576
+"""The largest frame in bytes that is taken for one, unless a larger one was agreed upon."""
+
 READ_SIZE: Final = 262_144
 """Bytes that one read takes at most."""
 
@@ -79,9 +82,7 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
     It counts time too: ``received`` is when the last bytes came (event loop's clock).
     """
 
-    def __init__(
-        self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop, frame_limit: int = 1_048_576
-    ) -> None:
+    def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
         self.lanes: dict[int, Lane] = {}
         self.lost: asyncio.Future[str] = loop.create_future()
@@ -92,7 +93,9 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         self._time = loop.time
         self._space = memoryview(bytearray(READ_SIZE))
         self._control = reader
-        self._frame_limit = frame_limit
+        self.frame_limit = FRAME_LIMIT
+        self.closed: tuple[int, str] | None = None
+        """Why the broker closed the connection, if it did: reply code and text."""
         self._rest = b""
         self._fed = 0.0
         self._raw = False
@@ -127,7 +130,7 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
             kind, channel, length = _HEAD(buffer, at)
             end = at + length + OVERHEAD
             if end > size:
-                if kind not in (METHOD, HEADER, BODY, 8) or length > self._frame_limit:
+                if kind not in (METHOD, HEADER, BODY, 8) or length > self.frame_limit:
                     self._not_amqp(buffer[at:], kind)
                     return
                 break
@@ -165,6 +168,7 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
                 self.on_blocked(None)
             elif method == CONNECTION_CLOSE:
                 code, text, _, _ = close_reason(buffer, at + 7)
+                self.closed = (code, text)
                 self.end_lanes(f"the broker closed the connection: {code} {text}")  # aiormq answers, and ends it
         self._control.feed_data(buffer[at:end])
 

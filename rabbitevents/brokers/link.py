@@ -60,6 +60,7 @@ class Link:
         self._restore = restore
         self._report = report
         self._answers: dict[str, str] = {}
+        self._refusing: set[Address] = set()
         self._down_since = asyncio.get_running_loop().time()
         self._task: asyncio.Task[None] | None = None
 
@@ -91,8 +92,10 @@ class Link:
             self._answers[str(address)] = str(error)
             if not isinstance(error, BrokerError):
                 log.exception("the %s connection to %s could not be prepared", self.role, address)
-            elif self.refuses(error) and not self.refused.done():
-                self.refused.set_result(error)
+            elif self.refuses(error):
+                self._refusing.add(address)
+                if len(self._refusing) == len(set(self._where)) and not self.refused.done():
+                    self.refused.set_result(error)
             if wire is not None:
                 await wire.close()
             raise

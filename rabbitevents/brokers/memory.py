@@ -15,10 +15,10 @@ import msgspec
 from rabbitevents.brokers import Deliver, Settings, Trusted, Verdict
 from rabbitevents.brokers.queues import MemoryQueue, Reader
 from rabbitevents.brokers.routes import Routes
-from rabbitevents.errors import NotSentError, OutcomeUnknownError, RefusedError, TopologyError
+from rabbitevents.errors import BrokerUnavailableError, NotSentError, OutcomeUnknownError, RefusedError, TopologyError
 from rabbitevents.facts import Blocked, Check, Connected, ConnectionLost, Report, Unblocked
 from rabbitevents.message import Delivery, Message
-from rabbitevents.properties import encode_properties, short
+from rabbitevents.properties import decode_properties, encode_properties, short
 from rabbitevents.topology import Topology
 
 Failure = Literal["refuse", "return", "lose"]
@@ -44,6 +44,8 @@ class EmbeddedBroker(Routes):
         self.witnesses: list[Callable[[Message], None]] = []
         """Told of every message that is taken, as it was published."""
         self.clients: list[MemoryClient] = []
+        self.down: str | None = None
+        self.blocked: str | None = None
         self._faults: list[Fault] = []
 
     def client(self) -> MemoryClient:
@@ -64,21 +66,25 @@ class EmbeddedBroker(Routes):
 
     def go_down(self) -> None:
         """Break every connection, and take no new ones until `come_up`. What is stored stays."""
+        self.down = "the broker was told to go down"
         for client in list(self.clients):
-            client.lose("the broker was told to go down")
+            client.lose(self.down)
 
     def come_up(self) -> None:
         """Take connections again; clients are back at once."""
+        self.down = None
         for client in list(self.clients):
             client.come_back()
 
     def block(self, reason: str = "low on memory") -> None:
         """Take nothing more from publishers, as RabbitMQ does when it runs short of memory."""
+        self.blocked = reason
         for client in self.clients:
             client.block(reason)
 
     def unblock(self) -> None:
         """Take from publishers again."""
+        self.blocked = None
         for client in self.clients:
             client.block(None)
 
@@ -202,12 +208,25 @@ class MemoryClient:
         self._lost: str | None = "not started"
         self._blocked: str | None = None
         self._ready = asyncio.Event()
+        self._connected = asyncio.Event()
 
     async def start(self, settings: Settings, report: Report | None) -> None:
-        """Connect."""
-        self._settings, self._report, self._lost = settings, report, None
+        """Connect. Raises `BrokerUnavailableError` when the broker stays down."""
+        self._settings, self._report, self._lost = settings, report, self.server.down
         self.server.clients.append(self)
-        self._ready.set()
+        self._blocked = self.server.blocked
+        if self._lost is None:
+            self.come_back()
+            return
+        why = self._lost
+        try:
+            async with asyncio.timeout(settings.start_timeout):
+                await self._connected.wait()
+        except TimeoutError as error:
+            self.server.clients.remove(self)
+            raise BrokerUnavailableError(
+                f"no broker could be used within {settings.start_timeout:g} s: {why}"
+            ) from error
 
     async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
         """Declare now, and again when a queue has been deleted."""
@@ -222,7 +241,9 @@ class MemoryClient:
 
     async def publish(self, message: Message, deadline: float) -> bool:
         """Publish; a lost answer is tried again with the same id, as on RabbitMQ."""
-        self._settings.limits.check(message.body, encode_properties(message.properties), message.type)
+        encoded = encode_properties(message.properties)
+        self._settings.limits.check(message.body, encoded, message.type)
+        message = msgspec.structs.replace(message, properties=decode_properties(encoded))  # as it comes off the wire
         short(message.routing_key, f"the routing key of {message.type[:40]}")
         left = False
         while True:
@@ -282,6 +303,7 @@ class MemoryClient:
     def lose(self, reason: str) -> None:
         """Lose the connection."""
         self._lost = reason
+        self._connected.clear()
         self._ready.clear()
         for consumption in self._consumptions:
             consumption.drop()
@@ -291,6 +313,7 @@ class MemoryClient:
     def come_back(self) -> None:
         """Connect again."""
         self._lost = None
+        self._connected.set()
         if self._blocked is None:
             self._ready.set()
         for consumption in self._consumptions:

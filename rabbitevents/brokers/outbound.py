@@ -22,12 +22,14 @@ from rabbitevents.brokers.lane import (
     close_reason,
     frame,
 )
-from rabbitevents.errors import DecodeError
+from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.message import Message
 from rabbitevents.properties import decode_properties, short
 
 _MANDATORY = b"\x01"
 _CONTENT = b"\x00\x3c\x00\x00"
+_CONTENT_HEAD = 12
+"""Bytes of a content header before the properties: class, weight, body size."""
 _METHODS_KEPT = 1024
 
 
@@ -44,7 +46,7 @@ class Answer(Enum):
 
 
 class Pending(msgspec.Struct, eq=False):
-    """A publish that waits for its answer."""
+    """A publish that waits for its answer. ``deadline`` is on the event loop's clock."""
 
     answer: asyncio.Future[Answer]
     deadline: float
@@ -101,6 +103,13 @@ class OutboundLane:
             out += (method, self._header_head, len(header).to_bytes(4, "big"), header, b"\xce")
             out += (frame(BODY, self.number, body[i : i + self._chunk]) for i in range(0, size, self._chunk))
         return future
+
+    def check(self, properties: bytes, message: Message) -> None:
+        """Raise `EncodeError` for properties that do not fit one frame of this connection."""
+        if len(properties) + _CONTENT_HEAD > self._chunk:
+            raise EncodeError(
+                f"{message.type}: its headers are {len(properties):,} bytes, and the broker's frames hold {self._chunk:,}"
+            )
 
     def _method(self, key: tuple[str, str]) -> bytes:
         exchange, routing_key = key

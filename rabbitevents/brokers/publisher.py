@@ -16,6 +16,7 @@ from aiormq.abc import AbstractChannel
 from rabbitevents.brokers.connection import Wire
 from rabbitevents.brokers.outbound import Answer, OutboundLane
 from rabbitevents.errors import NotSentError, OutcomeUnknownError, RefusedError
+from rabbitevents.facts import Check
 from rabbitevents.message import Message
 from rabbitevents.properties import encode_properties, short
 from rabbitevents.wire import Limits
@@ -25,6 +26,9 @@ log = logging.getLogger("rabbitevents")
 _REOPEN_PAUSE = 0.05
 """Seconds between a channel that the broker closed and the next one; doubled up to `_REOPEN_PAUSE_MAX`."""
 _REOPEN_PAUSE_MAX = 2.0
+
+_PATIENCE = 10.0
+"""Seconds that a full window of publishes may stay unanswered past their deadlines; then the channel is left."""
 
 _REFUSED_PAUSES = (0.05, 0.2, 0.75)
 """Seconds before a refused publish is tried again: a quorum queue without a leader refuses for a moment (after its
@@ -53,6 +57,7 @@ class Publisher:
         self._waiting: deque[tuple[asyncio.Future[bool], float]] = deque()
         self._loop = asyncio.get_running_loop()
         self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
         self.detail = ""
 
     # --- the channel ---
@@ -75,7 +80,7 @@ class Publisher:
         """Open another channel whenever the broker closed one; end with the connection."""
         pause = _REOPEN_PAUSE
         while True:
-            reason = await lane.ended
+            reason = await asyncio.shield(lane.ended)
             self.detail = reason
             if wire.lost.done():
                 return
@@ -92,16 +97,6 @@ class Publisher:
                 pause = min(2 * pause, _REOPEN_PAUSE_MAX)
                 if wire.lost.done():
                     return
-
-    @property
-    def ready(self) -> bool:
-        """Whether a channel is open."""
-        return self._lane is not None and not self._lane.ended.done()
-
-    @property
-    def unanswered(self) -> int:
-        """How many publishes wait for their answer."""
-        return len(self._lane.pending) if self._lane is not None else 0
 
     # --- publishing ---
 
@@ -120,6 +115,7 @@ class Publisher:
                     lane = self._lane_with_room()
                     if lane is None:
                         continue
+                lane.check(properties, message)
                 answer = await lane.publish(message, properties, deadline)
                 if answer is Answer.CONFIRMED:
                     return True
@@ -173,6 +169,8 @@ class Publisher:
 
     async def _room(self, message: Message, deadline: float, left: bool) -> None:
         """Wait until it is this publish's turn. Raises at the deadline, and says whether anything has left before."""
+        if self._closed:
+            raise (OutcomeUnknownError if left else NotSentError)(message, "the bus has stopped")
         turn: asyncio.Future[bool] = self._loop.create_future()
         self._waiting.append((turn, deadline))
         self.wake()
@@ -211,12 +209,32 @@ class Publisher:
         """End whatever is past its deadline (event loop's clock)."""
         if self._lane is not None:
             self._lane.expire(now)
+            if self._stuck(self._lane, now - _PATIENCE):
+                self._lane.lost(f"the broker left {len(self._lane.pending)} publishes unanswered")
         if self._waiting:
             for turn, deadline in self._waiting:
                 if deadline <= now and not turn.done():
                     turn.set_result(False)
             self._waiting = deque(waiting for waiting in self._waiting if not waiting[0].done())
             self.wake()
+
+    def _stuck(self, lane: OutboundLane, moment: float) -> bool:
+        """Whether the window is full of publishes that nobody waits for any more, the oldest since before ``moment``."""
+        pending = lane.pending.values()
+        return (
+            len(pending) >= self._in_flight
+            and next(iter(pending)).deadline < moment
+            and all(p.answer.done() for p in pending)
+        )
+
+    def check(self) -> Check:
+        """Say whether publishing works, as far as can be told."""
+        lane = self._lane
+        if lane is not None and not lane.ended.done() and self._stuck(lane, float("inf")):
+            return Check(
+                "publishing channel", False, f"{len(lane.pending)} publishes are unanswered past their deadlines"
+            )
+        return Check("publishing channel", lane is not None and not lane.ended.done(), self.detail)
 
     async def drain(self, deadline: float) -> None:
         """Wait until every publish has its answer, or ``deadline`` (event loop's clock). Does not raise."""
@@ -227,7 +245,8 @@ class Publisher:
             await asyncio.wait(answers, timeout=deadline - self._loop.time())
 
     async def close(self) -> None:
-        """Stop keeping the channel; whoever still waits gets an error. Does not raise."""
+        """Stop keeping the channel; whoever still waits, or comes later, gets an error. Does not raise."""
+        self._closed = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})

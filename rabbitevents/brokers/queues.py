@@ -35,6 +35,9 @@ class Stored(msgspec.Struct, eq=False):
     count: int = 0
     place: int = 0
 
+    def __repr__(self) -> str:
+        return f"<Stored {self.properties.message_id}>"
+
     def with_death(self, queue: str, reason: str, now: float) -> Stored:
         """Return it as it leaves ``queue`` for a dead letter exchange: ``x-death`` says so, newest first."""
         headers = dict(self.properties.headers)

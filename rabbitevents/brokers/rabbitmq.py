@@ -141,7 +141,7 @@ class RabbitMQ:
         if self._consuming is None:
             self._consuming = self._link("consume", self._restore_consuming)
             self._consuming.open()
-            await self._until_running(self._consuming)
+        await self._until_running(self._consuming)
         subscriber = Subscriber(
             self._consuming,
             queue,
@@ -167,7 +167,7 @@ class RabbitMQ:
                 )
                 yield Check(f"connection {link.role}", link.state == "running" and not blocked, link.detail or blocked)
         if self._publisher is not None:
-            yield Check("publishing channel", self._publisher.ready, self._publisher.detail)
+            yield self._publisher.check()
         for subscriber in self._subscribers:
             yield subscriber.check()
 

@@ -65,7 +65,6 @@ class Consumer:
         self._returning: list[Delivery] = []
         """What is to be given back once the broker has taken the consumer away: given back before, it would come again
         at once, and spend its delivery limit in a moment."""
-        self._cancelling = False
         self._generation = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._quiet = asyncio.Event()
@@ -116,6 +115,7 @@ class Consumer:
             if self._stopping:
                 return
             self.paused = None
+            self._returning.clear()
             await self._consumption.resume()
             self._tell(Resumed, self.name)
 
@@ -134,17 +134,12 @@ class Consumer:
         """Have the broker take the consumer away, and only then give back what has not begun."""
         self._returning.extend(self._ready)
         self._ready.clear()
-        self._cancelling = True
         try:
             await consumption.cancel()
         finally:
-            self._cancelling = False
-            self._give_back_returning()
-
-    def _give_back_returning(self) -> None:
-        returning, self._returning = self._returning, []
-        for delivery in returning:
-            self._settle(delivery, Verdict.REQUEUE)
+            returning, self._returning = self._returning, []
+            for delivery in returning:
+                self._settle(delivery, Verdict.REQUEUE)
 
     async def drain(self) -> None:
         """Second step: wait until what runs has ended. The caller bounds the wait."""
@@ -182,9 +177,7 @@ class Consumer:
         if batch[0].generation != self._generation:
             self._forget_stale(batch[0].generation)
         if self._stopping or self.paused is not None:
-            self._returning.extend(batch)
-            if not self._cancelling:
-                self._give_back_returning()
+            self._returning.extend(batch)  # what still comes after the cancel goes back with the channel
             return
         self._ready.extend(batch)
         self._wake()

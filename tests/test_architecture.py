@@ -21,7 +21,7 @@ CORE = "rabbitevents"
 
 FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     ("values", frozenset({"errors", "properties", "ids", "events", "message", "facts"})),
-    ("pure logic", frozenset({"codec", "wire", "routing", "plugin", "topology"})),
+    ("pure logic", frozenset({"paths", "codec", "wire", "routing", "plugin", "topology"})),
     ("brokers", frozenset({"brokers", "delay"})),
     ("handling", frozenset({"threads", "handling", "holding", "consumer", "publishing"})),
     ("bus", frozenset({"bus"})),

@@ -30,7 +30,7 @@ from rabbitevents.routing import Router, Subscription
 from rabbitevents.threads import Threads
 from rabbitevents.wire import Form, Limits
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -93,9 +93,9 @@ class Bus:
         ssl_context: ssl.SSLContext | None = None,
         heartbeat: int = 10,
     ) -> None:
-        self.name = name or (routers[0].name if routers else "rabbitevents")
+        self.name: str = name or (routers[0].name if routers else "rabbitevents")
         self.exchange = exchange
-        self.plugins = tuple(plugins)
+        self.plugins: tuple[Plugin, ...] = tuple(plugins)
         self.routers = routers
         self._configuration = Configuration(
             name=self.name,

@@ -17,7 +17,7 @@ from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
 from rabbitevents.wire import identify
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 SUSPECT_COUNT = 3
 """From this broker's delivery count on, an event may be what crashes the process, and is handled alone."""
@@ -44,7 +44,7 @@ class Consumer:
         consumer_timeout: float,
     ) -> None:
         self.subscription = subscription
-        self.name = subscription.name
+        self.name: str = subscription.name
         self.paused: str | None = None
         self._options = subscription.options
         self._chain = chain

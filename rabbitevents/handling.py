@@ -51,8 +51,8 @@ class Handling:
     __slots__ = ("_ordinals", "_received", "_subscription", "chain", "owner")
 
     def __init__(self, received: Received, subscription: str, owner: object, chain: Publish) -> None:
-        self.owner = owner
-        self.chain = chain
+        self.owner: object = owner
+        self.chain: Publish = chain
         self._received = received
         self._subscription = subscription
         self._ordinals: dict[str, int] = {}

@@ -16,7 +16,7 @@ from rabbitevents.errors import DecodeError, RabbitEventsError
 from rabbitevents.facts import Held, Paused, Released, Resumed
 from rabbitevents.message import Delivery, Settlement
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0

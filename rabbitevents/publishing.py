@@ -19,7 +19,7 @@ from rabbitevents.ids import new_id
 from rabbitevents.message import Message
 from rabbitevents.wire import Form, text_of, write
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 P = TypeVar("P")
 

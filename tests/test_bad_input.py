@@ -241,6 +241,8 @@ async def test_of_several_urls_the_one_that_answers_is_used(rabbit_url: str) -> 
         await bus.publish(OrderPlaced("o"))
         await effects.until(1)
 
+        assert effects.done == {"o": 1}
+
 
 def test_bindings_are_values() -> None:
     assert Binding("x", "q", "k") == Binding("x", "q", "k")

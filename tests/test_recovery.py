@@ -24,7 +24,7 @@ from rabbitevents import (
     RefusedError,
 )
 from rabbitevents.brokers import publisher, subscriber
-from rabbitevents.facts import ConsumerLost, ConsumerRestored
+from rabbitevents.facts import ConnectionLost, ConsumerLost, ConsumerRestored
 from rabbitevents.properties import Properties
 from tests.bed.fake_broker import FakeBroker
 from tests.bed.fake_connection import FakeConnection
@@ -215,11 +215,15 @@ async def test_a_handler_that_blocks_the_loop_longer_than_the_heartbeat_does_not
         if not effects.done:
             time.sleep(1.6)  # noqa: ASYNC251 - what a bad handler does is the point
 
-    async with Bus(rabbit_url, recording(effects, before=block, concurrency=1), heartbeat=1) as bus:
+    observed = Observed()
+    router = recording(effects, before=block, concurrency=1)
+    async with Bus(rabbit_url, router, plugins=[observed], heartbeat=1) as bus:
         await bus.publish_many([OrderPlaced(f"o-{i}") for i in range(3)])
         await effects.until(3)
 
         await eventually(lambda: bus.health().ok, "health", 10)
+        assert set(effects.done) == {"o-0", "o-1", "o-2"}
+        assert ConnectionLost not in observed.kinds
 
 
 async def test_a_delayed_publish_waits_for_the_connection_like_any_other(rabbit_url: str) -> None:

@@ -27,7 +27,7 @@ from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
 
 T = TypeVar("T")
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 for _noisy in ("aiormq.connection", "aiormq.channel", "aio_pika"):
     if logging.getLogger(_noisy).level == logging.NOTSET:
@@ -188,7 +188,7 @@ class Wire:
         self.address = address
         self.tap = tap
         self.transport = transport
-        self.lost = tap.lost
+        self.lost: asyncio.Future[str] = tap.lost
         self._connection = connection
         self._silence = 2.5 * heartbeat
         self._channels: dict[int, aio_pika.abc.AbstractChannel] = {}

@@ -44,7 +44,7 @@ class InboundLane:
         self.number = number
         self.generation = generation
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.close_code = 0
+        self.close_code: int = 0
         self._transport = transport
         self._queue = queue
         self._deliver = deliver

@@ -86,9 +86,9 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         super().__init__(reader, loop=loop)
         self.lanes: dict[int, Lane] = {}
         self.lost: asyncio.Future[str] = loop.create_future()
-        self.received = loop.time()
+        self.received: float = loop.time()
         self.blocked: str | None = None
-        self.paused = False
+        self.paused: bool = False
         self.on_blocked: Callable[[str | None], None] = _ignore
         self._time = loop.time
         self._space = memoryview(bytearray(READ_SIZE))

@@ -14,7 +14,7 @@ from rabbitevents.brokers.connection import RPC_DEADLINE, Address, Wire
 from rabbitevents.errors import BrokerError, BrokerUnavailableError
 from rabbitevents.facts import Connected, ConnectionLost, Report
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 BACKOFF = wait_random_exponential(multiplier=0.2, max=3.0)
 """The pause before the next try: random, so that clients do not come back all at once, and 3 s at most."""
@@ -47,10 +47,10 @@ class Link:
         report: Report | None,
     ) -> None:
         self.role = role
-        self.state = "connecting"
-        self.detail = ""
+        self.state: str = "connecting"
+        self.detail: str = ""
         self.wire: Wire | None = None
-        self.running = asyncio.Event()
+        self.running: asyncio.Event = asyncio.Event()
         self.refused: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self._where = where
         self._next = 0

@@ -93,7 +93,7 @@ class EmbeddedBroker(Routes):
     def delete_queue(self, name: str) -> None:
         """Delete a queue with all that is in it; its consumers are cancelled, and register again."""
         queue = self.queues.pop(name)
-        self.bindings = [binding for binding in self.bindings if binding.queue != name]
+        self.bindings[:] = [binding for binding in self.bindings if binding.queue != name]
         for client in self.clients:
             client.queue_deleted(queue)
 

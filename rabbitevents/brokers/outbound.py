@@ -65,9 +65,9 @@ class OutboundLane:
         self.pending: dict[int, Pending] = {}
         """By delivery tag, in the order of publishing."""
         self.ended: asyncio.Future[str] = loop.create_future()
-        self.close_code = 0
-        self.closed_by_publish = False
-        self.unanswered_at_end = 0
+        self.close_code: int = 0
+        self.closed_by_publish: bool = False
+        self.unanswered_at_end: int = 0
         self._transport = transport
         self._chunk = frame_max - OVERHEAD
         self._on_room = on_room

@@ -21,7 +21,7 @@ from rabbitevents.message import Message
 from rabbitevents.properties import encode_properties, short
 from rabbitevents.wire import Limits
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 _REOPEN_PAUSE = 0.05
 """Seconds between a channel that the broker closed and the next one; doubled up to `_REOPEN_PAUSE_MAX`."""
@@ -58,7 +58,7 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
-        self.detail = ""
+        self.detail: str = ""
 
     # --- the channel ---
 

@@ -19,7 +19,7 @@ from rabbitevents.brokers import Deliver, Trusted, Verdict
 from rabbitevents.brokers.clock import Clock
 from rabbitevents.message import Delivery
 from rabbitevents.properties import HeaderValue, Properties
-from rabbitevents.topology import Arguments
+from rabbitevents.topology import Argument, Arguments
 
 _sequence = count()
 
@@ -77,7 +77,7 @@ class Reader:
         self.generation = generation
         self.unsettled: dict[int, Stored] = {}
         self.cancelled = False
-        self.closed = False
+        self.closed: bool = False
         self._window = 1
         self._prefetch = prefetch
         self._deliver = deliver
@@ -148,7 +148,7 @@ class MemoryQueue:
 
     def __init__(self, name: str, arguments: Arguments, clock: Clock, dead_letter: DeadLetter) -> None:
         self.name = name
-        self.arguments = dict(arguments)
+        self.arguments: dict[str, Argument] = dict(arguments)
         self.stuck: list[tuple[Stored, str]] = []
         """Dead letters that no queue was bound for: kept, as at-least-once dead-lettering keeps them."""
         self._clock = clock

@@ -14,7 +14,7 @@ class Routes:
     """Exchanges, queues and bindings, and the ways through them."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock: Clock = Clock()
         self.exchanges: dict[str, Exchange] = {}
         self.queues: dict[str, MemoryQueue] = {}
         self.bindings: list[Binding] = []

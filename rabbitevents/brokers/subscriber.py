@@ -19,7 +19,7 @@ from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.facts import Check, ConsumerLost, ConsumerRestored, Report
 from rabbitevents.message import Delivery
 
-log = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents")
 
 SETTLE_PAUSE = 0.1
 """Seconds between the last settlement and the end of a channel: on quorum queues, settlements written just before
@@ -57,7 +57,7 @@ class Subscriber:
         report: Report | None,
     ) -> None:
         self.queue = queue
-        self.detail = "not registered yet"
+        self.detail: str = "not registered yet"
         self._link = link
         self._prefetch = prefetch
         self._deliver = deliver

@@ -56,7 +56,7 @@ class OutOfStock:
 
 # --- the inventory service -----------------------------------------------------------------------------------------
 
-inventory = Router("demo.inventory")
+inventory: Router = Router("demo.inventory")
 
 
 class Stock:
@@ -93,7 +93,7 @@ async def reserve(placed: Event[OrderPlaced], stock: Stock, ledger: Ledger) -> S
 
 # --- the order service ---------------------------------------------------------------------------------------------
 
-orders = Router("demo.orders")
+orders: Router = Router("demo.orders")
 
 
 class OrderBook:

@@ -78,6 +78,10 @@ class Layout:
         }
 
 
+DEFAULTS = {"disk_free_limit.absolute": "1MB"}
+"""What every node is told: an alarm about the machine's disk, which others use too, is no part of any test."""
+
+
 def lay_out(root: Path | None, config: Mapping[str, str], advanced: str, *, tls: bool) -> Layout:
     """Make a node's folder, inside of `root` if there is one, with its cookie and its configuration files.
 
@@ -106,7 +110,7 @@ def _write(layout: Layout, config: Mapping[str, str], advanced: str) -> None:
     cookie = layout.folder / ".erlang.cookie"
     cookie.write_text(layout.cookie)
     cookie.chmod(0o400)
-    settings = {**_tls_settings(layout), **config}
+    settings = {**DEFAULTS, **_tls_settings(layout), **config}
     lines = [f"{key} = {value}\n" for key, value in settings.items()]
     (layout.folder / "rabbitmq.conf").write_text("".join(lines))
     (layout.folder / "advanced.config").write_text(f"{advanced}.\n")

@@ -79,7 +79,6 @@ class OutboundLane:
         self._header_head = bytes((HEADER,)) + number.to_bytes(2, "big")
         self._body_head = b"\xce" + bytes((BODY,)) + number.to_bytes(2, "big")
         self._returning: tuple[str, str] | None = None
-        self._return_left = 0
         self._last_returned = 0
 
     # --- out ---
@@ -167,7 +166,6 @@ class OutboundLane:
 
     def header(self, buffer: bytes, at: int, end: int) -> None:
         """Take the properties of a returned message, and find the publish that it was."""
-        self._return_left = int.from_bytes(buffer[at + 4 : at + 12], "big")
         if self._returning is None:
             return
         try:

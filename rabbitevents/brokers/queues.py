@@ -236,11 +236,6 @@ class MemoryQueue:
         while self._ready and (expires := self._ready[0][1].expires) is not None and expires <= now:
             self.bury(self._take(), "expired")
 
-    def purge(self) -> int:
-        """Throw away what waits; return how many those were."""
-        number, self._ready = len(self._ready), []
-        return number
-
     def bury(self, stored: Stored, reason: str) -> None:
         """Dead-letter, if there is a dead letter exchange; else the message is gone."""
         if "x-dead-letter-exchange" in self.arguments and not self._lead_on(stored, reason):

@@ -7,7 +7,7 @@ ARGS ?=
 TESTS ?=
 
 run := .venv/bin/python -m
-debian := rabbitmq-server util-linux
+debian := rabbitmq-server redis-server util-linux
 export PYTHON
 # pyright's version is pinned: it need not look for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1

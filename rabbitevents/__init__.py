@@ -1,5 +1,7 @@
 """Typed events for RabbitMQ: declare them, handle them, lose none."""
 
+from rabbitevents import facts
+from rabbitevents.browsing import Browsing
 from rabbitevents.bus import Bus
 from rabbitevents.errors import (
     BrokerError,
@@ -16,7 +18,7 @@ from rabbitevents.errors import (
     UnroutableError,
 )
 from rabbitevents.events import Event, Metadata, event, upcast
-from rabbitevents.facts import Check, Fact, Health
+from rabbitevents.facts import Check, Depth, Fact, Health, Load
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
 from rabbitevents.routing import Router, Subscription
@@ -30,12 +32,14 @@ __all__ = [
     "Binding",
     "BrokerError",
     "BrokerUnavailableError",
+    "Browsing",
     "Bus",
     "Check",
     "ConfigurationError",
     "Consume",
     "DecodeError",
     "Delivery",
+    "Depth",
     "EncodeError",
     "Event",
     "Exchange",
@@ -43,6 +47,7 @@ __all__ = [
     "Health",
     "Host",
     "Limits",
+    "Load",
     "Message",
     "Metadata",
     "NotSentError",
@@ -61,6 +66,7 @@ __all__ = [
     "TopologyError",
     "UnroutableError",
     "event",
+    "facts",
     "forward",
     "upcast",
 ]

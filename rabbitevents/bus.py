@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 
 from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
+from rabbitevents.browsing import HOLD, Browsing
 from rabbitevents.consumer import Consumer
 from rabbitevents.errors import ConfigurationError, OutcomeUnknownError
 from rabbitevents.events import Event
-from rabbitevents.facts import Check, Fact, Health
+from rabbitevents.facts import Check, Depth, Fact, Health, Load
 from rabbitevents.handling import CURRENT, Dispatch, Factory, Provided
-from rabbitevents.message import Message
+from rabbitevents.loops import run_to_the_end
+from rabbitevents.message import Delivery, Message
 from rabbitevents.plugin import Plugin, Publish, check_order, overrides, standing_in, wrap
 from rabbitevents.publishing import Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
@@ -35,8 +37,8 @@ log: logging.Logger = logging.getLogger("rabbitevents")
 P = TypeVar("P")
 T = TypeVar("T")
 
-Declare = Literal["active", "passive"]
-"""Whether a bus declares what it needs, or only looks whether it is there."""
+Declare = Literal["active", "passive", "none"]
+"""Whether a bus declares what it needs, only looks whether it is there, or neither (for tools that look into queues)."""
 
 HARD_STOP = 5.0
 """Seconds that a stop may take beyond its grace period, whatever the broker does."""
@@ -44,6 +46,23 @@ HARD_STOP = 5.0
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """What a bus is told besides its broker, routers and plugins; `Bus` says what each means."""
+
+    name: str
+    exchange: str
+    declare: Declare
+    unroutable: Unroutable
+    form: Form
+    start_timeout: float
+    publish_timeout: float
+    grace: float
+    consumer_timeout: timedelta
+    delivery_limit: int
+    in_flight: int
+    limits: Limits
+
+
+class Told(TypedDict, total=False):
+    """What `Bus.sibling` may be told otherwise; `Bus` says what each means."""
 
     name: str
     exchange: str
@@ -111,6 +130,8 @@ class Bus:
             in_flight=in_flight,
             limits=limits or Limits(),
         )
+        self.consumer_timeout: timedelta = consumer_timeout
+        self.limits: Limits = self._configuration.limits
         self._broker = _broker(broker, ssl_context, heartbeat)
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
@@ -130,10 +151,24 @@ class Bus:
                 f"delivery_limit={delivery_limit}: say a positive number (-1 drops events on RabbitMQ 3.10)"
             )
 
-    def sibling(self, broker: str | Sequence[str] | Broker, *, plugins: Sequence[Plugin] | None = None) -> Bus:
-        """Return another bus with the same handlers, settings and provided values on ``broker``, not started."""
+    def sibling(
+        self,
+        broker: str | Sequence[str] | Broker | None = None,
+        *,
+        routers: Sequence[Router] | None = None,
+        plugins: Sequence[Plugin] | None = None,
+        **settings: Unpack[Told],
+    ) -> Bus:
+        """Return another bus, not started: with the same handlers, plugins, settings and provided values, but as said here.
+
+        ``settings`` are `Bus`'s own. Without ``broker`` it takes this bus's place on its broker: only one of the two
+        may be started.
+        """
+        there = self._broker if broker is None else broker
+        handlers = self.routers if routers is None else routers
         chain = self.plugins if plugins is None else plugins
-        other = Bus(broker, *self.routers, plugins=chain, **msgspec.structs.asdict(self._configuration))
+        told: dict[str, Any] = {**msgspec.structs.asdict(self._configuration), **settings}
+        other = Bus(there, *handlers, plugins=chain, **told)
         other._provided = {**self._provided, Bus: Provided(other)}
         return other
 
@@ -235,7 +270,7 @@ class Bus:
             form=told.form,
             timeout=told.publish_timeout,
             unroutable=told.unroutable,
-            passive=told.declare == "passive",
+            passive=told.declare != "active",
             report=self.report,
         )
 
@@ -262,6 +297,7 @@ class Bus:
             subscription,
             wrap(plugins, "consume", dispatch),
             forward=self._running.forward,
+            amend=_amending(plugins),
             report=self.report if self._observers else None,
             consumer_timeout=self._configuration.consumer_timeout.total_seconds(),
         )
@@ -278,6 +314,8 @@ class Bus:
             for plugin in standing_in(self.plugins, subscription.plugins):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
+        if self._configuration.declare == "none":
+            return
         refused = await self._broker.declare(wanted, passive=self._configuration.declare == "passive")
         queues = {subscription.queue for subscription in self.subscriptions}
         for name, error in refused.items():
@@ -285,8 +323,13 @@ class Bus:
                 raise error
             log.error("subscription %s does not run as long as this is so: %s", name, error)
 
-    async def serve(self) -> None:
-        """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers."""
+    async def serve(self, *, grace: float | None = None, started: Callable[[], object] | None = None) -> None:
+        """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers.
+
+        ``grace`` (seconds) stands in for the bus's. ``started`` is called once the bus runs.
+        """
+        if grace is not None:
+            self._configuration = msgspec.structs.replace(self._configuration, grace=grace)
         stop_asked = self._stop_asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
@@ -303,6 +346,8 @@ class Bus:
                 await asyncio.wait({starting})
             if not starting.cancelled():
                 starting.result()
+                if started is not None:
+                    started()
                 await asked
         finally:
             asked.cancel()
@@ -324,12 +369,7 @@ class Bus:
 
         Unlike with ``asyncio.run``, a handler that will not be cancelled does not hold up the end of the process.
         """
-        loop = asyncio.new_event_loop()
-        try:
-            asyncio.set_event_loop(loop)
-            loop.run_until_complete(self.serve())
-        finally:
-            _leave(loop)
+        run_to_the_end(self.serve())
 
     async def stop(self) -> None:
         """Take nothing new, let running handlers end within the grace period, give back the rest, confirm, leave.
@@ -381,7 +421,7 @@ class Bus:
         await asyncio.wait({drained, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
             log.warning(
-                "%d handlers did not end in time; their events are given back", sum(c.running for c in self._consumers)
+                "%d handlers did not end in time; their events are given back", sum(load.running for load in self.load.values())
             )
         drained.cancel()
         hurry.cancel()
@@ -516,14 +556,34 @@ class Bus:
         return Health(tuple(checks))
 
     @property
-    def held(self) -> dict[str, int]:
-        """How many deliveries each queue of the bus has that failed and are held."""
-        return {consumer.subscription.queue: consumer.held for consumer in self._consumers}
+    def address(self) -> str:
+        """The broker that the bus is connected to, or looks for; without a password."""
+        return self._broker.address
 
     @property
-    def idle(self) -> bool:
-        """Whether no handler runs at this moment."""
-        return not any(consumer.running for consumer in self._consumers)
+    def grace(self) -> float:
+        """How long running handlers have to end when the bus stops, in seconds."""
+        return self._configuration.grace
+
+    @property
+    def load(self) -> dict[str, Load]:
+        """What each subscription, and so each queue of that name, has in this process at this moment."""
+        return {consumer.name: consumer.load for consumer in self._consumers}
+
+    async def depth(self, queue: str, /) -> Depth | None:
+        """Look how many messages a queue has ready, and how many consumers; None if there is none of that name.
+
+        Raises `BrokerError`.
+        """
+        return await self._broker.depth(queue)
+
+    def browse(self, queue: str, /, *, hold: int = HOLD) -> Browsing:
+        """Return a look into a queue: ``async with bus.browse(queue) as look: async for delivery in look: ...``.
+
+        At most ``hold`` messages are kept at a time. Each goes back to its place, but those that
+        `Browsing.acknowledge` takes out. A give-back counts at the broker as a delivery does.
+        """
+        return Browsing(self._broker, queue, hold)
 
 
 def _as_error(result: BaseException, message: Message) -> Exception:
@@ -531,19 +591,16 @@ def _as_error(result: BaseException, message: Message) -> Exception:
     return result if isinstance(result, Exception) else OutcomeUnknownError(message, "it was cancelled")
 
 
-def _leave(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what still runs on ``loop``, wait a second for it, name what remains, and close the loop."""
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
-    for task in tasks:
-        if not task.done():
-            log.error("%s will not end; leaving it", task.get_name())
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    asyncio.set_event_loop(None)
-    loop.close()
+def _amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Message] | None:
+    """Return what the ``forward`` hooks do to a copy, the innermost plugin's first; None where there are none."""
+    hooks = [plugin.forward for plugin in reversed(plugins) if overrides(plugin, "forward")]
+
+    def amend(delivery: Delivery, message: Message) -> Message:
+        for hook in hooks:
+            message = hook(delivery, message)
+        return message
+
+    return amend if hooks else None
 
 
 async def _all(waits: Iterable[Any]) -> None:

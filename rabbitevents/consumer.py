@@ -7,9 +7,11 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from rabbitevents.brokers import Broker, Consumption, Verdict
 from rabbitevents.errors import DecodeError, RabbitEventsError
-from rabbitevents.facts import Check, Fact, Forwarded, Paused, Report, Resumed, Stale
+from rabbitevents.facts import Check, Fact, Forwarded, Load, Paused, Report, Resumed, Stale
 from rabbitevents.handling import CURRENT
 from rabbitevents.holding import Holding, Holdings
 from rabbitevents.message import Delivery, Message, Outcome, Settlement
@@ -40,6 +42,7 @@ class Consumer:
         chain: Consume,
         *,
         forward: Callable[[Message], Awaitable[None]],
+        amend: Callable[[Delivery, Message], Message] | None = None,
         report: Report | None,
         consumer_timeout: float,
     ) -> None:
@@ -49,6 +52,7 @@ class Consumer:
         self._options = subscription.options
         self._chain = chain
         self._forward = forward
+        self._amend = amend
         self._report = report
         self._held = Holdings(
             subscription.name,
@@ -233,6 +237,8 @@ class Consumer:
             settlement = holding.settlement if holding is not None else None
             if settlement is None:
                 settlement = await self._chain(delivery)
+                if self._amend is not None and settlement.message is not None:
+                    settlement = msgspec.structs.replace(settlement, message=self._amend(delivery, settlement.message))
             await self._execute(delivery, settlement, holding)
         except asyncio.CancelledError as error:
             self._cancelled(delivery, holding, error)
@@ -328,14 +334,9 @@ class Consumer:
     # --- health ---
 
     @property
-    def running(self) -> int:
-        """How many deliveries are being handled."""
-        return len(self._running)
-
-    @property
-    def held(self) -> int:
-        """How many deliveries are held."""
-        return len(self._held)
+    def load(self) -> Load:
+        """How many deliveries there are in this process."""
+        return Load(len(self._ready), len(self._running), len(self._held))
 
     def checks(self) -> list[Check]:
         """Say how the subscription is."""

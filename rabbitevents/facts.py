@@ -108,12 +108,63 @@ class Forwarded(Fact, frozen=True):
     after: float
 
 
+class Retried(Fact, frozen=True):
+    """A handling failed and is tried again: ``attempt`` is the one that failed, ``after`` the wait in seconds.
+
+    ``inline`` says that the wait is in this process, not at the broker. ``error`` names the exception's class.
+    """
+
+    subscription: str
+    type: str
+    id: str
+    attempt: int
+    after: float
+    error: str
+    inline: bool
+
+
+class DeadLettered(Fact, frozen=True):
+    """A delivery was given up on and goes to its dead letter queue, after ``attempts`` attempts.
+
+    ``reason`` names the exception's class.
+    """
+
+    subscription: str
+    type: str
+    id: str
+    attempts: int
+    reason: str
+
+
+class Duplicate(Fact, frozen=True):
+    """A delivery was acknowledged without its handler, which had handled this event before."""
+
+    subscription: str
+    type: str
+    id: str
+
+
 class Report(Protocol):
     """Takes a fact to everybody who observes. Raises nothing."""
 
     def __call__(self, fact: Fact, /) -> None:
         """Report ``fact``."""
         ...
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """What the broker says of a queue: the messages that are ready, and its consumers, anybody's."""
+
+    ready: int
+    consumers: int
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a subscription has in this process: deliveries that wait for a worker, that are handled, that are held."""
+
+    queued: int
+    running: int
+    held: int
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -146,6 +146,11 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     raw: bytes | Properties
     oversize: int = 0
     """The body's size in bytes where it was over the limit and therefore not kept; else 0."""
+    fence: int | None = None
+    """The fencing token of the claim under which it is handled: it grows with each claim of the same event, so that a
+    resource can refuse what an owner writes whose claim has passed to another. None where nobody claims."""
+    counted: int = 0
+    """The attempt's number where an attempt further out is repeated in this process; 0: as the header says."""
 
     @property
     def properties(self) -> Properties:
@@ -188,6 +193,8 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     @property
     def attempt(self) -> int:
         """Which delivery of this event to this handler it is, from 1, counted by ourselves."""
+        if self.counted:
+            return self.counted
         count = self.headers.get(ATTEMPT)
         return count if isinstance(count, int) and count > 0 else 1
 
@@ -196,6 +203,11 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
         """How often the broker says that it came back unsettled (``x-delivery-count``); 0 where it does not say."""
         count = self.headers.get("x-delivery-count")
         return count if isinstance(count, int) else 0
+
+    def marked(self, *, attempt: int | None = None, fence: int | None = None) -> Delivery:
+        """Return the same delivery for those further in, as attempt number ``attempt`` or under the token ``fence``."""
+        counted = self.counted if attempt is None else attempt
+        return msgspec.structs.replace(self, counted=counted, fence=self.fence if fence is None else fence)
 
     def replace(self, *, attempt: int, after: timedelta | None = None) -> Message:
         """Return a copy to the same queue, as attempt number ``attempt``, which waits ``after`` first."""

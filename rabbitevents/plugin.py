@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import EntryPoint, entry_points
@@ -11,10 +12,11 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import Event
-from rabbitevents.facts import Check, Fact
+from rabbitevents.facts import Check, Depth, Fact, Health, Load
 from rabbitevents.message import Delivery, Message, Settlement
 from rabbitevents.routing import Subscription
 from rabbitevents.topology import Topology
+from rabbitevents.wire import Limits
 
 T = TypeVar("T")
 
@@ -41,6 +43,29 @@ class Host(Protocol):
     @property
     def subscriptions(self) -> Sequence[Subscription]:
         """What the bus consumes."""
+        ...
+
+    @property
+    def consumer_timeout(self) -> timedelta:
+        """How long the broker lets a delivery go unsettled."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """The largest event."""
+        ...
+
+    @property
+    def load(self) -> Mapping[str, Load]:
+        """What each subscription has in this process at this moment."""
+        ...
+
+    def health(self) -> Health:
+        """Say of every piece that should be running whether it runs."""
+        ...
+
+    async def depth(self, queue: str, /) -> Depth | None:
+        """Look how many messages a queue has ready, and how many consumers; None if there is none of that name."""
         ...
 
     async def publish(self, payload: Any, /) -> Event[Any]:
@@ -98,6 +123,13 @@ class Plugin:
     async def publish(self, proceed: Publish, message: Message) -> None:
         """Do something around the publishing of a message; ``await proceed(message)`` is the publishing."""
         await proceed(message)
+
+    def forward(self, delivery: Delivery, message: Message) -> Message:
+        """Return what goes on of ``message``, a copy of ``delivery`` on its way to a retry or to the dead letters.
+
+        It is called once the chain has decided, in the task that ran the chain. It must neither wait nor raise.
+        """
+        return message
 
     def observe(self, fact: Fact) -> None:
         """Learn what happened elsewhere. It is called on the event loop and must neither wait nor raise."""

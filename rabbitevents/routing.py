@@ -86,6 +86,11 @@ class Subscription(msgspec.Struct, frozen=True):
     plugins: tuple[Plugin, ...] = ()
 
     @property
+    def dead_queue(self) -> str:
+        """The queue that holds what was given up on."""
+        return f"{self.queue}.dead"
+
+    @property
     def routing_keys(self) -> tuple[str, ...]:
         """What the queue is bound by, each once."""
         return tuple(dict.fromkeys(key for handler in self.handlers for key in handler.routing_keys))

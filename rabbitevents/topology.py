@@ -72,11 +72,6 @@ def dead_exchange(exchange: str) -> str:
     return f"{exchange}.dead"
 
 
-def dead_queue(queue: str) -> str:
-    """Return the name of the queue that holds the dead letters of ``queue``."""
-    return f"{queue}.dead"
-
-
 def due_exchange(exchange: str) -> str:
     """Return the name of the topic exchange that delayed events come out of.
 
@@ -113,7 +108,7 @@ def base(exchange: str) -> Topology:
 
 def needed(subscription: Subscription, exchange: str, delivery_limit: int) -> Topology:
     """Return what a subscription needs: the place of its dead letters first, then its queue and the bindings."""
-    queue, dead = subscription.queue, dead_queue(subscription.queue)
+    queue, dead = subscription.queue, subscription.dead_queue
     arguments = quorum(
         dead_letter_exchange=dead_exchange(exchange),
         dead_letter_routing_key=queue,

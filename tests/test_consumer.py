@@ -288,7 +288,7 @@ async def test_a_forward_that_cannot_be_published_is_tried_again_and_the_handler
 
     async with running(Bus("amqp://x", router, plugins=[Forwards()])) as probe:
         await probe.bus.publish(JobGiven(1))
-        await eventually(lambda: probe.bus.held["work.do"] == 1, "the held forward")
+        await eventually(lambda: probe.bus.load["work.do"].held == 1, "the held forward")
         probe.broker.queues["later.made"] = probe.broker.make_queue("later.made", {})
         await eventually(lambda: probe.waiting("later.made") == 1, "the copy")
         await probe.settled()
@@ -330,7 +330,7 @@ async def test_a_timed_out_thread_keeps_its_delivery_until_it_ends_and_does_not_
         await eventually(lambda: len(starts) == 1, "the thread")
         await asyncio.sleep(0.1)  # five timeouts long
         unsettled = probe.waiting("work.do")
-        held = probe.bus.held["work.do"]
+        held = probe.bus.load["work.do"].held
         stopping = asyncio.get_running_loop().time()
         await probe.bus.stop()
         took = asyncio.get_running_loop().time() - stopping
@@ -373,7 +373,7 @@ async def test_a_paused_subscription_gives_back_what_has_not_begun_and_resumes()
     async with running(Bus("amqp://x", router)) as probe:
         for number in range(5):
             await probe.bus.publish(JobGiven(number))
-        await eventually(lambda: not probe.bus.idle, "the first handler")
+        await eventually(lambda: any(load.running for load in probe.bus.load.values()), "the first handler")
         await probe.bus.pause("work.do")
         queue = probe.broker.queues["work.do"]
         while_paused = (queue.ready, queue.unsettled, probe.bus.health().ok)
@@ -400,7 +400,7 @@ async def test_stopping_waits_for_running_handlers_and_gives_back_the_rest() -> 
     async with bus:
         for number in range(6):
             await bus.publish(JobGiven(number))
-        await eventually(lambda: not bus.idle, "handlers")
+        await eventually(lambda: any(load.running for load in bus.load.values()), "handlers")
 
     queue = broker.queues["work.do"]
     assert done == [0]
@@ -478,7 +478,7 @@ async def test_resuming_during_a_stop_spends_nobodys_delivery_limit() -> None:
         await bus.pause("work.do")
         for number in range(5):
             await bus.publish(JobGiven(number))
-        await eventually(lambda: not bus.idle, "the slow handler")
+        await eventually(lambda: any(load.running for load in bus.load.values()), "the slow handler")
         stopping = asyncio.create_task(bus.stop())
         await asyncio.sleep(0.01)
         await bus.resume("work.do")

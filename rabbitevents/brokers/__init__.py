@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from rabbitevents.errors import TopologyError
-from rabbitevents.facts import Check, Report
+from rabbitevents.facts import Check, Depth, Report
 from rabbitevents.message import Delivery, Message
 from rabbitevents.topology import Topology
 from rabbitevents.wire import Limits
@@ -75,6 +75,11 @@ class Consumption(Protocol):
 class Broker(Protocol):
     """A bus's connection to whatever moves its events. Every call ends within its deadline."""
 
+    @property
+    def address(self) -> str:
+        """Where the broker is, or is looked for; without a password."""
+        ...
+
     async def start(self, settings: Settings, report: Report | None) -> None:
         """Connect. Raises `BrokerUnavailableError` after ``settings.start_timeout``, and says where it looked."""
         ...
@@ -94,11 +99,16 @@ class Broker(Protocol):
         """
         ...
 
-    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> Consumption:
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Consumption:
         """Begin to consume: one delivery at first, up to ``prefetch`` unsettled ones once ``trusted`` says so.
 
-        The one that ``trusted`` said so of may come on top, until it is settled.
+        The one that ``trusted`` said so of may come on top, until it is settled. Without ``trusted`` the window is open
+        from the start.
         """
+        ...
+
+    async def depth(self, queue: str) -> Depth | None:
+        """Look at a queue without touching it; None if there is none of that name. Raises `BrokerError`."""
         ...
 
     def health(self) -> Iterable[Check]:

@@ -10,6 +10,7 @@ from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers.connection import RPC_DEADLINE, Wire, within
 from rabbitevents.errors import BrokerError, TopologyError
+from rabbitevents.facts import Depth
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 
 _REFUSALS = (403, 404, 405, 406)
@@ -43,6 +44,21 @@ async def declare(wire: Wire, topology: Topology, *, passive: bool) -> dict[str,
     finally:
         await wire.close_channel(channel)
     return refused
+
+
+async def depth(wire: Wire, queue: str) -> Depth | None:
+    """Return what the broker says of ``queue``; None if there is none of that name. Raises `BrokerError`."""
+    channel = await wire.channel()
+    try:
+        asked = channel.queue_declare(queue, passive=True)
+        answer = await within(RPC_DEADLINE, asked, f"looking at queue {queue!r}")
+    except BrokerError as error:
+        if error.code != 404:
+            raise
+        return None
+    finally:
+        await wire.close_channel(channel)
+    return Depth(answer.message_count or 0, answer.consumer_count or 0)
 
 
 def _ask(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive: bool) -> Coroutine[Any, Any, object]:

@@ -15,8 +15,15 @@ import msgspec
 from rabbitevents.brokers import Deliver, Settings, Trusted, Verdict
 from rabbitevents.brokers.queues import MemoryQueue, Reader
 from rabbitevents.brokers.routes import Routes
-from rabbitevents.errors import BrokerUnavailableError, NotSentError, OutcomeUnknownError, RefusedError, TopologyError
-from rabbitevents.facts import Blocked, Check, Connected, ConnectionLost, Report, Unblocked
+from rabbitevents.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    NotSentError,
+    OutcomeUnknownError,
+    RefusedError,
+    TopologyError,
+)
+from rabbitevents.facts import Blocked, Check, Connected, ConnectionLost, Depth, Report, Unblocked
 from rabbitevents.message import Delivery, Message
 from rabbitevents.properties import decode_properties, encode_properties, short
 from rabbitevents.topology import Topology
@@ -133,7 +140,7 @@ class EmbeddedBroker(Routes):
 class MemoryConsumption:
     """A queue being consumed, across broken connections."""
 
-    def __init__(self, client: MemoryClient, queue: str, prefetch: int, deliver: Deliver, trusted: Trusted) -> None:
+    def __init__(self, client: MemoryClient, queue: str, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> None:
         self.queue = queue
         self._client = client
         self._prefetch = prefetch
@@ -210,6 +217,11 @@ class MemoryClient:
         self._ready = asyncio.Event()
         self._connected = asyncio.Event()
 
+    @property
+    def address(self) -> str:
+        """The embedded broker, which has no address."""
+        return "memory://"
+
     async def start(self, settings: Settings, report: Report | None) -> None:
         """Connect. Raises `BrokerUnavailableError` when the broker stays down."""
         self._settings, self._report, self._lost = settings, report, self.server.down
@@ -266,7 +278,7 @@ class MemoryClient:
             why = self._lost or f"the broker blocks publishers: {self._blocked}"
             raise (OutcomeUnknownError if left else NotSentError)(message, why) from None
 
-    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> MemoryConsumption:
         """Consume from a queue."""
         consumption = MemoryConsumption(self, queue, prefetch, deliver, trusted)
         self._consumptions.append(consumption)
@@ -274,8 +286,15 @@ class MemoryClient:
             consumption.register()
         return consumption
 
+    async def depth(self, queue: str) -> Depth | None:
+        """Look at a queue."""
+        if self._lost is not None:
+            raise BrokerError(f"looking at queue {queue!r}: {self._lost}")
+        there = self.server.queues.get(queue)
+        return Depth(there.ready, there.readers) if there is not None else None
+
     def server_reader(
-        self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted
+        self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted | None
     ) -> Reader:
         """Make what reads from a queue for this client."""
         return Reader(queue, generation, prefetch, deliver, trusted)

@@ -72,13 +72,15 @@ DeadLetter = Callable[[Stored, str, str], bool]
 class Reader:
     """One consumer of a queue: its window, and what it has not settled, by delivery tag."""
 
-    def __init__(self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted) -> None:
+    def __init__(
+        self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted | None
+    ) -> None:
         self.queue = queue
         self.generation = generation
         self.unsettled: dict[int, Stored] = {}
         self.cancelled = False
         self.closed: bool = False
-        self._window = 1
+        self._window = 1 if trusted is not None else prefetch
         self._prefetch = prefetch
         self._deliver = deliver
         self._trusted = trusted
@@ -110,7 +112,7 @@ class Reader:
         if not self._batch:
             asyncio.get_running_loop().call_soon(self._flush)
         self._batch.append(delivery)
-        if self._trusted(delivery):
+        if self._trusted is not None and self._trusted(delivery):
             self._window = self._prefetch
 
     def _flush(self) -> None:
@@ -167,6 +169,11 @@ class MemoryQueue:
     def unsettled(self) -> int:
         """How many messages are delivered and not settled."""
         return sum(len(reader.unsettled) for reader in self._readers)
+
+    @property
+    def readers(self) -> int:
+        """How many consumers read from it."""
+        return sum(not reader.cancelled for reader in self._readers)
 
     @property
     def full(self) -> bool:

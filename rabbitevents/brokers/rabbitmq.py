@@ -14,12 +14,12 @@ from typing import Any
 
 from rabbitevents.brokers import Deliver, Settings, Trusted
 from rabbitevents.brokers.connection import Wire, addresses
-from rabbitevents.brokers.declaring import declare
+from rabbitevents.brokers.declaring import declare, depth
 from rabbitevents.brokers.link import Link, Restore
 from rabbitevents.brokers.publisher import Publisher
 from rabbitevents.brokers.subscriber import Subscriber
 from rabbitevents.errors import BrokerError, BrokerUnavailableError, NotSentError, TopologyError
-from rabbitevents.facts import Blocked, Check, Report, Unblocked
+from rabbitevents.facts import Blocked, Check, Depth, Report, Unblocked
 from rabbitevents.message import Message
 from rabbitevents.topology import Binding, Topology
 
@@ -50,6 +50,12 @@ class RabbitMQ:
         self._consuming: Link | None = None
         self._publisher: Publisher | None = None
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """The broker that we are connected to; while there is none, all that are looked for."""
+        wire = self._publishing.wire if self._publishing is not None else None
+        return str(wire.address) if wire is not None else " or ".join(map(str, self._addresses))
 
     # --- starting ---
 
@@ -136,7 +142,7 @@ class RabbitMQ:
             raise NotSentError(message, "the broker is not started")
         return await self._publisher.publish(message, deadline)
 
-    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> Subscriber:
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Subscriber:
         """Consume on the consuming connection, on a channel of its own."""
         if self._consuming is None:
             self._consuming = self._link("consume", self._restore_consuming)
@@ -156,6 +162,13 @@ class RabbitMQ:
         subscriber.start()
         await subscriber.tried(REGISTER_TIMEOUT)
         return subscriber
+
+    async def depth(self, queue: str) -> Depth | None:
+        """Look at a queue by a passive declaration, on a channel that is thrown away."""
+        wire = self._publishing.wire if self._publishing is not None else None
+        if wire is None:
+            raise BrokerError(f"looking at queue {queue!r}: there is no connection to the broker")
+        return await depth(wire, queue)
 
     def health(self) -> Iterable[Check]:
         """Say how the connections, the publishing channel and the consumers are."""

@@ -51,7 +51,7 @@ class Subscriber:
         *,
         prefetch: int,
         deliver: Deliver,
-        trusted: Trusted,
+        trusted: Trusted | None,
         body_limit: int,
         declare: Callable[[Wire, str], Awaitable[TopologyError | None]],
         report: Report | None,
@@ -197,11 +197,11 @@ class Subscriber:
             wire.transport,
             queue=self.queue,
             generation=self._generation,
-            deliver=self._first_delivery if self._prefetch > 1 else self._deliver,
+            deliver=self._deliver if self._trusted is None or self._prefetch == 1 else self._first_delivery,
             body_limit=self._body_limit,
         )
         wire.attach(lane)
-        await self._consume(channel, 1)
+        await self._consume(channel, 1 if self._trusted is not None else self._prefetch)
         return lane
 
     async def _consume(self, channel: AbstractChannel, prefetch: int) -> None:
@@ -248,7 +248,8 @@ class Subscriber:
     def _first_delivery(self, batch: list[Delivery]) -> None:
         """Deliver, and open the window at the first delivery that is trusted."""
         lane, channel = self._lane, self._channel
-        if self._opening is None and lane is not None and channel is not None and any(map(self._trusted, batch)):
+        trusted = self._trusted is None or any(map(self._trusted, batch))
+        if self._opening is None and lane is not None and channel is not None and trusted:
             self._opening = asyncio.get_running_loop().create_task(self._open_window(lane, channel))
             self._opening.add_done_callback(self._opened)
         self._deliver(batch)

@@ -73,9 +73,9 @@ class Probe:
                 raise TimeoutError(f"not settled within {timeout:g} s: {', '.join(busy)}")
 
     def _busy(self) -> list[str]:
-        held = self.bus.held
-        busy = [f"{self.waiting(name)} in {name}" for name in held if self.waiting(name) > held[name]]
-        return busy if self.bus.idle else [*busy, "a handler is running"]
+        loads = self.bus.load.items()
+        busy = [f"{self.waiting(name)} in {name}" for name, load in loads if self.waiting(name) > load.held]
+        return [*busy, "a handler is running"] if any(load.running for _, load in loads) else busy
 
     async def advance(self, by: timedelta) -> None:
         """Move the broker's clock forward, letting everything that falls due on the way run its course, in order."""

@@ -20,6 +20,7 @@ import pytest
 from rabbitevents.brokers import Broker, Verdict
 from rabbitevents.delay import Delays
 from rabbitevents.errors import EncodeError, RefusedError
+from rabbitevents.facts import Depth
 from rabbitevents.message import Delivery, Message
 from rabbitevents.testing.bench import Bench, Collector, deadline, declare_queue, eventually, message, names, publish
 from rabbitevents.topology import DELAY_DUE, Binding, Exchange, Queue, Topology, base, due_exchange, quorum
@@ -462,6 +463,19 @@ class TestingRabbitMQ:
         assert again == {}
         assert (list(otherwise), otherwise[queue].code) == ([queue], 406)
         assert (list(looked), looked[missing].code) == ([missing], 404)
+
+    async def test_a_look_says_how_many_are_ready_and_how_many_consume(self, bench: Bench) -> None:
+        broker, (queue, missing) = await bench.connect(), names("q", "missing")
+        await declare_queue(broker, queue)
+        await publish(broker, [message(i, queue) for i in range(10)])
+
+        before = await broker.depth(queue)
+        reader = await Collector().consume(broker, queue)
+        await reader.got(10)
+        after = await broker.depth(queue)
+
+        assert (before, after) == (Depth(10, 0), Depth(0, 1))
+        assert await broker.depth(missing) is None
 
     async def test_one_bad_publish_is_refused_and_its_neighbours_are_confirmed(self, bench: Bench) -> None:
         broker, (queue, missing) = await bench.connect(), names("q", "missing")

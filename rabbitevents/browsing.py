@@ -1,0 +1,112 @@
+"""Looking into a queue: what it holds, in order, without taking it, unless it is said to be dealt with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
+
+from rabbitevents.brokers import Broker, Consumption, Verdict
+from rabbitevents.errors import BrokerError, ConfigurationError
+from rabbitevents.message import Delivery
+
+HOLD: Final = 1000
+"""How many messages a look keeps at most, unless it is told otherwise; quorum queues let 2,000 out at a time."""
+
+PATIENCE: Final = 3.0
+"""Seconds without a further message after which what a queue holds is with somebody else."""
+
+
+RETURN: Final = 2.0
+"""Seconds that leaving waits at most until what goes back is there again (somebody else may have taken it)."""
+
+
+class Browsing:
+    """One look into a queue, bounded by what it held when the look began: iterate over it for its deliveries.
+
+    Each is kept until it is acknowledged, and whatever was not goes back to its place at the end. While ``hold`` are
+    kept, no further one comes, and the iteration ends. Made by `Bus.browse`, as an async context manager.
+    """
+
+    def __init__(self, broker: Broker, queue: str, hold: int) -> None:
+        if not 1 <= hold <= 2000:
+            raise ConfigurationError(f"hold={hold}: say 1 to 2000 (quorum queues let 2000 out at a time)")
+        self.queue = queue
+        self.depth: int = 0
+        """How many messages were ready when the look began."""
+        self._broker = broker
+        self._hold = hold
+        self._consumption: Consumption | None = None
+        self._arrived: asyncio.Queue[Delivery] = asyncio.Queue()  # bounded by the prefetch
+        self._kept: set[Delivery] = set()
+        self._seen = 0
+
+    async def __aenter__(self) -> Self:
+        depth = await self._broker.depth(self.queue)
+        if depth is None:
+            raise ConfigurationError(f"there is no queue {self.queue!r} at this broker (in this virtual host)")
+        self.depth = depth.ready
+        if depth.ready:
+            self._consumption = await self._broker.consume(
+                self.queue, prefetch=self._hold, deliver=self._deliver, trusted=None
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._consumption is not None:
+            await self._consumption.cancel()
+            await self._consumption.close()
+            await self._until_back()
+
+    async def _until_back(self) -> None:
+        """Wait a moment until what was kept is back: the broker gives it back after the channel has ended."""
+        end = asyncio.get_running_loop().time() + RETURN
+        with suppress(BrokerError):
+            while asyncio.get_running_loop().time() < end:
+                depth = await self._broker.depth(self.queue)
+                if depth is None or depth.ready >= len(self._kept):
+                    return
+                await asyncio.sleep(0.02)
+
+    def _deliver(self, batch: list[Delivery]) -> None:
+        for delivery in batch:
+            self._arrived.put_nowait(delivery)
+
+    @property
+    def full(self) -> bool:
+        """Whether as many are kept as may be: those behind them cannot be seen."""
+        return len(self._kept) >= self._hold
+
+    async def __aiter__(self) -> AsyncIterator[Delivery]:
+        while self._consumption is not None and self._seen < self.depth and not self.full:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    delivery = await self._arrived.get()
+            except TimeoutError:
+                self._check(self._consumption)
+                return
+            if self._consumption.is_stale(delivery):
+                raise _broken_off(self.queue)
+            self._seen += 1
+            self._kept.add(delivery)
+            yield delivery
+
+    def _check(self, consumption: Consumption) -> None:
+        if not consumption.running or any(map(consumption.is_stale, self._kept)):
+            raise _broken_off(self.queue)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Take a message out of the queue for good, once it is dealt with. Raises `BrokerError` if it went back meanwhile."""
+        self._kept.discard(delivery)
+        if self._consumption is None or not self._consumption.settle(delivery, Verdict.ACK):
+            raise _broken_off(self.queue)
+
+
+def _broken_off(queue: str) -> BrokerError:
+    return BrokerError(
+        f"the look into queue {queue!r} was broken off with its connection; nothing is lost, what was kept is back there: look again"
+    )

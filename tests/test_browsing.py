@@ -1,0 +1,145 @@
+"""Looking into a queue: everything goes back, in its place, but what was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rabbitevents import BrokerError, Bus, ConfigurationError, Depth, Message
+from rabbitevents.brokers.memory import EmbeddedBroker
+from rabbitevents.properties import Properties
+from tests.bed.proxy import Proxy
+from tests.shop import Effects, eventually, recording
+
+QUEUE = "shop.record.dead"
+
+
+async def fill(bus: Bus, number: int) -> None:
+    messages = [
+        Message(exchange="", routing_key=QUEUE, body=str(i).encode(), properties=Properties(message_id=str(i)))
+        for i in range(number)
+    ]
+    await asyncio.gather(*map(bus.send, messages))
+
+
+@pytest.fixture(params=["embedded", "rabbitmq"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    """A bus without handlers, and the empty queue for the dead letters of a service that is not running."""
+    server = EmbeddedBroker()
+    url: str | None = request.getfixturevalue("rabbit_url") if request.param == "rabbitmq" else None
+    async with Bus(url or server.client(), recording(Effects())):
+        pass
+    async with Bus(url or server.client(), declare="none") as bus:
+        yield bus
+
+
+async def bodies(bus: Bus, *, hold: int = 1000) -> list[str]:
+    async with bus.browse(QUEUE, hold=hold) as look:
+        return [delivery.body.decode() async for delivery in look]
+
+
+async def test_a_look_sees_everything_in_order_and_gives_everything_back(bus: Bus) -> None:
+    await fill(bus, 300)
+
+    first, second = await bodies(bus), await bodies(bus)
+
+    assert first == second == [str(i) for i in range(300)]
+
+
+async def test_what_is_acknowledged_is_gone_and_the_rest_keeps_its_place(bus: Bus) -> None:
+    await fill(bus, 20)
+
+    async with bus.browse(QUEUE) as look:
+        async for delivery in look:
+            if int(delivery.body) % 2:
+                look.acknowledge(delivery)
+
+    assert await bodies(bus) == [str(i) for i in range(0, 20, 2)]
+
+
+async def test_a_look_ends_at_as_many_as_it_may_keep(bus: Bus) -> None:
+    await fill(bus, 20)
+
+    async with bus.browse(QUEUE, hold=5) as look:
+        seen = [delivery async for delivery in look]
+
+        assert (len(seen), look.full, look.depth) == (5, True, 20)
+    assert len(await bodies(bus)) == 20
+
+
+async def test_a_look_reaches_further_than_it_may_keep_when_what_it_saw_is_acknowledged(bus: Bus) -> None:
+    await fill(bus, 20)
+
+    async with bus.browse(QUEUE, hold=5) as look:
+        async for delivery in look:
+            look.acknowledge(delivery)
+
+    assert await bus.depth(QUEUE) == Depth(0, 0)
+
+
+async def test_a_look_ends_at_what_was_there_when_it_began(bus: Bus) -> None:
+    await fill(bus, 5)
+
+    seen = 0
+    async with bus.browse(QUEUE) as look:
+        async for delivery in look:
+            seen += 1
+            await fill(bus, 1)  # what comes of replaying: it is back before the look ends
+            look.acknowledge(delivery)
+
+    assert seen == 5
+    await eventually_ready(bus, 5)
+
+
+async def eventually_ready(bus: Bus, number: int) -> None:
+    """Wait until as many are ready: what is published is routed before it is confirmed, but counted later."""
+    end = asyncio.get_running_loop().time() + 10
+    while (await bus.depth(QUEUE)) != Depth(number, 0):
+        assert asyncio.get_running_loop().time() < end
+
+
+async def test_an_empty_queue_is_seen_at_once_and_a_missing_one_is_named(bus: Bus) -> None:
+    assert await bodies(bus) == []
+    with pytest.raises(ConfigurationError, match=r"there is no queue 'nobody\.dead'"):
+        await bus.browse("nobody.dead").__aenter__()
+
+
+async def test_another_consumers_messages_are_not_waited_for_for_ever(bus: Bus) -> None:
+    await fill(bus, 10)
+
+    async with bus.browse(QUEUE, hold=4) as other:
+        taken = [delivery async for delivery in other]
+        async with bus.browse(QUEUE) as look:
+            seen = [delivery async for delivery in look]
+
+    assert (len(taken), len(seen)) == (4, 6)
+
+
+async def test_a_look_that_lost_its_connection_says_so_and_loses_nothing(rabbit_url: str) -> None:
+    async with Bus(rabbit_url, recording(Effects())):
+        pass
+    async with Proxy.before(rabbit_url) as proxy, Bus(proxy.url_for(rabbit_url), declare="none") as bus:
+        await fill(bus, 10)
+
+        async def take_all() -> None:
+            async with bus.browse(QUEUE) as look:
+                async for delivery in look:
+                    if delivery.body == b"3":
+                        proxy.cut()
+                        await eventually(lambda: not bus.health().ok, "the loss to be noticed")
+                    look.acknowledge(delivery)
+
+        with pytest.raises(BrokerError, match="look again"):
+            await take_all()
+
+        await eventually(lambda: bus.health().ok, "the connection to be back")
+        left = await bodies(bus)
+        assert left[-7:] == [str(i) for i in range(3, 10)]
+        assert len(left) <= 10
+
+
+def test_more_than_a_quorum_queue_allows_is_not_asked_for() -> None:
+    with pytest.raises(ConfigurationError, match="say 1 to 2000"):
+        Bus("memory://").browse(QUEUE, hold=5000)

@@ -8,18 +8,20 @@ import logging
 import signal
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import msgspec
 
 from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
 from rabbitevents.browsing import HOLD, Browsing
+from rabbitevents.configuration import Configuration, Declare, Told
 from rabbitevents.consumer import Consumer
+from rabbitevents.consuming import Consuming
 from rabbitevents.errors import ConfigurationError, OutcomeUnknownError
 from rabbitevents.events import Event
 from rabbitevents.facts import Check, Depth, Fact, Health, Load
@@ -29,7 +31,6 @@ from rabbitevents.message import Delivery, Message
 from rabbitevents.plugin import Plugin, Publish, check_order, overrides, standing_in, wrap
 from rabbitevents.publishing import Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
-from rabbitevents.threads import Threads
 from rabbitevents.wire import Form, Limits
 
 log: logging.Logger = logging.getLogger("rabbitevents")
@@ -37,45 +38,8 @@ log: logging.Logger = logging.getLogger("rabbitevents")
 P = TypeVar("P")
 T = TypeVar("T")
 
-Declare = Literal["active", "passive", "none"]
-"""Whether a bus declares what it needs, only looks whether it is there, or neither (for tools that look into queues)."""
-
 HARD_STOP = 5.0
 """Seconds that a stop may take beyond its grace period, whatever the broker does."""
-
-
-class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a bus is told besides its broker, routers and plugins; `Bus` says what each means."""
-
-    name: str
-    exchange: str
-    declare: Declare
-    unroutable: Unroutable
-    form: Form
-    start_timeout: float
-    publish_timeout: float
-    grace: float
-    consumer_timeout: timedelta
-    delivery_limit: int
-    in_flight: int
-    limits: Limits
-
-
-class Told(TypedDict, total=False):
-    """What `Bus.sibling` may be told otherwise; `Bus` says what each means."""
-
-    name: str
-    exchange: str
-    declare: Declare
-    unroutable: Unroutable
-    form: Form
-    start_timeout: float
-    publish_timeout: float
-    grace: float
-    consumer_timeout: timedelta
-    delivery_limit: int
-    in_flight: int
-    limits: Limits
 
 
 class Bus:
@@ -136,15 +100,13 @@ class Bus:
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
         self._publish_chain: Publish = self.send
-        self._consumers: list[Consumer] = []
-        self._threads: list[Threads] = []
+        self._consuming = Consuming()
         self._observers: tuple[Callable[[Fact], None], ...] = ()
         self._stack: AsyncExitStack | None = None
         self._state: Literal["new", "starting", "running", "stopping", "stopped"] = "new"
         self._closing: asyncio.Future[None] | None = None
         self._drain_until = 0.0
         self._stop_asked: asyncio.Event | None = None
-        self._hurry: asyncio.Event | None = None
         check_order(self.plugins, "the bus")
         if delivery_limit < 1:
             raise ConfigurationError(
@@ -232,7 +194,6 @@ class Bus:
 
     async def _start(self) -> None:
         told = self._configuration
-        self._hurry = asyncio.Event()
         self._publishing = self._new_publishing()
         async with AsyncExitStack() as stack:
             for router in self.routers:
@@ -241,25 +202,19 @@ class Bus:
             self._observers = tuple(p.observe for p in everybody if overrides(p, "observe"))
             self._publish_chain = wrap(self.plugins, "publish", self._running.send)
             if not any(overrides(plugin, "lifespan") for plugin in everybody):
-                self._consumers = self._new_consumers()  # what is written wrong is said before the broker is looked for
+                self._consuming.consumers = (
+                    self._new_consumers()
+                )  # what is written wrong is said before the broker is looked for
             stack.push_async_callback(self._stop_broker)
             settings = Settings(self.name, told.start_timeout, told.in_flight, told.limits)
             await self._broker.start(settings, self.report if self._observers else None)
             for plugin in everybody:
                 await stack.enter_async_context(plugin.lifespan(self))
-            self._consumers = self._consumers or self._new_consumers()
+            self._consuming.consumers = self._consuming.consumers or self._new_consumers()
             await self._declare_topology()
             stack.push_async_callback(self._stop_consuming)
-            await self._start_consuming()
+            await self._consuming.start(self._broker)
             self._stack = stack.pop_all()
-
-    async def _start_consuming(self) -> None:
-        starting = [asyncio.ensure_future(consumer.start(self._broker)) for consumer in self._consumers]
-        try:
-            await asyncio.gather(*starting)
-        finally:
-            for each in starting:
-                each.cancel()  # where one failed, the others must not begin
 
     def _new_publishing(self) -> Publishing:
         told = self._configuration
@@ -288,7 +243,7 @@ class Bus:
         dispatch = Dispatch(
             subscription,
             self._provided,
-            lambda: self._new_threads(subscription),
+            lambda: self._consuming.threads(subscription),
             self._publish_returned,
             owner=self,
             chain=wrap(plugins, "publish", self._running.send),
@@ -301,11 +256,6 @@ class Bus:
             report=self.report if self._observers else None,
             consumer_timeout=self._configuration.consumer_timeout.total_seconds(),
         )
-
-    def _new_threads(self, subscription: Subscription) -> Threads:
-        threads = Threads(subscription.name, subscription.options.concurrency)
-        self._threads.append(threads)
-        return threads
 
     async def _declare_topology(self) -> None:
         wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
@@ -360,9 +310,9 @@ class Bus:
         if self._stop_asked is not None and not self._stop_asked.is_set():
             log.info("stopping: running handlers have %g s to end", self._configuration.grace)
             self._stop_asked.set()
-        elif self._hurry is not None:
+        else:
             log.warning("stopping at once")
-            self._hurry.set()
+            self._consuming.hurry()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, on an event loop of its own.
@@ -401,30 +351,7 @@ class Bus:
             closing.exception()
 
     async def _stop_consuming(self) -> None:
-        try:
-            await asyncio.gather(*(consumer.cancel() for consumer in self._consumers))
-            await self._drained()
-            await asyncio.gather(*(consumer.close() for consumer in self._consumers))
-        finally:
-            for consumer in self._consumers:
-                consumer.abandon()
-            for threads in self._threads:
-                threads.close()
-
-    async def _drained(self) -> None:
-        """Wait for running handlers, all at once, until the grace period ends or somebody is in a hurry."""
-        if self._hurry is None:
-            return
-        drained = asyncio.ensure_future(_all(consumer.drain() for consumer in self._consumers))
-        hurry = asyncio.ensure_future(self._hurry.wait())
-        left = max(0.0, self._drain_until - asyncio.get_running_loop().time())
-        await asyncio.wait({drained, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if not drained.done():
-            log.warning(
-                "%d handlers did not end in time; their events are given back", sum(load.running for load in self.load.values())
-            )
-        drained.cancel()
-        hurry.cancel()
+        await self._consuming.stop(self._drain_until)
 
     async def _stop_broker(self) -> None:
         self._running.close()
@@ -531,26 +458,17 @@ class Bus:
 
     async def pause(self, subscription: str, /) -> None:
         """Stop taking deliveries for a subscription (``<router>.<handler>``); what has not begun is given back."""
-        await self._find(subscription).pause()
+        await self._consuming[subscription].pause()
 
     async def resume(self, subscription: str, /) -> None:
         """Take deliveries again, once what ran when it was paused has ended."""
-        await self._find(subscription).resume()
-
-    def _find(self, name: str) -> Consumer:
-        for consumer in self._consumers:
-            if consumer.name == name:
-                return consumer
-        raise ConfigurationError(
-            f"there is no subscription {name!r}; there are {', '.join(c.name for c in self._consumers) or 'none'}"
-        )
+        await self._consuming[subscription].resume()
 
     def health(self) -> Health:
         """Say of every piece that should be running whether it runs."""
         checks = [Check("bus", self._state == "running", "" if self._state == "running" else self._state)]
         checks.extend(self._broker.health())
-        for consumer in self._consumers:
-            checks.extend(consumer.checks())
+        checks.extend(self._consuming.checks())
         for plugin in self._everybody():
             checks.extend(plugin.health())
         return Health(tuple(checks))
@@ -566,9 +484,9 @@ class Bus:
         return self._configuration.grace
 
     @property
-    def load(self) -> dict[str, Load]:
+    def load(self) -> Mapping[str, Load]:
         """What each subscription, and so each queue of that name, has in this process at this moment."""
-        return {consumer.name: consumer.load for consumer in self._consumers}
+        return self._consuming.load
 
     async def depth(self, queue: str, /) -> Depth | None:
         """Look how many messages a queue has ready, and how many consumers; None if there is none of that name.
@@ -601,10 +519,6 @@ def _amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Messag
         return message
 
     return amend if hooks else None
-
-
-async def _all(waits: Iterable[Any]) -> None:
-    await asyncio.gather(*waits)
 
 
 def _broker(broker: str | Sequence[str] | Broker, ssl_context: ssl.SSLContext | None, heartbeat: int) -> Broker:

@@ -23,7 +23,7 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     ("values", frozenset({"errors", "properties", "ids", "events", "message", "facts"})),
     ("pure logic", frozenset({"paths", "codec", "wire", "routing", "plugin", "topology"})),
     ("brokers", frozenset({"brokers", "delay"})),
-    ("handling", frozenset({"threads", "handling", "holding", "consumer", "publishing", "browsing", "logs", "loops"})),
+    ("handling", frozenset({"threads", "handling", "holding", "consumer", "publishing", "browsing", "configuration", "consuming", "logs", "loops"})),
     ("bus", frozenset({"bus"})),
     ("around the bus", frozenset({"testing", "background", "sync", "asgi"})),
     ("applications", frozenset({"cli", "demo", "__main__"})),

@@ -1,0 +1,89 @@
+"""All that a bus consumes: its consumers, begun together and ended together, within one grace period."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rabbitevents.brokers import Broker
+from rabbitevents.consumer import Consumer
+from rabbitevents.errors import ConfigurationError
+from rabbitevents.facts import Check, Load
+from rabbitevents.routing import Subscription
+from rabbitevents.threads import Threads
+
+log: logging.Logger = logging.getLogger("rabbitevents")
+
+
+class Consuming:
+    """The consumers of one bus, and the threads of those whose handlers are plain functions."""
+
+    def __init__(self) -> None:
+        self.consumers: list[Consumer] = []
+        self._threads: list[Threads] = []
+        self._hurry = asyncio.Event()
+
+    def threads(self, subscription: Subscription) -> Threads:
+        """Return threads for a subscription's handlers, as many as it has workers."""
+        threads = Threads(subscription.name, subscription.options.concurrency)
+        self._threads.append(threads)
+        return threads
+
+    async def start(self, broker: Broker) -> None:
+        """Begin to consume, everything at once. Where one cannot, the others do not begin either."""
+        starting = [asyncio.ensure_future(consumer.start(broker)) for consumer in self.consumers]
+        try:
+            await asyncio.gather(*starting)
+        finally:
+            for each in starting:
+                each.cancel()
+
+    async def stop(self, grace_ends: float) -> None:
+        """Take nothing new, let running handlers end until ``grace_ends`` (event loop's clock), give back the rest."""
+        try:
+            await asyncio.gather(*(consumer.cancel() for consumer in self.consumers))
+            await self._drained(grace_ends)
+            await asyncio.gather(*(consumer.close() for consumer in self.consumers))
+        finally:
+            for consumer in self.consumers:
+                consumer.abandon()
+            for threads in self._threads:
+                threads.close()
+
+    def hurry(self) -> None:
+        """Do not wait for running handlers any longer."""
+        self._hurry.set()
+
+    async def _drained(self, grace_ends: float) -> None:
+        drained = asyncio.ensure_future(_all(consumer.drain() for consumer in self.consumers))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        left = max(0.0, grace_ends - asyncio.get_running_loop().time())
+        await asyncio.wait({drained, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if not drained.done():
+            running = sum(load.running for load in self.load.values())
+            log.warning("%d handlers did not end in time; their events are given back", running)
+        drained.cancel()
+        hurry.cancel()
+
+    def __getitem__(self, name: str) -> Consumer:
+        for consumer in self.consumers:
+            if consumer.name == name:
+                return consumer
+        there = ", ".join(consumer.name for consumer in self.consumers)
+        raise ConfigurationError(f"there is no subscription {name!r}; there are {there or 'none'}")
+
+    @property
+    def load(self) -> Mapping[str, Load]:
+        """What each subscription has in this process."""
+        return {consumer.name: consumer.load for consumer in self.consumers}
+
+    def checks(self) -> Iterable[Check]:
+        """Say how each subscription is."""
+        for consumer in self.consumers:
+            yield from consumer.checks()
+
+
+async def _all(waits: Iterable[Any]) -> None:
+    await asyncio.gather(*waits)

@@ -21,6 +21,7 @@ from rabbitevents.events import Event, Metadata, event, upcast
 from rabbitevents.facts import Check, Depth, Fact, Health, Load
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
+from rabbitevents.properties import Headers, HeaderValue, Properties, Timestamp
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 from rabbitevents.wire import Limits
@@ -44,6 +45,8 @@ __all__ = [
     "Event",
     "Exchange",
     "Fact",
+    "HeaderValue",
+    "Headers",
     "Health",
     "Host",
     "Limits",
@@ -54,6 +57,7 @@ __all__ = [
     "Outcome",
     "OutcomeUnknownError",
     "Plugin",
+    "Properties",
     "Publish",
     "PublishError",
     "Queue",
@@ -62,6 +66,7 @@ __all__ = [
     "Router",
     "Settlement",
     "Subscription",
+    "Timestamp",
     "Topology",
     "TopologyError",
     "UnroutableError",

@@ -20,8 +20,8 @@ import msgspec
 from rabbitevents.codec import Codec, read_document
 from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.events import Document, Event, Metadata, now
-from rabbitevents.message import Delivery, as_uuid
-from rabbitevents.properties import Headers, HeaderValue, Properties
+from rabbitevents.message import Delivery, Message, as_uuid
+from rabbitevents.properties import Headers, HeaderValue, Properties, encode_properties, short
 
 P = TypeVar("P")
 
@@ -59,6 +59,11 @@ class Limits(msgspec.Struct, frozen=True):
             )
         if len(properties) > self.headers:
             raise EncodeError(f"{name}: its headers are {len(properties):,} bytes, over the limit of {self.headers:,}")
+
+    def check_message(self, message: Message) -> None:
+        """Raise `EncodeError` for a message that a bus with these limits cannot publish."""
+        short(message.routing_key, f"the routing key of {message.type[:40]}")
+        self.check(message.body, encode_properties(message.properties), message.type)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

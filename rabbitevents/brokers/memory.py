@@ -49,7 +49,7 @@ class EmbeddedBroker(Routes):
     def __init__(self) -> None:
         super().__init__()
         self.witnesses: list[Callable[[Message], None]] = []
-        """Told of every message that is taken, as it was published."""
+        """Told of every message that reaches the broker, as it was published, also where no queue is bound for it."""
         self.clients: list[MemoryClient] = []
         self.down: str | None = None
         self.blocked: str | None = None
@@ -113,12 +113,12 @@ class EmbeddedBroker(Routes):
         failure = self._fault(message)
         if failure == "refuse":
             raise RefusedError(message, "the broker was told to refuse it")
+        for witness in self.witnesses:
+            witness(message)
         queues = [] if failure == "return" else self.route(message.exchange, message.routing_key)
         if not queues:
             return False
         refusing = [queue.name for queue in queues if queue.full]
-        for witness in self.witnesses:
-            witness(message)
         for queue in queues:
             if queue.name not in refusing:
                 self.store(queue, message)

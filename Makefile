@@ -18,8 +18,8 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: venv ## an order and an inventory service, every effect counted; ARGS="--orders 2000 --json", ARGS=--help
-	@$(run) rabbitevents.demo $(ARGS)
+demo: venv ## a shop of five services, every effect counted; ARGS="--orders 2000 --json", ARGS=--help
+	@$(run) rabbitevents demo $(ARGS)
 
 test: venv debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
 	@$(run) pytest $(TESTS)
@@ -38,12 +38,14 @@ test-rabbitmq4: venv debian ## conformance and integration tests on RabbitMQ 4, 
 	@scripts/debian-packages debootstrap
 	@root=$$(scripts/rabbitmq4 | tail -n 1) && RABBITEVENTS_TEST_ROOT=$$root $(run) pytest $(TESTS)
 
-docs: venv ## check that the documentation's examples run, and that its links and names lead somewhere
-	@$(run) pytest tests/test_readme.py
+docs: venv debian ## build the documentation into docs/_build/html, and check that all that it says runs
+	@$(run) sphinx -q -W --keep-going -b html docs docs/_build/html
+	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_site.py tests/test_wire_contract.py
+	@echo "docs/_build/html/index.html"
 
 clean: ## remove what was made here: the environment, caches, the Debian 13 root folder
 	@if [ -e .work/debian13 ]; then scripts/rabbitmq4 --clean; fi
-	rm -rf .venv .work build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .work build dist docs/_build *.egg-info .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv:

@@ -23,6 +23,7 @@ from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcom
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
 from rabbitevents.properties import Headers, HeaderValue, Properties, Timestamp
 from rabbitevents.routing import Router, Subscription
+from rabbitevents.sync import SyncBus
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 from rabbitevents.wire import Limits
 
@@ -66,6 +67,7 @@ __all__ = [
     "Router",
     "Settlement",
     "Subscription",
+    "SyncBus",
     "Timestamp",
     "Topology",
     "TopologyError",

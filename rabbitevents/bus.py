@@ -247,6 +247,7 @@ class Bus:
             self._publish_returned,
             owner=self,
             chain=wrap(plugins, "publish", self._running.send),
+            stopping=lambda: self.stopping,
         )
         return Consumer(
             subscription,
@@ -472,6 +473,11 @@ class Bus:
         for plugin in self._everybody():
             checks.extend(plugin.health())
         return Health(tuple(checks))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the bus has been told to stop: a handler that is cancelled then is no failure."""
+        return self._state in ("stopping", "stopped")
 
     @property
     def address(self) -> str:

@@ -136,7 +136,9 @@ class Dispatch:
         *,
         owner: object,
         chain: Publish,
+        stopping: Callable[[], bool],
     ) -> None:
+        self._stopping = stopping
         self._name = subscription.name
         self._publish = publish
         self._owner = owner
@@ -153,14 +155,28 @@ class Dispatch:
         received = read(delivery)
         invocation = self._known.get(received.type) or self._find(received)
         CURRENT.set(Handling(received, self._name, self._owner, self._chain))
-        if self._timeout is None:
-            result = await invocation(received)
-        else:
-            async with asyncio.timeout(self._timeout):
+        try:
+            if self._timeout is None:
                 result = await invocation(received)
+            else:
+                async with asyncio.timeout(self._timeout):
+                    result = await invocation(received)
+        except BaseException:
+            self._forget_cancellation()
+            raise
         if result is not None:
             await self._publish(_events(result, invocation.where))
         return ACK
+
+    def _forget_cancellation(self) -> None:
+        """Take back the cancellations that a handler left on the worker, unless the bus stops.
+
+        Before Python 3.13, a TaskGroup whose child fails while the group is being left cancels its task, and never takes
+        that back: each later failure on that worker would look as if the process stopped.
+        """
+        task = asyncio.current_task()
+        while task is not None and task.cancelling() and not self._stopping():
+            task.uncancel()
 
     def _find(self, received: Received) -> Invocation:
         for key in (received.type, received.delivery.routing_key):

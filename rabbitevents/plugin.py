@@ -46,6 +46,11 @@ class Host(Protocol):
         ...
 
     @property
+    def stopping(self) -> bool:
+        """Whether the bus has been told to stop: a handler that is cancelled then is no failure."""
+        ...
+
+    @property
     def consumer_timeout(self) -> timedelta:
         """How long the broker lets a delivery go unsettled."""
         ...
@@ -117,7 +122,10 @@ class Plugin:
         return topology
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
-        """Do something around the handling of a delivery; ``await proceed(delivery)`` is the handling."""
+        """Do something around the handling of a delivery; ``await proceed(delivery)`` is the handling.
+
+        An asyncio.CancelledError out of it ends the process's work if ``host.stopping``, and is a failure otherwise.
+        """
         return await proceed(delivery)
 
     async def publish(self, proceed: Publish, message: Message) -> None:

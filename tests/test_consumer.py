@@ -506,7 +506,9 @@ async def test_while_the_broker_takes_the_consumer_away_nothing_is_given_back_an
         await asyncio.sleep(0.02)
 
     class Client(MemoryClient):
-        async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+        async def consume(
+            self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None
+        ) -> MemoryConsumption:
             consumption = SlowToCancel(self, queue, prefetch, deliver, trusted)
             self._consumptions.append(consumption)
             consumption.register()
@@ -557,3 +559,28 @@ async def test_publishing_after_the_stop_is_refused_at_once() -> None:
 
     with pytest.raises(NotSentError):
         await bus.publish(JobGiven(1), timeout=0.1)
+
+
+async def test_a_task_group_that_fails_in_a_handler_leaves_no_cancellation_behind() -> None:
+    router, seen = Router("work"), list[tuple[int, int]]()
+
+    async def fail() -> None:
+        raise ValueError
+
+    @router.on(JobGiven, concurrency=1)
+    async def do(job: JobGiven) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        seen.append((job.number, task.cancelling()))
+        if job.number == 1:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+
+    async with running(Bus("amqp://x", router)) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await probe.bus.publish(JobGiven(2))
+        await probe.settled()
+
+        assert not probe.bus.stopping
+    assert seen == [(1, 0), (2, 0)]
+    assert probe.bus.stopping

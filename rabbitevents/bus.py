@@ -334,7 +334,7 @@ class Bus:
             self._drain_until = asyncio.get_running_loop().time() + self._configuration.grace
             self._closing = asyncio.ensure_future(stack.aclose())
             self._closing.add_done_callback(self._closed)
-        if self._closing is None:
+        if self._closing is None or self._closing.done():
             return
         left = self._drain_until + HARD_STOP - 0.5 - asyncio.get_running_loop().time()
         done, _ = await asyncio.wait({self._closing}, timeout=max(0.0, left))

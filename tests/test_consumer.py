@@ -20,6 +20,7 @@ from rabbitevents import (
     REQUEUE,
     BrokerUnavailableError,
     Bus,
+    ConfigurationError,
     Delivery,
     Message,
     NotSentError,
@@ -68,7 +69,9 @@ class CountingClient(MemoryClient):
         super().__init__(server)
         self.settled: Counter[tuple[int, int, Verdict]] = Counter()
 
-    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+    async def consume(
+        self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None
+    ) -> MemoryConsumption:
         consumption = CountingConsumption(self, queue, prefetch, deliver, trusted)
         consumption.settled = self.settled
         self._consumptions.append(consumption)
@@ -536,7 +539,9 @@ async def test_a_start_that_fails_leaves_nothing_running() -> None:
     async def bad(job: JobGiven) -> None: ...
 
     class Client(MemoryClient):
-        async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted) -> MemoryConsumption:
+        async def consume(
+            self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None
+        ) -> MemoryConsumption:
             if queue == "work.bad":
                 raise BrokerUnavailableError("no more channels")
             await asyncio.sleep(0.01)
@@ -584,3 +589,16 @@ async def test_a_task_group_that_fails_in_a_handler_leaves_no_cancellation_behin
         assert not probe.bus.stopping
     assert seen == [(1, 0), (2, 0)]
     assert probe.bus.stopping
+
+
+def test_a_bus_that_is_stopped_says_so_on_another_event_loop() -> None:
+    bus = Bus("memory://")
+
+    async def once() -> None:
+        async with bus:
+            pass
+
+    asyncio.run(once())
+
+    with pytest.raises(ConfigurationError, match="this bus is stopped; a bus starts once"):
+        bus.run()

@@ -24,8 +24,8 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     ("pure logic", frozenset({"paths", "codec", "wire", "routing", "plugin", "topology"})),
     ("brokers", frozenset({"brokers", "delay"})),
     ("handling", frozenset({"threads", "handling", "holding", "consumer", "publishing", "browsing", "configuration", "consuming", "logs", "loops"})),
-    ("bus", frozenset({"bus"})),
-    ("around the bus", frozenset({"testing", "background", "sync", "asgi"})),
+    ("bus", frozenset({"bus", "background", "sync"})),
+    ("around the bus", frozenset({"testing", "asgi"})),
     ("applications", frozenset({"cli", "demo", "__main__"})),
 )
 

@@ -5,330 +5,237 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rabbitevents import Bus
-from rabbitevents.brokers.memory import EmbeddedBroker
-from rabbitevents.demo import __main__ as command_line
-from rabbitevents.demo import run as demo
-from rabbitevents.demo.ledger import Effect, Ledger
-from rabbitevents.demo.orders import SAMPLE, BadLine, Order, make_orders, read_orders
-from rabbitevents.demo.run import Settings
-from rabbitevents.demo.services import OrderPlaced
+from rabbitevents.cli.commands import command_line
+from rabbitevents.demo import command
+from rabbitevents.demo.ledger import Published
+from rabbitevents.demo.orders import SAMPLE, make_orders
+from rabbitevents.demo.report import closing, longest
+from rabbitevents.demo.run import Counts, run
+from rabbitevents.demo.services import EXCHANGE
+from rabbitevents.demo.settings import Settings
+from rabbitevents.demo.shop.events import OrderPlaced
+from rabbitevents.demo.shop.inventory import Stock
+from rabbitevents.testing import EmbeddedBroker
 from tests.bed.loopback import free_port
 
-GOOD = b'{"order_id": "1", "customer": "c", "sku": "mug", "quantity": 2, "price": "8.50"}\n'
+ROOT = Path(__file__).parent.parent
 
 
-def good(order_id: str) -> bytes:
-    return GOOD.replace(b'"1"', json.dumps(order_id).encode())
+class Silence:
+    """An audience that does not listen."""
+
+    def say(self, line: str, /) -> None:
+        """Hear nothing."""
+
+    def progress(self, placed: int, closed: int, effects: int, /) -> None:
+        """Learn nothing."""
 
 
-def silence(_: str) -> None:
-    """Take what a run says of itself."""
-
-
-# --- orders --------------------------------------------------------------------------------------------------------
-
-
-def test_a_line_is_an_order() -> None:
-    assert list(read_orders([GOOD])) == [Order("1", "c", "mug", 2, Decimal("8.50"))]
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"no json\n", "malformed"),
-        (b"\xff\xfe\n", "malformed"),
-        (b"[]\n", "Expected `object`"),
-        (b'{"x": ' + b"[" * 100_000, "recursion"),
-        (GOOD.replace(b"sku", b"sqo"), "missing required field `sku`"),
-        (GOOD.replace(b" 2,", b" 0,"), "`$.quantity`"),
-        (GOOD.replace(b" 2,", b' "2",'), "`$.quantity`"),
-        (GOOD.replace(b'"8.50"', b'"dear"'), "`$.price`"),
-        (GOOD.replace(b'"1"', b'""'), "`$.order_id`"),
-        (good("1" * 101), "`$.order_id`"),
-    ],
-)
-def test_a_bad_line_is_reported_with_its_number_and_the_next_one_is_read(line: bytes, reason: str) -> None:
-    first, bad, last = read_orders([good("a"), line, good("b")])
-
-    assert isinstance(bad, BadLine)
-    assert bad.number == 2
-    assert reason in bad.reason
-    assert isinstance(first, Order)
-    assert isinstance(last, Order)
-
-
-def test_blank_lines_are_passed_over_and_counted_as_lines() -> None:
-    assert list(read_orders([b"\n", b"  \r\n", b"x\n"])) == [
-        BadLine(3, "JSON is malformed: invalid character (byte 0)")
-    ]
-
-
-def test_an_order_id_can_be_used_once() -> None:
-    _, again = read_orders([GOOD, GOOD])
-
-    assert again == BadLine(2, "order '1' is on line 1 already")
-
-
-@given(st.lists(st.binary().filter(bytes.strip)))
-def test_any_line_is_an_order_or_a_bad_line(lines: list[bytes]) -> None:
-    assert len(list(read_orders(lines))) == len(lines)
-
-
-def test_the_sample_has_only_good_lines() -> None:
-    with SAMPLE.open("rb") as lines:
-        items = list(read_orders(lines))
-
-    assert len(items) > 10
-    assert not [item for item in items if isinstance(item, BadLine)]
-
-
-def test_the_same_seed_makes_the_same_orders() -> None:
-    assert list(make_orders(50, seed=1)) == list(make_orders(50, seed=1))
-    assert list(make_orders(50, seed=1)) != list(make_orders(50, seed=2))
-    assert len({order.order_id for order in make_orders(50, seed=1)}) == 50
-
-
-# --- the ledger ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with closing(Ledger(tmp_path / "effects.jsonl")) as ledger:
-        yield ledger
-
-
-def effect(number: int) -> Effect:
-    return Effect("reserve", f"order-{number}", f"event-{number}")
-
-
-class Fsync:
-    """Stands in for `os.fsync`: counts, can be held up, and can fail."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls = 0
-        self.fails = False
-        self.open = threading.Event()
-        self.open.set()
-        self._fsync = os.fsync
-        monkeypatch.setattr(os, "fsync", self)
-
-    def __call__(self, descriptor: int) -> None:
-        self.calls += 1
-        assert self.open.wait(10)
-        if self.fails:
-            raise OSError(28, "No space left on device")
-        self._fsync(descriptor)
-
-
-@pytest.fixture
-def fsync(monkeypatch: pytest.MonkeyPatch) -> Fsync:
-    return Fsync(monkeypatch)
-
-
-async def test_a_record_returns_only_after_its_fsync(ledger: Ledger, fsync: Fsync) -> None:
-    fsync.open.clear()
-
-    recording = asyncio.ensure_future(ledger.record(effect(1)))
-    done_early, _ = await asyncio.wait({recording}, timeout=0.1)
-    fsync.open.set()
-    await recording
-
-    assert not done_early
-    assert ledger.read() == [effect(1)]
-
-
-async def test_records_that_arrive_while_one_is_written_share_the_next_fsync(ledger: Ledger, fsync: Fsync) -> None:
-    await asyncio.gather(*(ledger.record(effect(number)) for number in range(100)))
-
-    assert fsync.calls <= 2
-    assert sorted(ledger.read(), key=lambda e: int(e.order_id[6:])) == [effect(number) for number in range(100)]
-
-
-async def test_a_record_that_cannot_be_written_raises_and_leaves_no_trace(ledger: Ledger, fsync: Fsync) -> None:
-    await ledger.record(effect(1))
-    fsync.fails = True
-    with pytest.raises(OSError, match="No space left"):
-        await ledger.record(effect(2))
-    fsync.fails = False
-    await ledger.record(effect(3))
-
-    assert ledger.read() == [effect(1), effect(3)]
-
-
-async def test_a_handler_that_is_cancelled_harms_no_other(ledger: Ledger, fsync: Fsync) -> None:
-    fsync.open.clear()
-    cancelled = asyncio.ensure_future(ledger.record(effect(1)))
-    other = asyncio.ensure_future(ledger.record(effect(2)))
-    await asyncio.sleep(0)
-
-    cancelled.cancel()
-    fsync.open.set()
-    await other
-
-    assert cancelled.cancelled()
-    assert effect(2) in ledger.read()
-
-
-async def test_waiting_for_effects_ends_when_they_are_there(ledger: Ledger) -> None:
-    waiting = asyncio.ensure_future(ledger.wait_for([("reserve", "order-1"), ("reserve", "order-2")], patience=10))
-
-    await ledger.record(effect(2))
-    assert not waiting.done()
-    await ledger.record(effect(1))
-
-    await asyncio.wait_for(waiting, 1)
-
-
-async def test_waiting_for_effects_ends_when_none_comes_any_more(ledger: Ledger) -> None:
-    await ledger.record(effect(2))
-
-    with pytest.raises(TimeoutError):
-        await ledger.wait_for([("reserve", "order-1")], patience=0.05)
+async def counted(
+    orders: int,
+    *,
+    broker: str | None = None,
+    embedded: EmbeddedBroker | None = None,
+    folder: Path | None = None,
+) -> Counts:
+    settings = Settings(broker=broker, patience=10)
+    result = await run(list(make_orders(orders, seed=1)), settings, Silence(), folder=folder, embedded=embedded)
+    return result.counts
 
 
 # --- a run ---------------------------------------------------------------------------------------------------------
 
 
-async def run(
-    orders: int, *, broker: str | None = None, patience: float = 10, pieces_of_each: int = 500
-) -> demo.Counts:
-    settings = Settings(broker, patience=patience, pieces_of_each=pieces_of_each)
-    return await demo.run(list(make_orders(orders, seed=1)), settings, silence)
+async def test_every_order_is_followed_through_all_services() -> None:
+    counts = await counted(1200)
 
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
-    """The embedded broker that the next run uses."""
-    server = EmbeddedBroker()
-    monkeypatch.setattr(demo, "EmbeddedBroker", lambda: server)
-    return server
-
-
-async def test_every_order_is_followed_through_both_services() -> None:
-    counts = await run(1200)
-
-    assert (counts.placed, counts.published, counts.handled) == (1200, 2400, 2400)
+    assert counts.placed == counts.confirmed + counts.cancelled == 1200
     assert (counts.lost, counts.duplicates, counts.unconfirmed) == (0, 0, 0)
-    assert counts.reserved + counts.refused == 1200
-    assert counts.broker == "memory://"
+    assert counts.confirmed > 0
+    assert counts.cancelled > 0
+    assert counts.flawless
 
 
-async def test_what_is_not_in_stock_is_refused() -> None:
-    counts = await run(60, pieces_of_each=5)
+async def test_nothing_is_lost_when_the_connection_breaks_under_way(embedded_broker: EmbeddedBroker) -> None:
+    embedded_broker.fail("lose", when=lambda message: message.type == "payment.processed", times=3)
 
-    assert 0 < counts.reserved < 60
-    assert counts.refused == 60 - counts.reserved
+    counts = await counted(200, embedded=embedded_broker)
 
-
-async def test_nothing_is_lost_when_the_connection_breaks_under_way(server: EmbeddedBroker) -> None:
-    server.fail("lose", when=lambda message: message.type == "stock.reserved", times=3)
-
-    counts = await run(200)
-
-    assert (counts.placed, counts.published, counts.lost) == (200, 400, 0)
+    assert counts.placed == counts.confirmed + counts.cancelled == 200
+    assert (counts.lost, counts.unconfirmed) == (0, 0)
 
 
-async def test_an_order_that_the_broker_refuses_is_unconfirmed_and_not_lost(server: EmbeddedBroker) -> None:
-    server.fail("refuse", when=lambda message: message.type == "order.placed")
+async def test_an_event_that_is_handled_twice_is_a_flaw(embedded_broker: EmbeddedBroker) -> None:
+    embedded_broker.fail("lose", when=lambda message: message.type == "payment.processed")
 
-    counts = await run(600)
+    counts = await counted(20, embedded=embedded_broker)
 
-    assert (counts.placed, counts.unconfirmed, counts.lost) == (500, 1, 0)
+    assert counts.duplicates > 0
     assert not counts.flawless
 
 
+async def test_an_order_that_the_broker_refuses_is_unconfirmed_and_not_lost(embedded_broker: EmbeddedBroker) -> None:
+    embedded_broker.fail("refuse", when=lambda message: message.type == "order.placed")
+
+    counts = await counted(600, embedded=embedded_broker)
+
+    assert (counts.placed, counts.unconfirmed, counts.lost) == (500, 1, 0)
+    assert counts.confirmed + counts.cancelled == 499
+    assert not counts.flawless
+
+
+async def test_an_order_that_is_not_closed_is_a_flaw() -> None:
+    counts = await counted(1)
+
+    assert counts.flawless
+    assert not attrs.evolve(counts, confirmed=0, cancelled=0).flawless
+
+
+async def test_an_event_that_comes_again_after_a_kill_is_no_flaw_and_is_said() -> None:
+    counts = attrs.evolve(await counted(1), duplicates=2)
+
+    assert not counts.flawless
+    assert attrs.evolve(counts, restarts=1).flawless
+    assert "came again" in closing(attrs.evolve(counts, restarts=1))[-1]
+
+
 async def test_what_an_earlier_run_left_in_the_queues_is_not_counted(rabbit_url: str) -> None:
-    await run(1, broker=rabbit_url)
-    async with Bus(rabbit_url, exchange=demo.EXCHANGE, unroutable="raise") as bus:
+    first = await counted(1, broker=rabbit_url)
+    async with Bus(rabbit_url, exchange=EXCHANGE, unroutable="raise") as bus:
         await bus.publish_many(OrderPlaced(f"earlier-{n}", "c", "mug", 1, Decimal(1)) for n in range(20))
 
-    counts = await run(30, broker=rabbit_url)
+    counts = await counted(30, broker=rabbit_url)
 
-    assert (counts.placed, counts.published, counts.handled) == (30, 60, 60)
-    assert (counts.lost, counts.duplicates) == (0, 0)
+    assert first.flawless
+    assert counts.flawless
+    assert counts.placed == counts.confirmed + counts.cancelled == 30
+
+
+async def test_the_stock_of_a_run_is_what_was_sold(tmp_path: Path) -> None:
+    counts = await counted(200, folder=tmp_path)
+
+    stock = Stock(tmp_path / "inventory")
+    sold = {id for id, reservation in stock.reserved.items() if reservation.pieces and id not in stock.returned}
+    assert len(sold) == counts.confirmed
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
 
+Main = Callable[..., tuple[int, list[str], list[str]]]
+
 
 @pytest.fixture
-def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str], list[str]]]:
-    """Run the command line; return the exit code, and the lines of standard output and of standard error."""
+def main(capsys: pytest.CaptureFixture[str]) -> Main:
+    """Call ``rabbitevents demo``; return the exit code, and the lines of standard output and of standard error."""
 
     def main(*arguments: str) -> tuple[int, list[str], list[str]]:
-        try:
-            code = command_line.main(arguments)
-        except SystemExit as ended:
-            code = int(str(ended.code))
+        with pytest.raises(SystemExit) as ended:
+            command_line.main(["demo", *arguments])
         printed = capsys.readouterr()
-        return code, printed.out.splitlines(), printed.err.splitlines()
+        return int(str(ended.value.code)), printed.out.splitlines(), printed.err.splitlines()
 
     return main
 
 
-Main = Callable[..., tuple[int, list[str], list[str]]]
+KEYS = ["broker", "placed", "confirmed", "cancelled", "published", "handled", "lost", "duplicates", "seconds"]
 
 
-def test_json_is_the_last_line(main: Main) -> None:
-    code, out, _ = main("--orders", "20", "--json")
-    counts = json.loads(out[-1])
+def test_json_is_all_that_is_printed(main: Main) -> None:
+    code, out, _ = main("--orders", "200", "--json")
+    counts = json.loads(out[0])
 
     assert code == 0
-    assert list(counts) == ["broker", "placed", "published", "handled", "lost", "duplicates", "seconds"]
-    assert {**counts, "seconds": 0} == {
-        "broker": "memory://",
-        "placed": 20,
-        "published": 40,
-        "handled": 40,
-        "lost": 0,
-        "duplicates": 0,
-        "seconds": 0,
-    }
+    assert len(out) == 1
+    assert list(counts) == KEYS
+    assert counts["broker"] == "memory://"
+    assert counts["placed"] == counts["confirmed"] + counts["cancelled"] == 200
+    assert (counts["lost"], counts["duplicates"]) == (0, 0)
 
 
-def test_people_get_three_lines(main: Main) -> None:
+def test_people_get_a_table_a_story_and_three_lines(main: Main) -> None:
     code, out, _ = main("--input", str(SAMPLE))
+    text = "\n".join(out)
 
     assert code == 0
-    assert out[0] == "12 orders placed: stock was reserved for 10, and short for 2"
-    assert out[1].startswith("24 events confirmed by memory://, 24 handled, in ")
-    assert out[2:] == ["0 lost, 0 duplicates"]
+    assert [s for s in ("order", "inventory", "payment", "notification", "analytics") if f"│ {s} " not in text] == []
+    assert re.search(r"inventory +│ +14 │ +14 │ +22 │ 10 InventoryReserved", text)
+    assert "The story of order 1001" in text
+    assert out[-3] == "12 orders placed: 10 confirmed, 2 cancelled"
+    assert out[-2].startswith("92 events confirmed by memory://, 82 effects, in ")
+    assert out[-1] == "0 lost, 0 duplicates"
+
+
+def test_a_story_is_a_tree_of_causes(main: Main, tmp_path: Path) -> None:
+    dear = {"order_id": "[red]7", "customer": "c", "sku": "kettle", "quantity": 4, "price": "39.90"}
+    (tmp_path / "orders.jsonl").write_text(json.dumps(dear))
+
+    _, out, _ = main("--input", str(tmp_path / "orders.jsonl"))
+    begin = next(number for number, line in enumerate(out) if "The story of order [red]7" in line)
+    story = out[begin + 1 : -3]
+    depths = {line.split("── ")[1].split()[0]: line.index("── ") // 4 for line in story}
+
+    assert len(story) == 9
+    assert " ms" not in story[0]
+    assert all(re.search(r"\d\d:\d\d:\d\d\.\d{3}  \+\d+\.\d ms  \w+$", line) for line in story[1:])
+    assert depths["OrderPlaced"] == 0
+    assert depths["InventoryReserved"] == 1
+    assert depths["PaymentDeclined"] == 2
+    assert depths["OrderCancelled"] == 3
+    assert depths["NotificationSent"] == 4
+
+
+def test_the_story_that_is_told_is_the_longest() -> None:
+    event = Published("order", "a", "order.placed", "", "a", "1", "2026-01-01T00:00:00+00:00")
+
+    assert longest([[event], [event, event], [event]]) == [event, event]
+    assert longest([]) == ()
 
 
 def test_a_bad_line_is_reported_and_skipped(main: Main, tmp_path: Path) -> None:
     path = tmp_path / "orders.jsonl"
-    path.write_bytes(good("a") + b"{\n" + good("b"))
+    with SAMPLE.open() as sample:
+        path.write_text(sample.readline() + "{\n" + sample.readline())
 
     code, out, err = main("--input", str(path), "--json")
 
     assert code == 0
-    assert json.loads(out[-1])["placed"] == 2
+    assert json.loads(out[0])["placed"] == 2
     assert err[0].startswith(f"{path}, line 2: ")
 
 
-@pytest.mark.parametrize(("sabotage", "lost", "duplicates"), [("drop", 3, 0), ("dup", 0, 3)])
+def test_a_file_without_orders_is_a_run_without_orders(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "orders.jsonl").touch()
+
+    code, out, _ = main("--input", str(tmp_path / "orders.jsonl"))
+
+    assert code == 0
+    assert out[-3:] == [
+        "0 orders placed: 0 confirmed, 0 cancelled",
+        "0 events confirmed by memory://, 0 effects, in 0.00 s",
+        "0 lost, 0 duplicates",
+    ]
+
+
+@pytest.mark.parametrize(("sabotage", "lost", "duplicates"), [("drop", 2, 0), ("dup", 0, 2)])
 def test_sabotage_is_noticed(main: Main, sabotage: str, lost: int, duplicates: int) -> None:
-    code, out, _ = main("--orders", "30", "--sabotage", sabotage, "--patience", "1", "--json")
-    counts = json.loads(out[-1])
+    code, out, err = main("--input", str(SAMPLE), "--sabotage", sabotage, "--patience", "1")
 
     assert code == 1
-    assert (counts["lost"], counts["duplicates"]) == (lost, duplicates)
-    assert (counts["placed"], counts["published"], counts["handled"]) == (30, 60, 60 - lost)
+    assert out[-1] == f"{lost} lost, {duplicates} duplicates"
+    assert ("what is missing now is lost" in err[-1]) == bool(lost)
 
 
 @pytest.mark.parametrize(
@@ -336,15 +243,23 @@ def test_sabotage_is_noticed(main: Main, sabotage: str, lost: int, duplicates: i
     [
         (["--orders", "0"], "'0' is no number from 1"),
         (["--orders", "-5"], "'-5' is no number from 1"),
+        (["--orders", "100001"], "'100001' is no number from 1 to 100,000"),
         (["--orders", "9" * 5000], "is no number from 1"),
         (["--orders", "ten"], "'ten' is no number from 1"),
-        (["--orders", "5", "--input", "x"], "not allowed with"),
+        (["--orders", "٣"], "is no number from 1"),
+        (["--orders", ""], "'' is no number from 1"),
+        (["--seed", "x"], "--seed"),
+        (["--patience", "0"], "'0' is no number from 1"),
+        (["--orders", "5", "--input", "x"], "--orders and --input exclude each other"),
         (["--input", "/nowhere/orders.jsonl"], "/nowhere/orders.jsonl: No such file"),
         (["--input", "/"], "/: Is a directory"),
-        (["--sabotage", "burn"], "invalid choice"),
+        (["--sabotage", "burn"], "'burn'"),
         (["--broker", "http://localhost"], "amqp://"),
         (["--broker", ""], "amqp://"),
+        (["--processes"], "--processes needs --broker amqp://"),
+        (["--processes", "--broker", "memory://"], "--processes needs --broker amqp://"),
         (["--frobnicate"], "--frobnicate"),
+        (["orders.jsonl"], "orders.jsonl"),
     ],
 )
 def test_a_bad_argument_is_one_clear_line(main: Main, arguments: list[str], says: str) -> None:
@@ -353,17 +268,28 @@ def test_a_bad_argument_is_one_clear_line(main: Main, arguments: list[str], says
     assert code == 2
     assert out == []
     assert len(err) == 1
-    assert err[0].startswith("demo: ")
+    assert err[0].startswith("rabbitevents demo: ")
+    assert len(err[0]) < 1100
     assert says in err[0]
 
 
+def test_a_file_that_may_not_be_read_is_one_clear_line(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+
+    code, _, err = main("--input", str(tmp_path / "loop"))
+
+    assert code == 2
+    assert err == [f"rabbitevents demo: {tmp_path / 'loop'}: Too many levels of symbolic links"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--processes"]])
 def test_a_broker_that_is_not_there_is_one_clear_line_without_the_password(
-    main: Main, monkeypatch: pytest.MonkeyPatch
+    main: Main, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "Settings", partial(Settings, start_timeout=0.3))
+    monkeypatch.setattr(command, "Settings", partial(Settings, start_timeout=0.3))
     port = free_port()
 
-    code, out, err = main("--broker", f"amqp://guest:secret@127.0.0.1:{port}/")
+    code, out, err = main("--broker", f"amqp://guest:secret@127.0.0.1:{port}/", *arguments)
 
     assert code == 2
     assert out == []
@@ -375,24 +301,58 @@ def test_a_broker_that_is_not_there_is_one_clear_line_without_the_password(
 
 def test_two_thousand_orders_go_through_rabbitmq(main: Main, rabbit_url: str) -> None:
     code, out, _ = main("--orders", "2000", "--broker", rabbit_url, "--json")
-    counts = json.loads(out[-1])
+    counts = json.loads(out[0])
 
     assert code == 0
-    assert (counts["placed"], counts["lost"], counts["duplicates"]) == (2000, 0, 0)
-    assert (counts["published"], counts["handled"]) == (4000, 4000)
+    assert counts["placed"] == counts["confirmed"] + counts["cancelled"] == 2000
+    assert (counts["lost"], counts["duplicates"]) == (0, 0)
     assert "guest:guest" not in counts["broker"]
 
 
+DEMO = [sys.executable, "-m", "rabbitevents.demo"]
+
+
 def test_control_c_ends_it_without_a_traceback() -> None:
-    command = [sys.executable, "-m", "rabbitevents.demo", "--orders", "100000", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    arguments = ["--orders", "100000", "--json"]
+    with subprocess.Popen(
+        [*DEMO, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         assert "orders placed" in process.stderr.readline()
 
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=30)
 
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "stopped; nothing was counted"
     assert "Traceback" not in err
+
+
+async def test_people_at_a_terminal_get_bars() -> None:
+    terminal, end = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *DEMO, "--orders", "300", stdout=subprocess.PIPE, stderr=end, cwd=ROOT, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(end)
+    shown = await asyncio.to_thread(_read_all, terminal)
+    out, _ = await process.communicate()
+    os.close(terminal)
+
+    assert process.returncode == 0
+    assert "300 of 300" in shown
+    assert "effects" in shown
+    assert "orders placed" not in shown
+    assert b"300 orders placed: " in out
+
+
+def _read_all(terminal: int) -> str:
+    shown = b""
+    while True:
+        try:
+            read = os.read(terminal, 65536)
+        except OSError:  # EIO: the other end is closed
+            return shown.decode()
+        if not read:
+            return shown.decode()
+        shown += read

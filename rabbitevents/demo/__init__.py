@@ -1,1 +1,4 @@
-"""A demonstration: an order service and an inventory service, with every effect counted. `make demo` runs it."""
+"""A demonstration: a shop of five services (`rabbitevents.demo.shop`), and what counts every effect of theirs.
+
+``rabbitevents demo`` runs it. The shop is written as a user's code would be; the rest is machinery around it.
+"""

@@ -1,6 +1,6 @@
-"""The ledger: what handlers did, each effect on the disk before its event is acknowledged.
+"""The ledger: what services did, each effect on the disk before its event is acknowledged.
 
-It stands outside of what is counted: an event that the broker confirmed and that has no record here was lost, one
+It stands outside of what is counted: an event that the broker confirmed and that has no effect here was lost, one
 that has two was handled twice.
 """
 
@@ -12,91 +12,105 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-from attrs import frozen
+
+from rabbitevents.demo.journal import append, finished_lines
 
 
-@frozen
-class Effect:
-    """What one handler did about one event."""
+class Published(msgspec.Struct, frozen=True, array_like=True, tag_field="record", tag="published"):
+    """An event that the broker has confirmed.
 
-    handler: str
-    order_id: str
-    event_id: str
+    ``cause`` is the event that it was published for ("" for none), ``root`` the first one of the cascade, ``about``
+    what it happened to, ``at`` when it did (RFC 3339).
+    """
+
+    service: str
+    event: str
+    type: str
+    cause: str
+    root: str
+    about: str
+    at: str
+
+
+class Handled(msgspec.Struct, frozen=True, array_like=True, tag_field="record", tag="handled"):
+    """What came of an event in one queue: its handler has ended, and what it published is confirmed."""
+
+    service: str
+    queue: str
+    event: str
+    root: str
+
+
+Record = Published | Handled
 
 
 class Ledger:
-    """An append-only file of effects, shared by any number of handlers.
+    """An append-only file of records, shared by any number of handlers.
 
-    A handler returns, and so has its event acknowledged, only after its record is fsynced. An fsync takes
-    milliseconds, so records that arrive while one runs wait for the next, and share it.
+    A handler's event is acknowledged only after its record is fsynced. An fsync takes milliseconds, so records that
+    arrive while one runs wait for the next, and share it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        finished_lines(path)
         self._file = path.open("ab", buffering=0)
-        self._size = 0
-        self._waiting: list[tuple[Effect, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Record, asyncio.Future[None] | None]] = []
         self._committing: asyncio.Task[None] | None = None
-        self._recorded: set[tuple[str, str]] = set()
-        self._grown = asyncio.Event()
 
-    async def record(self, effect: Effect) -> None:
-        """Return once ``effect`` is on the disk. Raises OSError if it cannot be put there."""
+    def note(self, record: Record) -> None:
+        """Have ``record`` on the disk soon, and in any case before what is recorded later."""
+        self._add(record, None)
+
+    async def record(self, record: Record) -> None:
+        """Return once ``record`` is on the disk, and what was noted before. Raises OSError if it cannot be put there."""
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((effect, recorded))
+        self._add(record, recorded)
+        await recorded
+
+    def _add(self, record: Record, recorded: asyncio.Future[None] | None) -> None:
+        self._waiting.append((record, recorded))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit())
-        await recorded
 
     async def _commit(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            lines = b"".join(msgspec.json.encode(effect) + b"\n" for effect, _ in batch)
-            error: OSError | None = None
             try:
-                await asyncio.to_thread(self._append, lines)
-            except OSError as raised:
-                error = raised
+                await asyncio.to_thread(self._write, [record for record, _ in batch])
+            except OSError as error:
+                _answer((recorded for _, recorded in batch), error)
+                notes = [(record, recorded) for record, recorded in batch if recorded is None]
+                self._waiting[:0] = notes
+                if len(self._waiting) == len(notes):
+                    return  # nobody waits: the notes go with the next record
             else:
-                self._recorded.update((effect.handler, effect.order_id) for effect, _ in batch)
-                self._tell_growth()
-            _answer([recorded for _, recorded in batch], error)
+                _answer((recorded for _, recorded in batch), None)
 
-    def _append(self, lines: bytes) -> None:
-        rest = memoryview(lines)
+    def _write(self, records: Iterable[Record]) -> None:
+        descriptor = self._file.fileno()
+        size = os.fstat(descriptor).st_size
+        append(descriptor, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
+            os.fsync(descriptor)
         except OSError:
-            os.ftruncate(self._file.fileno(), self._size)  # a record is there in full, or not at all
+            os.ftruncate(descriptor, size)  # a record is there in full and for good, or not at all
             raise
-        self._size += len(lines)
 
-    def _tell_growth(self) -> None:
-        self._grown.set()
-        self._grown = asyncio.Event()
-
-    async def wait_for(self, expected: Iterable[tuple[str, str]], patience: float) -> None:
-        """Return once each (handler, order id) is recorded. Raises TimeoutError after ``patience`` s without a new one."""
-        for effect in expected:
-            while effect not in self._recorded:
-                async with asyncio.timeout(patience):
-                    await self._grown.wait()
-
-    def read(self) -> list[Effect]:
-        """Return what is in the file."""
-        return msgspec.json.Decoder(Effect).decode_lines(self.path.read_bytes())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    async def close(self) -> None:
+        """Write what is waiting, and close the file. Raises OSError."""
+        try:
+            if self._committing is not None:
+                await self._committing
+            if self._waiting:
+                await asyncio.to_thread(self._write, [record for record, _ in self._waiting])
+        finally:
+            self._file.close()
 
 
-def _answer(waiting: Iterable[asyncio.Future[None]], error: OSError | None) -> None:
+def _answer(waiting: Iterable[asyncio.Future[None] | None], error: OSError | None) -> None:
     for recorded in waiting:
-        if recorded.done():
-            continue  # its handler was cancelled meanwhile
+        if recorded is None or recorded.done():
+            continue  # a note, or a handler that was cancelled meanwhile
         if error is None:
             recorded.set_result(None)
         else:

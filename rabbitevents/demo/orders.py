@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from attrs import frozen
+from attrs import field, frozen
 
 SAMPLE: Final = Path(__file__).with_name("orders.jsonl")
 """A file of orders to begin with."""
 
+BULK: Final = 1_000
+"""How many pieces somebody wants now and then: more than the shop has."""
+
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
 _ARTICLES = {"mug": "8.50", "teapot": "24.00", "kettle": "39.90", "spoon": "1.75", "tray": "15.20", "tin": "6.40"}
+
+
+def _is_a_price(order: object, attribute: object, price: Decimal) -> None:
+    if not (price.is_finite() and Decimal("0.01") <= price <= 1_000_000):
+        raise ValueError("a price goes from 0.01 to 1,000,000")
 
 
 @frozen
@@ -27,7 +35,7 @@ class Order:
     customer: Name
     sku: Name
     quantity: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-    price: Decimal
+    price: Decimal = field(validator=_is_a_price)
 
 
 @frozen
@@ -62,4 +70,5 @@ def make_orders(count: int, seed: int) -> Iterator[Order]:
     for number in range(1, count + 1):
         sku, price = chance.choice(list(_ARTICLES.items()))
         customer = f"customer-{chance.randint(1, 500)}"
-        yield Order(str(number), customer, sku, chance.randint(1, 4), Decimal(price))
+        quantity = BULK if chance.random() < 0.02 else chance.randint(1, 4)
+        yield Order(str(number), customer, sku, quantity, Decimal(price))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from rabbitevents.demo.ledger import Effect, Ledger
+from rabbitevents.demo.ledger import Ledger, Record
 
 Sabotage = Literal["drop", "dup"]
 
+VICTIM: Final = "inventory"
+"""The service whose effects are sabotaged."""
+
 
 class SabotagedLedger(Ledger):
-    """Leaves out every tenth effect of the inventory service (drop), or writes it down twice (dup).
+    """Leaves out every tenth effect of one service (drop), or writes it down twice (dup).
 
     The first one is among them, so that it shows with any number of orders.
     """
@@ -22,8 +25,8 @@ class SabotagedLedger(Ledger):
         self._times = 0 if sabotage == "drop" else 2
         self._number = count()
 
-    async def record(self, effect: Effect) -> None:
-        """Record ``effect`` as often as the sabotage says."""
-        tenth = effect.handler == "reserve" and next(self._number) % 10 == 0
+    async def record(self, record: Record) -> None:
+        """Record as often as the sabotage says."""
+        tenth = record.service == VICTIM and next(self._number) % 10 == 0
         for _ in range(self._times if tenth else 1):
-            await super().record(effect)
+            await super().record(record)

@@ -1,120 +1,93 @@
-"""Two services that know nothing of each other but their events.
-
-The order service publishes `OrderPlaced`. The inventory service reserves what was ordered and answers with
-`StockReserved` or `OutOfStock`; the order service hears the answer and closes the order. Each has a router, a bus and
-a state of its own, and would run as a process of its own.
-"""
+"""The five services, and how each becomes a bus: its router, its state, its plugins."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from decimal import Decimal
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 from attrs import frozen
 
-from rabbitevents import Bus, Event, Router, event
-from rabbitevents.demo.ledger import Effect, Ledger
-from rabbitevents.demo.orders import Order
+from rabbitevents import Bus, Plugin, Router
+from rabbitevents.demo.ledger import Ledger
+from rabbitevents.demo.recorder import Recorder
+from rabbitevents.demo.sabotage import SabotagedLedger
+from rabbitevents.demo.settings import Settings
+from rabbitevents.demo.shop import analytics, inventory, notification, order, payment
+from rabbitevents.routing import matches
+from rabbitevents.testing import EmbeddedBroker
 
-CONCURRENCY = 100
-"""How many events a service handles at a time: as many as may share one fsync of the ledger."""
+EXCHANGE: Final = "shop"
+"""An exchange of our own: on a broker that others use, the demonstration is none of their business."""
 
 
-# --- the events: all that the two have in common -------------------------------------------------------------------
-
-
-@event("order.placed", version=1, entity="order", key="order_id")
 @frozen
-class OrderPlaced:
-    """Somebody has ordered something."""
+class Service:
+    """A service of the shop: its handlers, and the class of the state that they ask for, which lives in a folder."""
 
-    order_id: str
-    customer: str
-    sku: str
-    quantity: int
-    price: Decimal
+    router: Router
+    state: type[Any]
 
 
-@event("stock.reserved", version=1, entity="order", key="order_id")
+SERVICES: Final[Mapping[str, Service]] = {
+    "order": Service(order.router, order.OrderBook),
+    "inventory": Service(inventory.router, inventory.Stock),
+    "payment": Service(payment.router, payment.Payments),
+    "notification": Service(notification.router, notification.Mail),
+    "analytics": Service(analytics.router, analytics.Figures),
+}
+
+
+@cache
+def listeners(type: str) -> tuple[str, ...]:
+    """Return the queues that every event of ``type`` has to reach."""
+    return tuple(
+        subscription.queue
+        for service in SERVICES.values()
+        for subscription in service.router.subscriptions()
+        if any(matches(key, type) for key in subscription.routing_keys)
+    )
+
+
 @frozen
-class StockReserved:
-    """What was ordered is set aside."""
+class Site:
+    """Where the services of a run are: on which broker, and with everybody's files in ``folder``."""
 
-    order_id: str
+    settings: Settings
+    folder: Path
+    embedded: EmbeddedBroker
 
+    def ledger(self, name: str) -> Ledger:
+        """Open a ledger, which is kept well, or as badly as the settings say."""
+        path = self.folder / f"{name}.ledger"
+        sabotage = self.settings.sabotage
+        return Ledger(path) if sabotage is None else SabotagedLedger(path, sabotage)
 
-@event("stock.exhausted", version=1, entity="order", key="order_id")
-@frozen
-class OutOfStock:
-    """There is too little of what was ordered."""
+    def bus(self, name: str, ledger: Ledger) -> Bus:
+        """Return a service's bus, not started."""
+        service = SERVICES[name]
+        bus = self._bus(name, ledger, service.router)
+        bus.provide(service.state, service.state(self.folder / name))
+        return bus
 
-    order_id: str
-    sku: str
-    left: int
+    def front(self, ledger: Ledger) -> Bus:
+        """Return the bus that orders are placed with: it is the order service's too, and has no handlers."""
+        return self._bus("order", ledger)
 
+    def _bus(self, name: str, ledger: Ledger, *routers: Router) -> Bus:
+        broker = self.settings.broker
+        return Bus(
+            self.embedded.client() if broker is None else broker,
+            *routers,
+            name=SERVICES[name].router.name,
+            plugins=self._plugins(name, ledger),
+            exchange=EXCHANGE,
+            unroutable="ignore" if routers else "raise",  # orders must be heard; the analytics need nobody to listen
+            start_timeout=self.settings.start_timeout,
+            grace=5.0,
+        )
 
-# --- the inventory service -----------------------------------------------------------------------------------------
-
-inventory: Router = Router("demo.inventory")
-
-
-class Stock:
-    """What lies in the warehouse. Reserving a second time for the same order changes nothing."""
-
-    def __init__(self, pieces_of_each: int) -> None:
-        self._pieces_of_each = pieces_of_each
-        self._taken: Counter[str] = Counter()
-        self._reserved: set[str] = set()
-
-    def left(self, sku: str) -> int:
-        """Return how many pieces can still be had."""
-        return self._pieces_of_each - self._taken[sku]
-
-    def reserve(self, order_id: str, sku: str, quantity: int) -> bool:
-        """Set pieces aside for an order; False if there are too few."""
-        if order_id in self._reserved:
-            return True
-        if self.left(sku) < quantity:
-            return False
-        self._taken[sku] += quantity
-        self._reserved.add(order_id)
-        return True
-
-
-@inventory.on(OrderPlaced, concurrency=CONCURRENCY)
-async def reserve(placed: Event[OrderPlaced], stock: Stock, ledger: Ledger) -> StockReserved | OutOfStock:
-    """Set aside what was ordered, and say so."""
-    order = placed.payload
-    reserved = stock.reserve(order.order_id, order.sku, order.quantity)
-    await ledger.record(Effect("reserve", order.order_id, str(placed.id)))
-    return StockReserved(order.order_id) if reserved else OutOfStock(order.order_id, order.sku, stock.left(order.sku))
-
-
-# --- the order service ---------------------------------------------------------------------------------------------
-
-orders: Router = Router("demo.orders")
-
-
-class OrderBook:
-    """What became of the orders."""
-
-    def __init__(self) -> None:
-        self.confirmed: set[str] = set()
-        self.cancelled: set[str] = set()
-
-
-@orders.on(StockReserved, OutOfStock, concurrency=CONCURRENCY)
-async def close(answer: Event[StockReserved | OutOfStock], book: OrderBook, ledger: Ledger) -> None:
-    """Confirm or cancel the order."""
-    order_id = answer.payload.order_id
-    (book.confirmed if isinstance(answer.payload, StockReserved) else book.cancelled).add(order_id)
-    await ledger.record(Effect("close", order_id, str(answer.id)))
-
-
-async def place(bus: Bus, batch: Iterable[Order]) -> None:
-    """Place orders; return once the broker has taken responsibility for every one.
-
-    Raises an ExceptionGroup of `PublishError` for those that it has not.
-    """
-    await bus.publish_many(OrderPlaced(o.order_id, o.customer, o.sku, o.quantity, o.price) for o in batch)
+    def _plugins(self, name: str, ledger: Ledger) -> list[Plugin]:
+        """Return a service's plugins, the outermost first."""
+        return [Recorder(name, ledger)]

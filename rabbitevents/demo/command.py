@@ -1,0 +1,116 @@
+"""The command ``rabbitevents demo``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Final
+
+import attrs
+import click
+
+from rabbitevents import ConfigurationError, cli
+from rabbitevents.demo.orders import SAMPLE, BadLine, Order, make_orders, read_orders
+from rabbitevents.demo.progress import watching
+from rabbitevents.demo.report import show
+from rabbitevents.demo.run import Result, run
+from rabbitevents.demo.sabotage import Sabotage
+from rabbitevents.demo.settings import Settings
+
+FLAWED: Final = 1
+INTERRUPTED: Final = 130
+"""Exit codes. 0 says that nothing was lost, and nothing handled twice unless a service was killed."""
+
+MOST: Final = 100_000
+"""The most orders of one run: what is counted is kept in memory."""
+
+JSON_KEYS: Final = (
+    "broker",
+    "placed",
+    "confirmed",
+    "cancelled",
+    "published",
+    "handled",
+    "lost",
+    "duplicates",
+    "seconds",
+)
+"""What ``--json`` says, in this order; `Counts` says what each is."""
+
+
+def _number(text: str) -> int:
+    """Read a whole number from 1 to `MOST`."""
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= MOST):
+        raise click.BadParameter(f"{text[:20]!r} is no number from 1 to {MOST:,}")
+    return int(text)
+
+
+@click.command()
+@click.option("--orders", type=_number, metavar="N", help="Make N orders (1000).")
+@click.option("--seed", type=int, default=1, metavar="S", help="Make other orders (1).")
+@click.option(
+    "--input", "source", type=click.Path(path_type=Path), metavar="FILE", help=f"Read orders, as in {SAMPLE.name}."
+)
+@click.option("--broker", metavar="URL", help="amqp://... for RabbitMQ; without it, the embedded broker.")
+@click.option("--processes", is_flag=True, help="Give each service a process of its own (on RabbitMQ).")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object, and nothing else.")
+@click.option(
+    "--patience", type=_number, default="15", metavar="S", help="Seconds without a new effect until one is lost (15)."
+)
+@click.option("--sabotage", type=click.Choice(["drop", "dup"]), hidden=True)
+def demo(
+    orders: int | None,
+    seed: int,
+    source: Path | None,
+    broker: str | None,
+    processes: bool,
+    as_json: bool,
+    patience: int,
+    sabotage: Sabotage | None,
+) -> int:
+    """Run a shop of five services, and count every effect.
+
+    Every event that the broker confirms must have each of its effects, once: what counts is in files that are fsynced
+    before an event is acknowledged. The exit code is 0 if so, and 1 if not.
+
+    One run at a time on a broker: services of the same name share their queues.
+    """
+    if orders is not None and source is not None:
+        raise click.UsageError("--orders and --input exclude each other: leave one of them out")
+    embedded = broker is None or broker.startswith("memory:")
+    if processes and embedded:
+        raise click.UsageError("--processes needs --broker amqp://...: the embedded broker lives in one process")
+    settings = Settings(broker=None if embedded else broker, processes=processes, patience=patience, sabotage=sabotage)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        wanted = list(make_orders(orders or 1000, seed)) if source is None else _read(source)
+        with watching(len(wanted)) as audience:
+            result = cli.run(run(wanted, settings, audience))
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename or 'the ledger'}: {error.strerror or error}") from error
+    except KeyboardInterrupt:
+        cli.say.print("stopped; nothing was counted")
+        return INTERRUPTED
+    _print(result, as_json)
+    return 0 if result.counts.flawless else FLAWED
+
+
+def _read(path: Path) -> list[Order]:
+    """Read a file of orders; each bad line is reported, and skipped. Raises OSError."""
+    orders: list[Order] = []
+    with path.open("rb") as lines:
+        for item in read_orders(lines):
+            if isinstance(item, BadLine):
+                cli.say.print(f"{path}, line {item.number}: {item.reason}; skipped")
+            else:
+                orders.append(item)
+    return orders
+
+
+def _print(result: Result, as_json: bool) -> None:
+    if as_json:
+        counts = attrs.asdict(result.counts)
+        click.echo(json.dumps({key: counts[key] for key in JSON_KEYS}))
+    else:
+        show(result)

@@ -1,0 +1,45 @@
+"""The recorder: a plugin that counts what a service does, so that its handlers need not."""
+
+from __future__ import annotations
+
+from rabbitevents import Consume, Delivery, Message, Outcome, Plugin, Publish, Settlement
+from rabbitevents.demo.ledger import Handled, Ledger, Published
+
+
+class Recorder(Plugin):
+    """Record each event that the broker has confirmed, and each effect before its event is acknowledged.
+
+    It stands last, so that it sees what handlers really did. What is published before a kill, and not recorded, was
+    published for an event that is not acknowledged: it comes again, and so does what is published for it, with the same id.
+    """
+
+    role = "record"
+
+    def __init__(self, service: str, ledger: Ledger) -> None:
+        self._service = service
+        self._ledger = ledger
+
+    async def publish(self, proceed: Publish, message: Message) -> None:
+        """Publish, then note: what was not confirmed has raised by then."""
+        await proceed(message)
+        headers = message.headers
+        self._ledger.note(
+            Published(
+                service=self._service,
+                event=message.id,
+                type=message.type,
+                cause=str(headers.get("causation-id") or ""),
+                root=message.properties.correlation_id or message.id,
+                about=str(headers.get("entity-id") or ""),
+                at=str(headers.get("event-time") or ""),
+            )
+        )
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        """Handle, then record, and only then let it be acknowledged."""
+        settlement = await proceed(delivery)
+        if settlement.outcome is Outcome.ACK:
+            event = str(delivery.id)
+            root = delivery.properties.correlation_id or event
+            await self._ledger.record(Handled(self._service, delivery.queue, event, root))
+        return settlement

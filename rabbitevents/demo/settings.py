@@ -1,0 +1,22 @@
+"""What a run is told."""
+
+from __future__ import annotations
+
+import msgspec
+
+from rabbitevents.demo.sabotage import Sabotage
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is told; it travels to the processes as JSON. Times in seconds.
+
+    ``broker`` is a URL, or None for the embedded broker. ``processes`` gives each service a process of its own.
+    ``patience`` is how long no new effect may come before what is missing counts as lost, ``start_timeout`` how long a
+    broker that is away is waited for.
+    """
+
+    broker: str | None = None
+    processes: bool = False
+    patience: float = 15.0
+    start_timeout: float = 10.0
+    sabotage: Sabotage | None = None

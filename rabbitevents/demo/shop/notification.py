@@ -1,0 +1,32 @@
+"""The notification service: tells customers what became of their orders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rabbitevents import Router
+from rabbitevents.demo.journal import Journal
+from rabbitevents.demo.shop.events import NotificationSent, OrderCancelled, OrderConfirmed
+
+router = Router("shop.notification")
+
+
+class Mail:
+    """The letters that were sent, one for each order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sent = Journal(folder / "sent.jsonl", str)
+
+    def send(self, order_id: str, text: str) -> str:
+        """Send the letter about an order, unless that has been done; return what was sent."""
+        return self.sent.keep(order_id, text)
+
+
+@router.on(OrderConfirmed, OrderCancelled)
+async def tell(closed: OrderConfirmed | OrderCancelled, mail: Mail) -> NotificationSent:
+    """Tell the customer."""
+    if isinstance(closed, OrderConfirmed):
+        text = f"Thank you! You have paid {closed.total}, and your order is on its way."
+    else:
+        text = f"We are sorry: your order is cancelled ({closed.reason})."
+    return NotificationSent(closed.order_id, closed.customer, mail.send(closed.order_id, text))

@@ -1,0 +1,250 @@
+"""Publishing from code that is not asynchronous: Django, Flask, scripts.
+
+::
+
+    bus = SyncBus("amqp://localhost", name="shop")  # connects nowhere yet
+
+    def view(request):
+        bus.publish(OrderPlaced("o-1"))  # returns once the broker has taken responsibility
+
+Behind it is a `Bus` on an event loop of its own, in one daemon thread for each process: whoever forks (gunicorn's
+workers, multiprocessing) leaves the parent's connection to the parent, and the child makes its own when it first
+publishes. It needs threads that are threads, and so does not go with gevent's patched ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import ssl
+import threading
+from collections.abc import Awaitable, Iterable, Sequence
+from datetime import timedelta
+from functools import partial
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast, overload
+
+from rabbitevents.background import Background
+from rabbitevents.bus import HARD_STOP, Bus
+from rabbitevents.configuration import Declare
+from rabbitevents.errors import BrokerError, ConfigurationError
+from rabbitevents.events import Event
+from rabbitevents.facts import Check, Health
+from rabbitevents.plugin import Plugin
+from rabbitevents.publishing import Unroutable
+from rabbitevents.wire import Form, Limits
+
+P = TypeVar("P")
+
+GRACE = 5.0
+"""Seconds that plugins have to end when the bus is closed."""
+
+MARGIN = 5.0
+"""Seconds beyond a publish's own deadline after which its caller no longer waits for the event loop's word."""
+
+
+class SyncBus:
+    """A way to publish events from any thread, with the guarantees and the errors of `Bus.publish`.
+
+    The arguments mean what they mean for `Bus`; ``broker`` is one URL or several of the same cluster. It connects at
+    `start` (or ``with``), or else at the first publish in each process. Left open, it is closed as the interpreter ends.
+    Raises `ConfigurationError` for what was written wrong.
+
+    Every call blocks its thread, and so is refused where an event loop runs: `Bus` is for there.
+    """
+
+    def __init__(
+        self,
+        broker: str | Sequence[str],
+        *,
+        plugins: Sequence[Plugin] = (),
+        name: str | None = None,
+        exchange: str = "events",
+        declare: Declare = "active",
+        unroutable: Unroutable = "warn",
+        form: Form = "amqp",
+        start_timeout: float = 30.0,
+        publish_timeout: float = 30.0,
+        in_flight: int = 1000,
+        limits: Limits | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        heartbeat: int = 10,
+    ) -> None:
+        if not isinstance(cast("object", broker), (str, Sequence)):
+            raise ConfigurationError(f"SyncBus takes URLs, since each process connects by itself; not {broker!r}")
+        self._new_bus = partial(
+            Bus,
+            broker,
+            plugins=plugins,
+            name=name,
+            exchange=exchange,
+            declare=declare,
+            unroutable=unroutable,
+            form=form,
+            start_timeout=start_timeout,
+            publish_timeout=publish_timeout,
+            grace=GRACE,
+            in_flight=in_flight,
+            limits=limits,
+            ssl_context=ssl_context,
+            heartbeat=heartbeat,
+        )
+        self._start_timeout = start_timeout
+        self._publish_timeout = publish_timeout
+        self._closed = False
+        self._processes: dict[int, _Process] = {}
+        self._new_bus()  # so that what was written wrong is said here
+
+    # --- life ---
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Connect now, if this process has not yet; also again, after `close`.
+
+        Raises `BrokerUnavailableError` when no broker can be used within ``start_timeout``.
+        """
+        _refuse_event_loop("start")
+        self._life(reopen=True).wait_started(monotonic() + self._start_timeout + MARGIN)
+
+    def close(self) -> None:
+        """Take no more events, let those under way be confirmed, and leave; nothing, if that is done already.
+
+        Ends within `GRACE` and a few seconds, whatever the broker and the plugins do. In a forked process it
+        closes what that process opened, and leaves the parent's alone.
+        """
+        _refuse_event_loop("close")
+        process = self._process()
+        with process.lock:
+            self._closed = True
+            life, process.life = process.life, None
+            if life is not None:
+                life.ask_to_end()
+        atexit.unregister(self.close)
+        if life is not None:
+            life.wait_ended(GRACE + HARD_STOP + 1)
+
+    def _process(self) -> _Process:
+        """Return what belongs to this process. The parent's is never touched: its lock may be held for ever."""
+        pid = os.getpid()
+        return self._processes.get(pid) or self._processes.setdefault(pid, _Process())
+
+    def _life(self, *, reopen: bool = False) -> Background:
+        """Return this process's bus at work, which may still be connecting."""
+        process = self._process()
+        with process.lock:
+            if self._closed and not reopen:
+                raise ConfigurationError("this SyncBus is closed; start() opens it again")
+            self._closed = False
+            if process.life is None or process.life.over:
+                atexit.unregister(self.close)
+                atexit.register(self.close)
+                life = Background(self._new_bus())
+                life.begin()
+                process.life = life
+            return process.life
+
+    # --- publishing ---
+
+    @overload
+    def publish(
+        self,
+        payload: Event[P],
+        /,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Event[P]: ...
+
+    @overload
+    def publish(
+        self,
+        payload: P,
+        /,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        metadata: dict[str, str] | None = None,
+        correlation_id: str | None = None,
+    ) -> Event[P]: ...
+
+    def publish(
+        self,
+        payload: P | Event[P],
+        /,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        metadata: dict[str, str] | None = None,
+        correlation_id: str | None = None,
+    ) -> Event[P]:
+        """Publish an event, and return it in its envelope once the broker has taken responsibility.
+
+        See `Bus.publish`. ``timeout`` (seconds; else ``publish_timeout``) bounds all of it, connecting included.
+
+        Raises `EncodeError` for what cannot be written, `BrokerUnavailableError` while no broker was ever reached, a
+        `PublishError` when it was not confirmed, and `BrokerError` when the event loop gave no word of it.
+        """
+        _refuse_event_loop("publish")
+        deadline = monotonic() + (self._publish_timeout if timeout is None else timeout)
+        life = self._life()
+        life.wait_started(deadline)
+
+        def work() -> Awaitable[Event[P]]:
+            left = max(0.0, deadline - monotonic())
+            return life.bus.publish(
+                cast("P", payload), delay=delay, timeout=left, metadata=metadata, correlation_id=correlation_id
+            )
+
+        return life.call(work, deadline + MARGIN)
+
+    def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
+        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
+        _refuse_event_loop("publish_many")
+        deadline = monotonic() + (self._publish_timeout if timeout is None else timeout)
+        events = list(payloads)  # here: what makes them may belong to this thread, as a database's cursor does
+        life = self._life()
+        life.wait_started(deadline)
+        return life.call(
+            lambda: life.bus.publish_many(events, timeout=max(0.0, deadline - monotonic())), deadline + MARGIN
+        )
+
+    def health(self) -> Health:
+        """Say how this process's bus is. It connects nowhere, and answers within two seconds."""
+        _refuse_event_loop("health")
+        life = self._process().life
+        if life is None or life.over:
+            return Health((Check("bus", False, "not started in this process"),))
+        try:
+            return life.health()
+        except BrokerError as error:
+            return Health((Check("bus", False, str(error)),))
+
+
+def _refuse_event_loop(method: str) -> None:
+    """Raise `ConfigurationError` where an event loop runs: a call that blocks would stop everything on it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ConfigurationError(
+        f"SyncBus.{method} would block the event loop that runs here: use Bus, with `await bus.publish(...)`, "
+        f"or call it in a thread, with `await asyncio.to_thread(bus.{method}, ...)`"
+    )
+
+
+class _Process:
+    """What a `SyncBus` has in one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.life: Background | None = None

@@ -39,7 +39,7 @@ test-rabbitmq4: venv debian ## conformance and integration tests on RabbitMQ 4, 
 	@root=$$(scripts/rabbitmq4 | tail -n 1) && RABBITEVENTS_TEST_ROOT=$$root $(run) pytest $(TESTS)
 
 docs: venv debian ## build the documentation into docs/_build/html, and check that all that it says runs
-	@$(run) sphinx -q -W --keep-going -b html docs docs/_build/html
+	@$(run) sphinx -q -E -a -W --keep-going -b html docs docs/_build/html
 	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_site.py tests/test_wire_contract.py
 	@echo "docs/_build/html/index.html"
 

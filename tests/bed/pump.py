@@ -1,6 +1,7 @@
 """What carries the bytes of one connection in one direction, and the faults that it carries out."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -69,7 +70,8 @@ class Pump:
     def end(self) -> None:
         """End the stream towards the sink by FIN; what still comes is thrown away."""
         if not self._ended and not self._sink.is_closing():
-            self._sink.write_eof()
+            with contextlib.suppress(OSError):  # that end was reset: there is nobody to tell
+                self._sink.write_eof()
         self._ended = True
 
     async def _read(self) -> None:

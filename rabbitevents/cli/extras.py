@@ -1,0 +1,45 @@
+"""The extras: what `pip install 'rabbitevents[...]'` brings along, as the installed package itself says it."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+PACKAGE = "rabbitevents"
+
+
+def extras() -> dict[str, tuple[str, ...]]:
+    """Return each extra's distributions. Empty where the package is not installed, but lies on the path."""
+    found: dict[str, list[str]] = {}
+    try:
+        requirements = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"""extra\s*==\s*["']([\w.-]+)["']""", requirement)
+        if name is not None and extra is not None and name[0] != PACKAGE:  # an extra of extras has nothing of its own
+            found.setdefault(extra[1], []).append(name[0])
+    return {extra: tuple(names) for extra, names in sorted(found.items())}
+
+
+def missing(extra: str) -> tuple[str, ...]:
+    """Return those of an extra's distributions that are not installed."""
+    return tuple(name for name in extras().get(extra, ()) if version_of(name) is None)
+
+
+def version_of(distribution: str) -> str | None:
+    """Return an installed distribution's version; None if it is not there."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def way_out(error: ImportError) -> str:
+    """Say which extra brings what could not be imported; empty if none does, or the error says it already."""
+    module = (error.name or "").partition(".")[0].replace("_", "-")
+    for extra, names in extras().items():
+        if module and any(name == module or name.startswith(f"{module}-") for name in names):
+            return "" if "pip install" in str(error) else f"; pip install '{PACKAGE}[{extra}]' brings it"
+    return ""

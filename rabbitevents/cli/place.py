@@ -1,0 +1,33 @@
+"""Where in the user's own files something was raised."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Final
+
+_OURS: Final = Path(__file__).parent.parent
+_NOT_THEIRS: Final = ("site-packages", "dist-packages", ".venv")
+
+
+def place_of(error: BaseException) -> str:
+    """Return "shop.py, line 12: ", the last line of the user's that led to ``error``; empty where there is none.
+
+    The user's are the files below the current folder that are no installed packages.
+    """
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_absolute():
+        return f"{_shown(error.filename)}, line {error.lineno}: "
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    theirs = [(name, line) for name, line in frames if _is_theirs(Path(name))]
+    return f"{_shown(theirs[-1][0])}, line {theirs[-1][1]}: " if theirs else ""
+
+
+def _is_theirs(path: Path) -> bool:
+    if not path.is_absolute() or not path.is_relative_to(Path.cwd()) or path.is_relative_to(_OURS):
+        return False
+    return not any(part in _NOT_THEIRS for part in path.relative_to(Path.cwd()).parts)
+
+
+def _shown(name: str) -> str:
+    path = Path(name)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name

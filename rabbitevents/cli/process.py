@@ -1,0 +1,129 @@
+"""A bus at work in this process, alone or as one of several workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from rabbitevents import Bus, ConfigurationError, RabbitEventsError, Subscription
+from rabbitevents.cli import logs
+from rabbitevents.cli.codes import CRASHED, WRONG
+from rabbitevents.cli.loop import loop_factory, loop_name
+from rabbitevents.cli.reference import load_bus
+from rabbitevents.cli.settings import Settings
+from rabbitevents.loops import run_to_the_end
+
+LAST_MOMENT: Final = 0.5
+"""Seconds that threads which are no daemons have to end when the bus has stopped; Python would wait for ever."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What a worker tells its supervisor once its bus runs; ``grace`` in seconds."""
+
+    grace: float
+
+
+def serve(settings: Settings) -> None:
+    """Run the bus until SIGTERM or SIGINT, then drain.
+
+    Raises `ConfigurationError` for what is written wrong, and `BrokerUnavailableError` when no broker can be used.
+    """
+    with _threads_left_behind():
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    bus = load_bus(settings.reference)
+    if any(check.name == "bus" and check.detail != "new" for check in bus.health().checks):
+        raise ConfigurationError(
+            f"{settings.reference} has run while its module was imported: put what runs it under if __name__ == '__main__'"
+        )
+    if settings.workers > 1 and bus.address == "memory://":
+        raise ConfigurationError(
+            f"{settings.reference} is on memory://, a broker inside of one process: leave out --workers, or use amqp://"
+        )
+    logs.configure(settings)
+    run_to_the_end(_serving(bus, settings), loop_factory())
+
+
+async def _serving(bus: Bus, settings: Settings) -> None:
+    line = _Lifeline(bus, settings.lifeline) if settings.lifeline is not None else None
+    logs.tell(f"connecting to {bus.address}")
+    await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line))
+
+
+def _started(bus: Bus, settings: Settings, line: _Lifeline | None) -> None:
+    for sentence in story_of(bus, in_short=settings.worker > 1):
+        logs.tell(sentence)
+    if line is not None:
+        line.ready()
+
+
+def story_of(bus: Bus, *, in_short: bool) -> Iterator[str]:
+    """Say what is connected, and which queues feed which handlers."""
+    queues = bus.subscriptions
+    what = (
+        f"{len(queues)} queue{'' if len(queues) == 1 else 's'}" if queues else "it only publishes: there is no router"
+    )
+    yield f"{bus.name} runs on {bus.address} (pid {os.getpid()}, {loop_name()}); {what}"
+    for subscription in () if in_short else queues:
+        yield _feeds(subscription)
+
+
+def _feeds(subscription: Subscription) -> str:
+    handlers = ", ".join(
+        f"{each.name} ({' '.join(dict.fromkeys(each.routing_keys))})" for each in subscription.handlers
+    )
+    return f"queue {subscription.queue} feeds {handlers}"
+
+
+class _Lifeline:
+    """A worker's end of the line to its supervisor: it says when it runs, and learns when nobody is there any more."""
+
+    def __init__(self, bus: Bus, descriptor: int) -> None:
+        self._bus = bus
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._socket, self._ended)
+
+    def ready(self) -> None:
+        """Tell the supervisor that the bus runs. One that is gone already is no matter: `_ended` is for that."""
+        with suppress(OSError):
+            self._socket.send(msgspec.json.encode(Ready(self._bus.grace)) + b"\n")
+
+    def _ended(self) -> None:
+        """Stop when the supervisor has ended without a word, as by SIGKILL: nobody would ever stop this process."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        logs.log.warning("the supervisor is gone; stopping")
+        self._bus.ask_to_stop()
+
+
+@contextmanager
+def _threads_left_behind() -> Generator[None]:
+    """See to it that threads of the user's which hang do not hold up the exit: not for longer than `LAST_MOMENT`."""
+    code = CRASHED
+    try:
+        yield
+        code = 0
+    except RabbitEventsError:
+        code = WRONG
+        raise
+    finally:
+        staying = [t.name for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+        if staying:
+            timer = threading.Timer(LAST_MOMENT, _leave, [code, staying])
+            timer.daemon = True
+            timer.start()
+
+
+def _leave(code: int, staying: Sequence[str]) -> None:
+    logs.log.error("threads that will not end: %s; leaving them", ", ".join(staying))
+    os._exit(code)

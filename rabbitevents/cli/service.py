@@ -1,0 +1,122 @@
+"""``rabbitevents run``: a bus as a service, in one process or in several."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import click
+import msgspec
+
+from rabbitevents import ConfigurationError
+from rabbitevents.cli.console import DEBUG
+from rabbitevents.cli.reference import BusReference
+from rabbitevents.cli.settings import Settings
+
+MOST_WORKERS: Final = 256
+MOST_SECONDS: Final = 86_400.0
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read a number of seconds, up to a day. What is no number (or nan) is refused."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise click.BadParameter(f"{value[:40]!r} is no number of seconds from 0 to {MOST_SECONDS:,.0f}", ctx, param)
+    return seconds
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  rabbitevents run shop.inventory:bus              the `bus` in shop/inventory.py
+  rabbitevents run shop.inventory:make_bus         what a function there returns
+  rabbitevents run shop.inventory:bus --workers 4  four processes share the queues
+  rabbitevents run shop.inventory:bus --reload     while you write it
+
+\b
+A container runs it as its one process, with a stop timeout of the grace
+period and 5 seconds:
+  CMD ["rabbitevents", "run", "shop.inventory:bus", "--grace", "20"]"""
+)
+@click.argument("reference", metavar="MODULE:BUS", type=BusReference())
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    help="Run N processes; one that crashes is started again, after a growing pause (1).",
+)
+@click.option("--reload", is_flag=True, help="Start anew whenever a *.py below the current folder changes.")
+@click.option(
+    "--grace",
+    metavar="S",
+    callback=_seconds,
+    help="At a stop, give running handlers S seconds instead of what the bus says.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of what goes wrong.")
+@click.option("--settings", "told", hidden=True, help="The settings of one of several processes, as JSON.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    reference: str,
+    workers: int,
+    reload: bool,
+    grace: float | None,
+    debug: bool,
+    told: str | None,
+) -> int:
+    """Run the bus that MODULE:BUS names, until SIGTERM or Ctrl-C.
+
+    On the first signal it takes nothing new, lets running handlers end within
+    the grace period, confirms, and leaves with 0. On the second it gives back
+    what runs, and leaves at once. What was not finished is delivered again.
+
+    The module is imported from the current folder. BUS may also be a function
+    without parameters that returns one. The event loop is uvloop's, where that
+    is installed.
+    """
+    ctx.meta[DEBUG] = debug or bool(ctx.meta.get(DEBUG))
+    if told is not None:
+        return _as_told(told)
+    settings = Settings(reference=reference, workers=workers, grace=grace, debug=ctx.meta[DEBUG])
+    if reload:
+        return _reloading(settings)
+    return _supervised(settings) if workers > 1 else _alone(settings)
+
+
+def _alone(settings: Settings) -> int:
+    from rabbitevents.cli.process import serve
+
+    serve(settings)
+    return 0
+
+
+def _as_told(text: str) -> int:
+    try:
+        settings = Settings.from_json(text)
+    except msgspec.DecodeError as error:
+        raise click.UsageError(f"--settings is for the processes that --workers starts: {error}") from error
+    return _alone(settings)
+
+
+def _supervised(settings: Settings) -> int:
+    from rabbitevents.cli.supervisor import supervise
+
+    return supervise(settings)
+
+
+def _reloading(settings: Settings) -> int:
+    if settings.workers > 1:
+        raise click.UsageError("--reload runs one process: leave out --workers, or --reload")
+    try:
+        from rabbitevents.cli.reloading import reload
+    except ModuleNotFoundError as error:
+        if error.name != "watchfiles":
+            raise
+        raise ConfigurationError("--reload needs watchfiles: pip install 'rabbitevents[cli]' brings it") from error
+    return reload(settings)

@@ -15,8 +15,10 @@ from typing import Protocol
 import pytest
 
 from tests.bed.fake_broker import FakeBroker
+from tests.bed.otlp import Collector
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
+from tests.bed.redis import RedisServer
 
 
 class NodeFactory(Protocol):
@@ -82,6 +84,15 @@ def rabbit_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server that only this test has, without persistence; it is gone when the test ends."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server is installed here")
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
 async def proxy() -> AsyncIterator[Callable[[str], Awaitable[Proxy]]]:
     """Put a proxy in front of the broker of an AMQP URL: `through = await proxy(url)`, then `through.url_for(url)`."""
     async with AsyncExitStack() as proxies:
@@ -97,3 +108,10 @@ async def fake_broker() -> AsyncIterator[FakeBroker]:
     """A broker that follows a script; tests that want one with other settings make a `FakeBroker` themselves."""
     async with FakeBroker() as broker:
         yield broker
+
+
+@pytest.fixture
+def otlp() -> Iterator[Collector]:
+    """Something that OTLP exporters can send to, which keeps what they say: ``otlp.endpoint``, ``otlp.spans``."""
+    with Collector() as collector:
+        yield collector

@@ -34,7 +34,7 @@ class Background:
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
         self.started: Future[None] = Future()
-        self.over = False
+        self.over: bool = False
         """Whether it takes no more calls: it failed to start, was asked to end, or its loop is dying."""
         self._asked = False
         self._loop = asyncio.new_event_loop()

@@ -33,7 +33,7 @@ from rabbitevents.publishing import Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.wire import Form, Limits
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.bus")
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -255,6 +255,7 @@ class Bus:
             forward=self._running.forward,
             amend=_amending(plugins),
             report=self.report if self._observers else None,
+            overdue=dispatch.overdue,
             consumer_timeout=self._configuration.consumer_timeout.total_seconds(),
         )
 
@@ -272,7 +273,9 @@ class Bus:
         for name, error in refused.items():
             if name not in queues:
                 raise error
-            log.error("subscription %s does not run as long as this is so: %s", name, error)
+            log.error(
+                "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
+            )
 
     async def serve(self, *, grace: float | None = None, started: Callable[[], object] | None = None) -> None:
         """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers.

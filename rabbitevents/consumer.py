@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
 
 import msgspec
 
@@ -19,7 +20,7 @@ from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
 from rabbitevents.wire import identify
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
 SUSPECT_COUNT = 3
 """From this broker's delivery count on, an event may be what crashes the process, and is handled alone."""
@@ -44,6 +45,7 @@ class Consumer:
         forward: Callable[[Message], Awaitable[None]],
         amend: Callable[[Delivery, Message], Message] | None = None,
         report: Report | None,
+        overdue: Callable[[], int] = lambda: 0,
         consumer_timeout: float,
     ) -> None:
         self.subscription = subscription
@@ -54,6 +56,8 @@ class Consumer:
         self._forward = forward
         self._amend = amend
         self._report = report
+        self._overdue = overdue
+        self._too_long = consumer_timeout / 2
         self._held = Holdings(
             subscription.name,
             limit=max(1, subscription.options.prefetch // 2),
@@ -64,7 +68,8 @@ class Consumer:
         )
         self._ready: deque[Delivery] = deque()
         self._retries: deque[Holding] = deque()
-        self._running: set[Delivery] = set()
+        self._running: dict[Delivery, float] = {}
+        """What is being handled, and since when (monotonic clock)."""
         self._given_back: set[Delivery] = set()
         self._returning: list[Delivery] = []
         """What is to be given back once the broker has taken the consumer away: given back before, it would come again
@@ -102,7 +107,12 @@ class Consumer:
                 worker.exception()
             return
         error = None if worker.cancelled() else worker.exception()
-        log.critical("%s: a worker ended; another one takes its place", self.name, exc_info=error)
+        log.critical(
+            "%s: a worker ended; another one takes its place",
+            self.name,
+            exc_info=error,
+            extra={"subscription": self.name},
+        )
         self._add_worker(number)
 
     async def pause(self, reason: str = "paused by the application") -> None:
@@ -228,7 +238,7 @@ class Consumer:
         if consumption is not None and consumption.is_stale(delivery):
             self._drop_stale(delivery, holding)
             return
-        self._running.add(delivery)
+        self._running[delivery] = monotonic()
         self._quiet.clear()
         CURRENT.set(None)
         try:
@@ -252,7 +262,7 @@ class Consumer:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
         finally:
-            self._running.discard(delivery)
+            del self._running[delivery]
             if not self._running:
                 self._quiet.set()
 
@@ -340,5 +350,15 @@ class Consumer:
 
     def checks(self) -> list[Check]:
         """Say how the subscription is."""
-        problems = [*([self.paused] if self.paused is not None else []), *self._held.problems()]
-        return [Check(f"subscription {self.name}", not problems, "; ".join(problems))]
+        stuck = [*([self.paused] if self.paused is not None else []), *self._stuck()]
+        problems = [*stuck, *self._held.problems()]
+        degraded = bool(problems) and not stuck and not self._held.full
+        return [Check(f"subscription {self.name}", not problems, "; ".join(problems), degraded)]
+
+    def _stuck(self) -> Iterator[str]:
+        """Say which handlers do not end: their events are settled by nobody, and their workers do nothing else."""
+        if overdue := self._overdue():
+            yield f"{overdue} running on past the timeout"
+        latest = monotonic() - self._too_long
+        if too_long := sum(1 for since in self._running.values() if since < latest):
+            yield f"{too_long} running for more than half of the consumer timeout"

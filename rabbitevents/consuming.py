@@ -14,7 +14,7 @@ from rabbitevents.facts import Check, Load
 from rabbitevents.routing import Subscription
 from rabbitevents.threads import Threads
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.bus")
 
 
 class Consuming:

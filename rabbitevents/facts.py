@@ -168,11 +168,15 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One line of `Bus.health()`: a thing, whether it is as it should be, and what is the matter if not."""
+    """One line of `Bus.health()`: a thing, whether it is as it should be, and what is the matter if not.
+
+    ``degraded`` says of a thing that is not as it should be that its work goes on all the same.
+    """
 
     name: str
     ok: bool
     detail: str = ""
+    degraded: bool = False
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -184,6 +188,11 @@ class Health(msgspec.Struct, frozen=True):
     def ok(self) -> bool:
         """Whether everything is as it should be."""
         return all(check.ok for check in self.checks)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the work goes on, with all that it needs: everything is as it should be, or only degraded."""
+        return all(check.ok or check.degraded for check in self.checks)
 
     @property
     def problems(self) -> tuple[Check, ...]:

@@ -34,6 +34,9 @@ PublishAll = Callable[[list[Any]], Awaitable[None]]
 
 _DISPATCH_KEPT = 1024
 
+OVERDUE = 2.0
+"""Seconds that a handler may take to end once its timeout has passed, before health says that it is stuck."""
+
 
 class Provided(msgspec.Struct, frozen=True):
     """What handlers may ask for by type: a value, or a factory of one for each delivery."""
@@ -61,6 +64,11 @@ class Handling:
         """Return the id of the next event of ``type``: the same ones in the same order at every attempt."""
         ordinal = self._ordinals[type] = self._ordinals.get(type, -1) + 1
         return derived_id(self._received.delivery.id, self._subscription, type, ordinal)
+
+    @property
+    def delivery(self) -> Delivery:
+        """What is being handled."""
+        return self._received.delivery
 
     @property
     def id(self) -> str:
@@ -149,6 +157,7 @@ class Dispatch:
         timeout = subscription.options.timeout
         self._timeout = timeout.total_seconds() if timeout is not None else None
         self._known: dict[str, Invocation] = {}
+        self._limits: set[asyncio.Timeout] = set()
 
     async def __call__(self, delivery: Delivery) -> Settlement:
         """Handle a delivery. Raises `DecodeError` for one that cannot be read, and what the handler raises."""
@@ -159,14 +168,26 @@ class Dispatch:
             if self._timeout is None:
                 result = await invocation(received)
             else:
-                async with asyncio.timeout(self._timeout):
-                    result = await invocation(received)
+                result = await self._limited(invocation, received)
         except BaseException:
             self._forget_cancellation()
             raise
         if result is not None:
             await self._publish(_events(result, invocation.where))
         return ACK
+
+    async def _limited(self, invocation: Invocation, received: Received) -> Any:
+        async with asyncio.timeout(self._timeout) as limit:
+            self._limits.add(limit)
+            try:
+                return await invocation(received)
+            finally:
+                self._limits.discard(limit)
+
+    def overdue(self) -> int:
+        """Count the handlers that run on after their timeout: in a thread, or since they swallow the cancellation."""
+        latest = asyncio.get_running_loop().time() - OVERDUE
+        return sum(1 for limit in self._limits if (ends := limit.when()) is not None and ends < latest)
 
     def _forget_cancellation(self) -> None:
         """Take back the cancellations that a handler left on the worker, unless the bus stops.

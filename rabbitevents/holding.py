@@ -14,9 +14,10 @@ import msgspec
 
 from rabbitevents.errors import DecodeError, RabbitEventsError
 from rabbitevents.facts import Held, Paused, Released, Resumed
+from rabbitevents.fields import event_fields
 from rabbitevents.message import Delivery, Settlement
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0
@@ -90,7 +91,12 @@ class Holdings:
             holding.timer = self._loop.call_later(give_back_in, self._on_give_back, holding)
         self._say(holding, error, pause)
         if self.full and not was_full:
-            log.error("%s takes nothing new: half of its window is held (%d deliveries)", self._name, len(self))
+            log.error(
+                "%s takes nothing new: half of its window is held (%d deliveries)",
+                self._name,
+                len(self),
+                extra={"subscription": self._name},
+            )
             self._tell(Paused, self._name, f"{len(self)} deliveries are held")
 
     def _say(self, holding: Holding, error: BaseException, pause: float | None) -> None:
@@ -100,6 +106,7 @@ class Holdings:
             f"tried again in {pause:g} s" if pause is not None else "not tried again before a restart",
             holding.error,
             exc_info=None if isinstance(error, RabbitEventsError) else error,
+            extra=event_fields(holding.delivery),
         )
         self._tell(Held, self._name, *_type_and_id(holding.delivery), holding.error, pause)
 

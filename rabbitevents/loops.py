@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.bus")
 
 LAST_WAIT: Final = 1.0
 """Seconds that tasks have to end once they are cancelled."""

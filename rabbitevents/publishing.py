@@ -14,12 +14,13 @@ from rabbitevents.delay import Delays
 from rabbitevents.errors import UnroutableError
 from rabbitevents.events import Event, Metadata, event_type, now
 from rabbitevents.facts import Report, Returned
+from rabbitevents.fields import event_fields
 from rabbitevents.handling import CURRENT
 from rabbitevents.ids import new_id
 from rabbitevents.message import Message
 from rabbitevents.wire import Form, text_of, write
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.publish")
 
 P = TypeVar("P")
 
@@ -130,6 +131,8 @@ class Publishing:
         self.unroutable[message.type] += 1
         if self.unroutable[message.type] == 1:
             log.warning(
-                "%s: no queue is bound for it (said once; unroutable='raise' makes it an error)", message.describe()
+                "%s: no queue is bound for it (said once; unroutable='raise' makes it an error)",
+                message.describe(),
+                extra=event_fields(message),
             )
         self._report(Returned(message.type, message.id))

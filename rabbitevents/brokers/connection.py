@@ -27,7 +27,7 @@ from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
 
 T = TypeVar("T")
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
 for _noisy in ("aiormq.connection", "aiormq.channel", "aio_pika"):
     if logging.getLogger(_noisy).level == logging.NOTSET:
@@ -174,6 +174,13 @@ class _TapFactory(TransportFactory):
         return reader, asyncio.StreamWriter(transport, tap, reader, loop)
 
 
+QUIET = 0.8
+"""Heartbeats without a sign from the broker after which health says so: it sends one every half of that time."""
+
+GIVEN_UP = 2.5
+"""Heartbeats without a sign from the broker after which its connection is broken off."""
+
+
 class Wire:
     """One connection that stands, until it is lost."""
 
@@ -190,7 +197,9 @@ class Wire:
         self.transport = transport
         self.lost: asyncio.Future[str] = tap.lost
         self._connection = connection
-        self._silence = 2.5 * heartbeat
+        self.quiet: str = ""
+        """What is the matter, while nothing comes from the broker: not even the heartbeat that it sends twice as often."""
+        self._heartbeat = heartbeat
         self._channels: dict[int, aio_pika.abc.AbstractChannel] = {}
 
     @classmethod
@@ -257,8 +266,11 @@ class Wire:
 
     def watch(self, now: float) -> None:
         """Break the connection off if nothing came for two and a half heartbeats (event loop's clock)."""
-        if self._silence and now - self.tap.received > self._silence:
-            self.tap.abort(f"nothing came from the broker for {now - self.tap.received:.0f} s")
+        silence = now - self.tap.received
+        said = f"nothing came from the broker for {silence:.0f} s"
+        self.quiet = said if self._heartbeat and silence > QUIET * self._heartbeat else ""
+        if self._heartbeat and silence > GIVEN_UP * self._heartbeat:
+            self.tap.abort(said)
 
     async def close(self, timeout: float = CLOSE_DEADLINE) -> None:
         """Close, politely within ``timeout`` seconds, or else at once. Does not raise."""

@@ -14,7 +14,7 @@ from rabbitevents.brokers.connection import RPC_DEADLINE, Address, Wire
 from rabbitevents.errors import BrokerError, BrokerUnavailableError
 from rabbitevents.facts import Connected, ConnectionLost, Report
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
 BACKOFF = wait_random_exponential(multiplier=0.2, max=3.0)
 """The pause before the next try: random, so that clients do not come back all at once, and 3 s at most."""

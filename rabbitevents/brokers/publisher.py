@@ -21,7 +21,7 @@ from rabbitevents.message import Message
 from rabbitevents.properties import encode_properties, short
 from rabbitevents.wire import Limits
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
 _REOPEN_PAUSE = 0.05
 """Seconds between a channel that the broker closed and the next one; doubled up to `_REOPEN_PAUSE_MAX`."""

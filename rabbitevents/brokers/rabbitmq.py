@@ -178,7 +178,8 @@ class RabbitMQ:
                 blocked = (
                     f"the broker blocks publishers: {wire.tap.blocked}" if wire and wire.tap.blocked is not None else ""
                 )
-                yield Check(f"connection {link.role}", link.state == "running" and not blocked, link.detail or blocked)
+                problem = link.detail or blocked or (wire.quiet if wire is not None else "")
+                yield Check(f"connection {link.role}", link.state == "running" and not problem, problem)
         if self._publisher is not None:
             yield self._publisher.check()
         for subscriber in self._subscribers:

@@ -19,7 +19,7 @@ from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.facts import Check, ConsumerLost, ConsumerRestored, Report
 from rabbitevents.message import Delivery
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
 SETTLE_PAUSE = 0.1
 """Seconds between the last settlement and the end of a channel: on quorum queues, settlements written just before
@@ -172,9 +172,11 @@ class Subscriber:
                 # Whatever went wrong, this supervisor tries again: a consumer must not be silently gone.
                 if isinstance(error, TopologyError):
                     if str(error) != self.detail:
-                        log.error("%s", error)
+                        log.error("%s", error, extra={"subscription": self.queue})
                 elif not isinstance(error, BrokerError):
-                    log.exception("the consumer of %r could not be registered", self.queue)
+                    log.exception(
+                        "the consumer of %r could not be registered", self.queue, extra={"subscription": self.queue}
+                    )
                 self.detail = str(error)
                 self._tried.set()
                 await self._drop_channel()
@@ -226,7 +228,7 @@ class Subscriber:
             self._down_since = now()
             self._registered.clear()
         self.detail = reason
-        log.warning("the consumer of %r is gone: %s", self.queue, reason)
+        log.warning("the consumer of %r is gone: %s", self.queue, reason, extra={"subscription": self.queue})
         if self._report is not None:
             self._report(ConsumerLost(self.queue, reason))
         await self._drop_channel()

@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 
 from rabbitevents import cli
 from rabbitevents.cli.commands import command_line
-from rabbitevents.cli.console import one_line, redacted
+from rabbitevents.cli.console import one_line
 from rabbitevents.cli.extras import way_out
+from rabbitevents.logs import without_passwords
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "marker-in-the-password"
@@ -464,7 +465,7 @@ def test_ctrl_c_in_a_command_ends_it_with_130_and_without_a_traceback(tmp_path: 
     ],
 )
 def test_passwords_are_taken_out_of_any_text(text: str, shown: str) -> None:
-    assert redacted(text) == shown
+    assert without_passwords(text) == shown
 
 
 def test_a_line_is_one_line_and_has_an_end() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import sys
 import traceback
@@ -11,13 +10,10 @@ from typing import Final
 
 from rich.console import Console
 
+from rabbitevents.logs import without_passwords
+
 DEBUG: Final = "rabbitevents.debug"
 """Where `click.Context.meta` has whether tracebacks are asked for."""
-
-_PASSWORD: Final = re.compile(r"(://(?!user:password@host)[^\s:/@]*:)\S*@")
-"""What stands between a URL's user and its host, in any text. Rather too much is hidden than too little: a password may
-have any sign in it, so everything counts up to the last ``@`` before a space. What to write, with
-``user:password@host``, is shown."""
 
 _UNCUT: Final = 2000
 """Columns of an output that is no terminal: what a program reads is not wrapped."""
@@ -36,20 +32,16 @@ say: Final[Console] = _console(stderr=True)
 """For everything else, on stderr: errors, progress, questions."""
 
 
-def redacted(text: str) -> str:
-    """Return ``text`` with three dots for each password in a URL."""
-    return _PASSWORD.sub(r"\1...@", text) if "://" in text else text
-
-
 def one_line(text: object, limit: int = 1000) -> str:
     """Return ``text`` as a single line without passwords, cut after ``limit`` characters."""
-    line = " ".join(redacted(str(text)).split())
+    words = " ".join(without_passwords(str(text)).split())
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)  # a terminal obeys the others
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def story(error: BaseException) -> str:
     """Return the whole traceback, without passwords: the lines of source that it quotes may have some."""
-    return redacted("".join(traceback.format_exception(error)))
+    return without_passwords("".join(traceback.format_exception(error)))
 
 
 def reader_is_gone() -> bool:

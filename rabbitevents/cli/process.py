@@ -6,29 +6,38 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from rabbitevents import Bus, ConfigurationError, RabbitEventsError, Subscription
+from rabbitevents import Bus, ConfigurationError, Health, RabbitEventsError, Subscription
 from rabbitevents.cli import logs
 from rabbitevents.cli.codes import CRASHED, WRONG
 from rabbitevents.cli.loop import loop_factory, loop_name
 from rabbitevents.cli.reference import load_bus
 from rabbitevents.cli.settings import Settings
+from rabbitevents.health import HealthServer
 from rabbitevents.loops import run_to_the_end
 
 LAST_MOMENT: Final = 0.5
 """Seconds that threads which are no daemons have to end when the bus has stopped; Python would wait for ever."""
 
 
-class Ready(msgspec.Struct, frozen=True):
-    """What a worker tells its supervisor once its bus runs; ``grace`` in seconds."""
+HEALTH_EVERY: Final = 1.0
+"""Seconds between two words of a worker about its health."""
 
-    grace: float
+
+class Word(msgspec.Struct, frozen=True):
+    """What a worker tells its supervisor, in a packet of its own.
+
+    ``grace`` (seconds) once its bus runs, ``health`` every now and then.
+    """
+
+    grace: float | None = None
+    health: Health | None = None
 
 
 def serve(settings: Settings) -> None:
@@ -57,7 +66,24 @@ def _serve(settings: Settings) -> None:
 async def _serving(bus: Bus, settings: Settings) -> None:
     line = _Lifeline(bus, settings.lifeline) if settings.lifeline is not None else None
     logs.tell(f"connecting to {bus.address}")
-    await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line))
+    async with _health(bus, settings, line):
+        await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line))
+
+
+@asynccontextmanager
+async def _health(bus: Bus, settings: Settings, line: _Lifeline | None) -> AsyncGenerator[None]:
+    """Answer questions about health meanwhile; one of several workers tells its supervisor instead, who answers for all."""
+    if settings.health is None:
+        yield
+    elif settings.worker == 0:
+        async with HealthServer(bus.health, settings.health) as server:
+            logs.tell(f"health on port {server.port}: /live, /ready, /health")
+            yield
+    else:
+        telling = asyncio.create_task(line.tell_health()) if line is not None else None
+        yield
+        if telling is not None:
+            telling.cancel()
 
 
 def _started(bus: Bus, settings: Settings, line: _Lifeline | None) -> None:
@@ -96,8 +122,18 @@ class _Lifeline:
 
     def ready(self) -> None:
         """Tell the supervisor that the bus runs. One that is gone already is no matter: `_ended` is for that."""
+        self._say(Word(grace=self._bus.grace))
+
+    async def tell_health(self) -> None:
+        """Tell the supervisor how the bus is, once a second."""
+        while True:
+            self._say(Word(health=self._bus.health()))
+            await asyncio.sleep(HEALTH_EVERY)
+
+    def _say(self, word: Word) -> None:
+        """Say something in one packet. What there is no room for is left out: the next word comes soon."""
         with suppress(OSError):
-            self._socket.send(msgspec.json.encode(Ready(self._bus.grace)) + b"\n")
+            self._socket.send(msgspec.json.encode(word))
 
     def _ended(self) -> None:
         """Stop when the supervisor has ended without a word, as by SIGKILL: nobody would ever stop this process."""

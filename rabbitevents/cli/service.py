@@ -12,6 +12,7 @@ from rabbitevents import ConfigurationError
 from rabbitevents.cli.console import DEBUG
 from rabbitevents.cli.reference import BusReference
 from rabbitevents.cli.settings import Settings
+from rabbitevents.logs import Form
 
 MOST_WORKERS: Final = 256
 MOST_SECONDS: Final = 86_400.0
@@ -41,7 +42,8 @@ Examples:
 \b
 A container runs it as its one process, with a stop timeout of the grace
 period and 5 seconds:
-  CMD ["rabbitevents", "run", "shop.inventory:bus", "--grace", "20"]"""
+  CMD ["rabbitevents", "run", "shop.inventory:bus", "--grace", "20",
+       "--log", "json", "--health", "8080"]"""
 )
 @click.argument("reference", metavar="MODULE:BUS", type=BusReference())
 @click.option(
@@ -58,6 +60,17 @@ period and 5 seconds:
     callback=_seconds,
     help="At a stop, give running handlers S seconds instead of what the bus says.",
 )
+@click.option(
+    "--log",
+    type=click.Choice(["text", "json"]),
+    help="Write what is logged in this form, whatever the module has set up.",
+)
+@click.option(
+    "--health",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help="Answer /live, /ready and /health over HTTP on this port, of every address.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of what goes wrong.")
 @click.option("--settings", "told", hidden=True, help="The settings of one of several processes, as JSON.")
 @click.pass_context
@@ -67,6 +80,8 @@ def run(
     workers: int,
     reload: bool,
     grace: float | None,
+    log: Form | None,
+    health: int | None,
     debug: bool,
     told: str | None,
 ) -> int:
@@ -83,7 +98,9 @@ def run(
     ctx.meta[DEBUG] = debug or bool(ctx.meta.get(DEBUG))
     if told is not None:
         return _as_told(told)
-    settings = Settings(reference=reference, workers=workers, grace=grace, debug=ctx.meta[DEBUG])
+    settings = Settings(
+        reference=reference, workers=workers, grace=grace, log=log, health=health, debug=ctx.meta[DEBUG]
+    )
     if reload:
         return _reloading(settings)
     return _supervised(settings) if workers > 1 else _alone(settings)

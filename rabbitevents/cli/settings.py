@@ -6,6 +6,8 @@ from typing import Self
 
 import msgspec
 
+from rabbitevents.logs import Form
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How to run a bus. An option of ``run`` is a field here, and reaches each worker by itself."""
@@ -16,6 +18,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How many processes."""
     grace: float | None = None
     """Seconds that running handlers have at a stop; None: as the bus says."""
+    log: Form | None = None
+    """How what is logged is written; None: as text, unless the user's module has set up logging."""
+    health: int | None = None
+    """The port on which health is served; None: it is not."""
     debug: bool = False
     """Whether tracebacks are asked for."""
     worker: int = 0

@@ -9,11 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
+from rabbitevents import Check, Health
 from rabbitevents.bus import HARD_STOP
 from rabbitevents.cli import logs
 from rabbitevents.cli.codes import CRASHED, WRONG
 from rabbitevents.cli.settings import Settings
 from rabbitevents.cli.worker import Worker, how_it_ended
+from rabbitevents.health import HealthServer
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
@@ -36,7 +38,8 @@ class Crew:
         self.stopping: asyncio.Event = asyncio.Event()
         self.code = 0
         """What we exit with."""
-        self._workers: set[Worker] = set()
+        self.workers: set[Worker] = set()
+        """Those that run."""
         self._signals = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
@@ -44,7 +47,7 @@ class Crew:
     async def start(self, settings: Settings, environment: Mapping[str, str] | None = None) -> Worker:
         """Start a process. Raises OSError."""
         worker = await Worker.start(settings, environment)
-        self._workers.add(worker)
+        self.workers.add(worker)
         worker.ended.add_done_callback(lambda _: self._over(worker))
         if self.stopping.is_set():  # while it was being started
             worker.stop()
@@ -52,7 +55,7 @@ class Crew:
 
     def _over(self, worker: Worker) -> None:
         """Note how a process ended. One that did not drain when it was to is why we exit with 1."""
-        self._workers.discard(worker)
+        self.workers.discard(worker)
         code = worker.ended.result()
         asked_too_early = code == -signal.SIGTERM and not worker.ready.is_set()
         if self.stopping.is_set() and code != 0 and not asked_too_early:
@@ -81,16 +84,16 @@ class Crew:
             logs.tell("stopping at once; a third signal kills")
             self._ask_to_stop(HARD_STOP)
         else:
-            self._kill(self._workers)
+            self._kill(self.workers)
 
     def _stop(self) -> None:
         self.stopping.set()
-        self._ask_to_stop(max(map(_patience, self._workers), default=0.0))
+        self._ask_to_stop(max(map(_patience, self.workers), default=0.0))
 
     def _ask_to_stop(self, patience: float) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.stop()
-        asyncio.get_running_loop().call_later(patience, lambda: self._kill(self._workers))
+        asyncio.get_running_loop().call_later(patience, lambda: self._kill(self.workers))
 
     def _kill(self, workers: set[Worker]) -> None:
         for worker in workers:
@@ -122,6 +125,16 @@ class Supervisor:
             for number in range(1, self._settings.workers + 1):
                 keepers.create_task(self._keep(number))
         return self._crew.code
+
+    def health(self) -> Health:
+        """Say how the workers are, each check under its worker's name."""
+        checks: list[Check] = []
+        running = {worker.number: worker for worker in self._crew.workers}
+        for number in range(1, self._settings.workers + 1):
+            worker = running.get(number)
+            said = worker.health() if worker is not None else (Check("bus", False, "does not run"),)
+            checks.extend(msgspec.structs.replace(each, name=f"worker {number}: {each.name}") for each in said)
+        return Health(tuple(checks))
 
     async def _keep(self, number: int) -> None:
         if number > 1:
@@ -178,4 +191,9 @@ def supervise(settings: Settings) -> int:
 
 
 async def _supervise(settings: Settings) -> int:
-    return await Supervisor(settings).run()
+    supervisor = Supervisor(settings)
+    if settings.health is None:
+        return await supervisor.run()
+    async with HealthServer(supervisor.health, settings.health) as server:
+        logs.tell(f"health on port {server.port}: /live, /ready, /health")
+        return await supervisor.run()

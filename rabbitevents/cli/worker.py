@@ -9,11 +9,19 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Final
 
 import msgspec
 
-from rabbitevents.cli.process import Ready
+from rabbitevents import Check, Health
+from rabbitevents.cli.process import Word
 from rabbitevents.cli.settings import Settings
+
+PACKET: Final = 262_144
+"""Bytes that a word of a worker may have."""
+
+SILENCE: Final = 5.0
+"""Seconds after which a worker's last word about its health counts no more."""
 
 
 class Worker:
@@ -30,6 +38,8 @@ class Worker:
         self.grace: float | None = None
         """The grace period of its bus, in seconds; None as long as the bus does not run."""
         self.ready: asyncio.Event = asyncio.Event()
+        self._health = Health(())
+        self._health_said_at = -SILENCE
         self._process = process
         self._line = line
         loop = asyncio.get_running_loop()
@@ -40,7 +50,7 @@ class Worker:
     @classmethod
     async def start(cls, settings: Settings, environment: Mapping[str, str] | None = None) -> Worker:
         """Start a process. Raises OSError when there can be none."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # a word is a packet
         ours.setblocking(False)
         with theirs:
             told = msgspec.structs.replace(settings, lifeline=theirs.fileno())
@@ -63,11 +73,26 @@ class Worker:
         return f"worker {self.number} (pid {self.pid})" if self.number else f"the process (pid {self.pid})"
 
     def _heard(self) -> None:
-        """Read what it says: once, that its bus runs. Then nothing more comes but the end."""
-        asyncio.get_running_loop().remove_reader(self._line)
-        with suppress(OSError, msgspec.DecodeError):
-            self.grace = msgspec.json.decode(self._line.recv(4096), type=Ready).grace
-            self.ready.set()
+        """Read what it says: that its bus runs, how it is, and at last, by an empty packet, that it ends."""
+        packet = b""
+        with suppress(OSError):
+            packet = self._line.recv(PACKET)
+        if not packet:
+            asyncio.get_running_loop().remove_reader(self._line)
+            return
+        with suppress(msgspec.DecodeError):  # one that was too long: its health is silent, and so is said to fail
+            word = msgspec.json.decode(packet, type=Word)
+            if word.grace is not None:
+                self.grace = word.grace
+                self.ready.set()
+            if word.health is not None:
+                self._health, self._health_said_at = word.health, asyncio.get_running_loop().time()
+
+    def health(self) -> tuple[Check, ...]:
+        """Return what it last said of its health, if that was not long ago."""
+        if asyncio.get_running_loop().time() - self._health_said_at > SILENCE:
+            return (Check("bus", False, f"has said nothing for {SILENCE:g} s"),)
+        return self._health.checks
 
     async def _until_it_ends(self) -> int:
         code = await self._process.wait()

@@ -1,0 +1,146 @@
+"""Health over HTTP: what is answered to whom, and a server just large enough for an orchestrator's questions.
+
+Three questions, as paths: ``/live`` (does the process turn at all; restart it if not), ``/ready`` (does the work go on:
+connected, every expected consumer running, no subscription stuck) and ``/health`` (every check, and 503 for the least
+of them that fails).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from rabbitevents.errors import ConfigurationError
+from rabbitevents.facts import Check, Health
+
+Look = Callable[[], Health]
+"""Says how things are: `Bus.health`, or another of that kind. It is called on the event loop, and must not wait."""
+
+HEAD_LIMIT: Final = 8192
+"""Bytes that a request may have."""
+
+DEADLINE: Final = 5.0
+"""Seconds that a connection may last, from being accepted to being closed."""
+
+MOST_CONNECTIONS: Final = 64
+"""Connections at a time; further ones are closed at once."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What is answered: an HTTP status, and a JSON document."""
+
+    status: HTTPStatus
+    body: bytes
+
+
+def answer(look: Look, path: str) -> Answer:
+    """Answer the question that the last word of ``path`` asks; an unknown one is not found (404)."""
+    question = path.rstrip("/").rpartition("/")[2]
+    if question not in ("live", "ready", "health"):
+        return Answer(HTTPStatus.NOT_FOUND, _document("ask for /live, /ready or /health", ()))
+    health = look()
+    if question == "live":
+        # Whoever answers turns. A bus that has ended while its process stays will not come back by itself.
+        ended = [check for check in health.checks if check.name == "bus" and check.detail == "stopped"]
+        return _said(not ended, ended)
+    if question == "ready":
+        return _said(health.ready, (check for check in health.problems if not check.degraded))
+    return _said(health.ok, health.checks)
+
+
+def _said(ok: bool, checks: Iterable[Check]) -> Answer:
+    status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+    return Answer(status, _document("ok" if ok else "failing", checks))
+
+
+def _document(status: str, checks: Iterable[Check]) -> bytes:
+    found = [msgspec.structs.asdict(check) for check in checks]
+    return json.dumps({"status": status, "checks": found}).encode()  # ASCII, whatever a broker's text has in it
+
+
+class HealthServer:
+    """Answers ``GET /live``, ``/ready`` and ``/health`` on a port, as long as it is entered (``async with``).
+
+    It speaks as much HTTP/1.1 as kubelet, load balancers and curl need: one request a connection, at most `HEAD_LIMIT`
+    bytes, within `DEADLINE` seconds. ``port`` 0 is any free one; ``host`` None is every address of the machine.
+    Entering raises `ConfigurationError` when the port cannot be had.
+    """
+
+    def __init__(self, look: Look, port: int, host: str | None = None) -> None:
+        self.port: int = port
+        self._look = look
+        self._host = host
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=HEAD_LIMIT)
+        except (OSError, OverflowError) as error:
+            where = f"port {self.port}" if self._host is None else f"{self._host}:{self.port}"
+            raise ConfigurationError(f"health cannot be served on {where}: {error}") from error
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._open):
+            connection.cancel()
+        if self._open:
+            await asyncio.wait(self._open, timeout=DEADLINE)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= MOST_CONNECTIONS:
+            writer.transport.abort()
+            return
+        connection = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="rabbitevents health")
+        self._open.add(connection)
+        connection.add_done_callback(self._open.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(DEADLINE):
+                writer.write(await self._response(reader))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # whoever asked has gone, or does not say what they want
+        finally:
+            writer.transport.abort()
+
+    async def _response(self, reader: asyncio.StreamReader) -> bytes:
+        """Read a request, and return the response to it. What a request's headers say changes nothing."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _response(Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _document("too large", ())))
+        words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return _response(Answer(HTTPStatus.BAD_REQUEST, _document("this is no HTTP/1.1 request", ())))
+        method, target, _ = words
+        if method not in ("GET", "HEAD"):
+            return _response(Answer(HTTPStatus.METHOD_NOT_ALLOWED, _document("use GET", ())))
+        return _response(answer(self._look, target.partition("?")[0]), head_only=method == "HEAD")
+
+
+def _response(answer: Answer, *, head_only: bool = False) -> bytes:
+    lines = [
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(answer.body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    return "\r\n".join([*lines, "", ""]).encode() + (b"" if head_only else answer.body)

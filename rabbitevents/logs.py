@@ -1,0 +1,167 @@
+"""What logging knows of the event that is being handled, and how a service's log is written.
+
+Every area of the library has a logger of its own below ``rabbitevents``, and its records about an event carry
+``event_id``, ``event_type``, ``subscription``, ``attempt`` and ``correlation_id``. A handler's own records carry them
+too, once an `EventContextFilter` stands on the logging handler, or `add_event_context` among structlog's processors::
+
+    handler.addFilter(EventContextFilter())
+    structlog.configure(processors=[add_event_context, ...])
+
+Neither bodies nor the values of headers are ever among them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO, TypeAlias
+
+from rabbitevents.errors import DecodeError
+from rabbitevents.fields import Fields, event_fields
+from rabbitevents.handling import CURRENT
+
+Form: TypeAlias = Literal["text", "json"]
+"""How a log is written: a line for people, or a JSON object a line for programs."""
+
+NAMES: Final = ("event_id", "event_type", "subscription", "attempt", "correlation_id")
+"""The fields, in the order in which they are written."""
+
+_ORDINARY: Final = frozenset(
+    (*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName", *NAMES)
+)
+"""What every record has, or gets from us; the rest is what somebody gave in ``extra``."""
+
+_PASSWORD: Final = re.compile(r"(://(?!user:password@host)[^\s:/@]*:)\S*@")
+"""What stands between a URL's user and its host, in any text: a password may have any sign in it, so everything counts up
+to the last ``@`` before a space. What to write, with ``user:password@host``, is shown."""
+
+
+def event_context() -> Fields:
+    """Return the fields of the event that is being handled here, also in a handler's thread; elsewhere nothing."""
+    handling = CURRENT.get()
+    if handling is None:
+        return {}
+    fields = event_fields(handling.delivery)
+    with suppress(DecodeError):
+        fields["correlation_id"] = handling.correlation_id
+    return fields
+
+
+class EventContextFilter(logging.Filter):
+    """Gives each record that passes the fields of the event that is being handled.
+
+    A record that names an event already keeps it. On a logging handler it sees the records of every logger; on a logger
+    only those that are logged to that very one.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the fields; let every record pass."""
+        if not hasattr(record, "event_id"):
+            for name, value in event_context().items():
+                if not hasattr(record, name):
+                    setattr(record, name, value)
+        return True
+
+
+def add_event_context(logger: Any, method: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Give a structlog entry the fields of the event that is being handled (a structlog processor)."""
+    if "event_id" not in event_dict:
+        for name, value in event_context().items():
+            event_dict.setdefault(name, value)
+    return event_dict
+
+
+class TextFormatter(logging.Formatter):
+    """Writes a record as text: when, how bad, what, and in brackets which event.
+
+    ``worker`` is the process's number among several. Passwords in URLs are taken out, and what a terminal or a reader
+    of lines could take for something else is escaped in the message: a type or a queue's name is anybody's text.
+    """
+
+    def __init__(self, worker: int = 0) -> None:
+        super().__init__()
+        self._who = f"worker {worker}: " if worker else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line, and the traceback below it."""
+        fields = " ".join(f"{name}={value}" for name, value in _fields_of(record).items())
+        line = f"{self.formatTime(record)} {record.levelname} {self._who}{record.getMessage()}"
+        lines = [_printable(f"{line} [{fields}]" if fields else line)]
+        if record.exc_info:
+            lines.append(self.formatException(record.exc_info))
+        if record.stack_info:
+            lines.append(self.formatStack(record.stack_info))
+        return without_passwords("\n".join(lines))
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one JSON object a line.
+
+    Its keys are ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, the event's fields, ``worker``,
+    ``exception`` and ``stack``, each where there is one, and whatever else was given in ``extra``. Passwords in URLs are
+    taken out. A value that JSON does not know is written as its text.
+    """
+
+    def __init__(self, worker: int = 0) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the object; pure ASCII, whatever is in it."""
+        written: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": without_passwords(record.getMessage()),
+            **_fields_of(record),
+        }
+        if self._worker:
+            written["worker"] = self._worker
+        if record.exc_info:
+            written["exception"] = without_passwords(self.formatException(record.exc_info))
+        if record.stack_info:
+            written["stack"] = record.stack_info
+        for name, value in vars(record).items():
+            if name not in _ORDINARY:
+                written.setdefault(name, without_passwords(value) if isinstance(value, str) else value)
+        return json.dumps(written, default=str, skipkeys=True)
+
+
+def log_handler(form: Form = "text", *, worker: int = 0) -> logging.StreamHandler[TextIO]:
+    """Return a handler that writes to stderr in ``form``, with the fields of the event that is being handled."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(worker) if form == "json" else TextFormatter(worker))
+    handler.addFilter(EventContextFilter())
+    return handler
+
+
+def configure(form: Form | None = None, level: int = logging.INFO, *, worker: int = 0) -> None:
+    """Have everything that is logged written to stderr: for applications, such as ``rabbitevents run``.
+
+    Where the root logger has handlers already, their word stands, unless a ``form`` is asked for by name.
+    """
+    logging.basicConfig(level=level, handlers=[log_handler(form or "text", worker=worker)], force=form is not None)
+
+
+def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    known = vars(record)
+    return {name: known[name] for name in NAMES if name in known}
+
+
+def _printable(text: str) -> str:
+    """Return ``text`` with a backslash escape for each sign that is not shown as itself, ends of lines among them."""
+    return text if text.isprintable() else "".join(s if s.isprintable() else _escaped(s) for s in text)
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def without_passwords(text: str) -> str:
+    """Return ``text`` with three dots for each password in a URL."""
+    return _PASSWORD.sub(r"\1...@", text) if "://" in text else text

@@ -100,8 +100,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         Body and properties are kept, ``headers`` laid over (a value of None removes one). It is always persistent,
         carries an id, and remembers where its event was first published. Left out is what only its first journey
         meant: ``x-death`` and its like, ``CC``, ``BCC``, expiration, the broker-checked user_id.
-        Raises `DecodeError` when the delivery's properties cannot be read.
+        Raises `DecodeError` when the delivery's properties cannot be read, or its body was not kept.
         """
+        if delivery.oversize:
+            raise DecodeError(f"{delivery.describe()}: its body ({delivery.oversize:,} bytes) is over the limit")
         old = delivery.properties
         kept = {
             k: v for k, v in old.headers.items() if k not in NEVER_COPIED and not k.startswith(_NEVER_COPIED_PREFIXES)

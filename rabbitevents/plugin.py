@@ -169,14 +169,18 @@ def wrap(
 
 
 def standing_in(plugins: Sequence[Plugin], own: Sequence[Plugin]) -> tuple[Plugin, ...]:
-    """Return a subscription's plugins: each of its ``own`` in the place of the bus's of the same class, or innermost."""
+    """Return a subscription's plugins: each of its ``own`` in the place of the bus's of the same class.
+
+    One that the bus has none of stands innermost, or else just outside of those that must be inside of it.
+    """
     chain = list(plugins)
     for plugin in own:
         place = next((i for i, there in enumerate(chain) if type(there) is type(plugin)), None)
-        if place is None:
-            chain.append(plugin)
-        else:
+        if place is not None:
             chain[place] = plugin
+        else:
+            further_in = (i for i, there in enumerate(chain) if plugin.role and plugin.role in there.inside)
+            chain.insert(next(further_in, len(chain)), plugin)
     return tuple(chain)
 
 

@@ -364,11 +364,11 @@ def test_what_is_no_plugin_is_refused_and_shown(thing: Any) -> None:
 async def test_a_wrong_nesting_of_a_handler_s_own_plugins_is_refused_at_start() -> None:
     router = Router("shop")
 
-    @router.on(OrderPlaced, plugins=[Outer()])
+    @router.on(OrderPlaced, plugins=[Egg()])
     async def handler(order: OrderPlaced) -> None: ...
 
-    with pytest.raises(ConfigurationError, match=r"subscription 'shop\.handler': Inner\(\) must stand inside Outer"):
-        async with Bus("memory://", router, plugins=[Inner()]):
+    with pytest.raises(ConfigurationError, match=r"subscription 'shop\.handler': Egg\(\) must stand inside Chicken"):
+        async with Bus("memory://", router, plugins=[Chicken()]):
             pass
 
 
@@ -687,3 +687,21 @@ def test_commands_come_from_entry_points_of_whatever_is_installed(
     found = commands()
 
     assert found["greet"].load() is json.dumps
+
+
+class Retrying(Plugin):
+    role = "retry"
+
+
+class InsideRetry(Plugin):
+    role = "trace"
+    inside = frozenset({"retry"})
+
+
+def test_a_handler_s_plugin_that_the_bus_has_none_of_stands_outside_of_what_must_be_inside_of_it() -> None:
+    tracing, own, noting = InsideRetry(), Retrying(), Plugin()
+
+    chain = standing_in([noting, tracing], [own])
+
+    assert chain == (noting, own, tracing)
+    check_order(chain, "subscription")

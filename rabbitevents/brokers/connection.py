@@ -216,6 +216,8 @@ class Wire:
         try:
             await within(timeout, connection.connect(), f"connecting to {address}")
         except BaseException as error:
+            # It has no transport that it would close; unclosed, it would close itself when it is collected, on no loop.
+            await connection.close()
             if factory.tap is not None:
                 factory.tap.abort("the connection could not be opened")
                 if factory.tap.closed is not None and isinstance(error, BrokerError):

@@ -140,7 +140,9 @@ class EmbeddedBroker(Routes):
 class MemoryConsumption:
     """A queue being consumed, across broken connections."""
 
-    def __init__(self, client: MemoryClient, queue: str, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> None:
+    def __init__(
+        self, client: MemoryClient, queue: str, prefetch: int, deliver: Deliver, trusted: Trusted | None
+    ) -> None:
         self.queue = queue
         self._client = client
         self._prefetch = prefetch
@@ -278,7 +280,9 @@ class MemoryClient:
             why = self._lost or f"the broker blocks publishers: {self._blocked}"
             raise (OutcomeUnknownError if left else NotSentError)(message, why) from None
 
-    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> MemoryConsumption:
+    async def consume(
+        self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None
+    ) -> MemoryConsumption:
         """Consume from a queue."""
         consumption = MemoryConsumption(self, queue, prefetch, deliver, trusted)
         self._consumptions.append(consumption)

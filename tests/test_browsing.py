@@ -143,3 +143,20 @@ async def test_a_look_that_lost_its_connection_says_so_and_loses_nothing(rabbit_
 def test_more_than_a_quorum_queue_allows_is_not_asked_for() -> None:
     with pytest.raises(ConfigurationError, match="say 1 to 2000"):
         Bus("memory://").browse(QUEUE, hold=5000)
+
+
+def test_siblings_on_one_broker_may_run_one_after_the_other_each_on_its_own_loop(rabbit_url: str) -> None:
+    async def prepare() -> None:
+        async with Bus(rabbit_url, recording(Effects())):
+            pass
+        async with Bus(rabbit_url, declare="none") as bus:
+            await fill(bus, 3)
+
+    async def look(bus: Bus) -> list[str]:
+        async with bus.sibling() as sibling:
+            return await bodies(sibling)
+
+    asyncio.run(prepare())
+    bus = Bus(rabbit_url, declare="none")
+
+    assert [asyncio.run(look(bus)), asyncio.run(look(bus))] == [["0", "1", "2"]] * 2

@@ -62,6 +62,9 @@ class RabbitMQ:
     async def start(self, settings: Settings, report: Report | None) -> None:
         """Connect for publishing; the consuming connection is made with the first queue that is consumed."""
         self._settings, self._report = settings, report
+        self._consuming = None  # what an earlier life left; its event loop may be gone
+        self._subscribers.clear()
+        self._topology = Topology()
         self._publisher = Publisher(in_flight=settings.in_flight, limits=settings.limits, declare=self._declare_all)
         self._publishing = self._link("publish", self._restore_publishing)
         self._publishing.open()

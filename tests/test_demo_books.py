@@ -16,16 +16,19 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tenacity import stop_after_attempt, wait_fixed
 
 from rabbitevents import Bus, Router
 from rabbitevents.demo.journal import Journal
-from rabbitevents.demo.ledger import Handled, Ledger, Published, Record
-from rabbitevents.demo.orders import SAMPLE, BadLine, Order, make_orders, read_orders
+from rabbitevents.demo.ledger import GivenUp, Handled, Ledger, Published, Record, Retried
+from rabbitevents.demo.orders import SAMPLE, BadLine, Order, make_orders, poisoned, read_orders
 from rabbitevents.demo.recorder import Recorder
 from rabbitevents.demo.services import listeners
 from rabbitevents.demo.shop.events import OrderConfirmed, PaymentProcessed
 from rabbitevents.demo.tally import Tally
 from rabbitevents.testing import running
+from rabbitevents_deadletter import DeadLetter
+from rabbitevents_retry import Retry
 
 # --- orders --------------------------------------------------------------------------------------------------------
 
@@ -97,6 +100,14 @@ def test_the_same_seed_makes_the_same_orders() -> None:
     assert list(make_orders(50, seed=1)) == list(make_orders(50, seed=1))
     assert list(make_orders(50, seed=1)) != list(make_orders(50, seed=2))
     assert len({order.order_id for order in make_orders(50, seed=1)}) == 50
+
+
+def test_a_poisoned_order_is_one_of_those_that_are_placed() -> None:
+    orders = list(make_orders(5, seed=1))
+
+    assert [order.quantity for order in poisoned(orders)].count(0) == 1
+    assert [order.order_id for order in poisoned(orders)] == [order.order_id for order in orders]
+    assert poisoned([]) == []
 
 
 # --- journals ------------------------------------------------------------------------------------------------------
@@ -317,6 +328,30 @@ async def test_a_handler_that_fails_has_no_effect(ledger: Ledger, tmp_path: Path
     assert not [record for record in written(tmp_path) if isinstance(record, Handled)]
 
 
+async def test_what_is_tried_again_and_what_is_given_up_on_is_noted(ledger: Ledger, tmp_path: Path) -> None:
+    router = Router("shop.order")
+
+    @router.on(PaymentProcessed)
+    async def confirm(payment: PaymentProcessed) -> None:
+        raise ValueError("not today")
+
+    retry = Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.01))
+    plugins = [DeadLetter(), retry, Recorder("order", ledger)]
+    async with running(Bus("amqp://localhost", router, plugins=plugins)) as probe:
+        paid = await probe.bus.publish(PaymentProcessed("1", "c", Decimal(5)))
+        await probe.settled()
+    await ledger.close()
+    _, retried, given_up = written(tmp_path)
+
+    assert isinstance(retried, Retried)
+    assert isinstance(given_up, GivenUp)
+    assert {(each.service, each.queue, each.event, each.error) for each in (retried, given_up)} == {
+        ("order", "shop.order.confirm", str(paid.id), "ValueError")
+    }
+    assert (retried.attempt, retried.after, retried.inline, given_up.attempts) == (1, 0.01, True, 2)
+    assert paid.timestamp < datetime.fromisoformat(retried.at) < datetime.fromisoformat(given_up.at)
+
+
 # --- the tally -----------------------------------------------------------------------------------------------------
 
 
@@ -395,4 +430,98 @@ def test_a_line_that_is_being_written_is_read_when_it_is_finished(tmp_path: Path
         file.write(line[20:])
         assert tally.read()
 
-    assert tally.roots == {"a"}
+    assert list(tally.sizes) == ["a"]
+
+
+def retried(event: str, *, after: float = 0.1, inline: bool = True, queue: str = RESERVE) -> Retried:
+    return Retried("inventory", queue, event, "2026-01-01T00:00:01+00:00", 1, "ValueError", after, inline)
+
+
+def given_up(event: str, queue: str = RESERVE) -> GivenUp:
+    return GivenUp("inventory", queue, event, "2026-01-01T00:00:02+00:00", 2, "ValueError")
+
+
+def test_what_is_given_up_on_is_not_awaited_and_lost_unless_it_is_among_the_dead_letters(tmp_path: Path) -> None:
+    tally = tallied(tmp_path, publication("a"), handled("a", COUNT), given_up("a"))
+    before = tally.awaited, tally.lost, tally.dead_orders
+
+    tally.bury({(RESERVE, "a"): "ValueError", (RESERVE, "of another run"): "ValueError"})
+
+    assert before == (set(), {(RESERVE, "a")}, set())
+    assert (tally.awaited, tally.lost, tally.dead_orders) == (set(), set(), {"a"})
+    assert len(tally.dead) == 1
+
+
+def test_a_dead_letter_of_an_order_that_is_closed_is_no_dead_order(tmp_path: Path) -> None:
+    confirmed = publication("b", "order.confirmed", cause="a", root="a")
+    tally = tallied(
+        tmp_path, publication("a"), handled("a", RESERVE), confirmed, given_up("b", "shop.notification.tell")
+    )
+
+    tally.bury({("shop.notification.tell", "b"): "ValueError"})
+
+    assert tally.dead_orders == set()
+    assert tally.lost == {(COUNT, "a"), (COUNT, "b")}
+
+
+def test_a_dead_letter_whose_event_was_handled_after_all_is_no_dead_order(tmp_path: Path) -> None:
+    tally = tallied(tmp_path, publication("a"), given_up("a"), handled("a", RESERVE), handled("a", COUNT))
+
+    tally.bury({(RESERVE, "a"): "ValueError"})
+
+    assert tally.dead_orders == set()
+
+
+def test_retries_are_counted_whether_they_are_known_before_their_event_or_after(tmp_path: Path) -> None:
+    reserved = publication("b", "inventory.reserved", cause="a", root="a")
+
+    tally = tallied(tmp_path, retried("b"), retried("a"), publication("a"), reserved, retried("b"), retried("other"))
+
+    assert tally.retried == {"inventory": 3}
+    assert [each.event for each in tally.troubles["a"]].count("b") == 2
+
+
+def test_an_event_that_waits_for_its_next_attempt_is_due_when_that_comes(tmp_path: Path) -> None:
+    tally = tallied(tmp_path, publication("a"), retried("a", after=60), retried("a", after=1))
+
+    assert tally.due == datetime.fromisoformat("2026-01-01T00:01:01+00:00").timestamp()
+
+
+def test_an_order_that_came_back_from_the_broker_and_was_closed_has_most_to_tell(tmp_path: Path) -> None:
+    def cascade(root: str, *types: str) -> list[Record]:
+        return [publication(root), *(publication(f"{root}-{type}", type, cause=root, root=root) for type in types)]
+
+    long = cascade("a", "inventory.reserved", "payment.processed", "order.confirmed")
+    dead: list[Record] = [*cascade("b"), retried("b"), retried("b", inline=False), given_up("b")]
+    inline: list[Record] = [*cascade("c", "order.confirmed"), retried("c")]
+    waited: list[Record] = [*cascade("d", "order.confirmed"), retried("d", inline=False)]
+
+    def told(*stories: list[Record]) -> str:
+        folder = tmp_path / str(len(stories))
+        folder.mkdir()
+        return tallied(folder, *(record for story in stories for record in story)).most_telling
+
+    assert told() == ""
+    assert told(long) == "a"
+    assert told(long, inline) == "c"
+    assert told(long, inline, dead) == "b"
+    assert told(long, inline, dead, waited) == "d"
+
+
+def test_a_story_is_told_in_the_order_in_which_it_happened_and_each_event_once(tmp_path: Path) -> None:
+    reserved = msgspec.structs.replace(
+        publication("b", "inventory.reserved", cause="a", root="a"), at="2026-01-01T00:00:03+00:00"
+    )
+    records: list[Record] = [
+        reserved,
+        given_up("a"),
+        publication("a"),
+        reserved,
+        handled("a", RESERVE),
+        retried("a"),
+        publication("z"),
+    ]
+
+    story = tallied(tmp_path, *records).story("a")
+
+    assert story == [publication("a"), retried("a"), given_up("a"), reserved]

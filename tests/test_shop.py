@@ -11,8 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from tenacity import stop_after_attempt, wait_fixed
 
-from rabbitevents import Bus, NotSentError
+from rabbitevents import Bus, NotSentError, Plugin
 from rabbitevents.demo.shop import analytics, inventory, notification, order, payment
 from rabbitevents.demo.shop.analytics import Figures, Level
 from rabbitevents.demo.shop.events import (
@@ -30,11 +31,15 @@ from rabbitevents.demo.shop.events import (
 from rabbitevents.demo.shop.inventory import Stock
 from rabbitevents.demo.shop.notification import Mail
 from rabbitevents.demo.shop.order import OrderBook
-from rabbitevents.demo.shop.payment import Payments
+from rabbitevents.demo.shop.payment import PaymentProvider, Payments, ProviderUnavailableError
 from rabbitevents.testing import EmbeddedBroker, running
+from rabbitevents_deadletter import DeadLetter, DeadLetters
+from rabbitevents_idempotency import Idempotency, MemoryStore
+from rabbitevents_retry import Fatal, Retry
 
 TWO_MUGS = OrderPlaced("o-1", "customer-1", "mug", 2, Decimal("8.50"))
 TOO_MANY = OrderPlaced("o-2", "customer-2", "mug", 2_000, Decimal("8.50"))
+NOTHING = OrderPlaced("o-4", "customer-4", "mug", 0, Decimal("8.50"))
 TOO_DEAR = OrderPlaced("o-3", "customer-3", "kettle", 4, Decimal("39.90"))
 
 
@@ -55,6 +60,11 @@ async def test_what_is_not_in_stock_is_refused(tmp_path: Path) -> None:
     answer = await inventory.reserve(TOO_MANY, stock)
 
     assert answer == OutOfStock("o-2", "customer-2", "mug", 10)
+
+
+async def test_an_order_of_nothing_is_a_failure_that_no_repetition_mends(tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match="an order of 0 pieces"):
+        await inventory.reserve(NOTHING, Stock(tmp_path))
 
 
 async def test_an_order_that_comes_again_changes_nothing_and_gets_the_same_answer(tmp_path: Path) -> None:
@@ -95,6 +105,7 @@ async def test_a_level_that_was_overtaken_on_the_way_does_not_count(tmp_path: Pa
 def payment_service(tmp_path: Path) -> Bus:
     bus = Bus("amqp://localhost", payment.router)
     bus.provide(Payments, Payments(tmp_path))
+    bus.provide(PaymentProvider, PaymentProvider())
     return bus
 
 
@@ -125,6 +136,7 @@ def shop(tmp_path: Path) -> Bus:
     bus = Bus("amqp://localhost", *(service.router for service in services))
     for state in (OrderBook, Stock, Payments, Mail, Figures):
         bus.provide(state, state(tmp_path))
+    bus.provide(PaymentProvider, PaymentProvider())
     return bus
 
 
@@ -234,3 +246,90 @@ async def test_what_waits_while_the_payment_service_is_away_is_paid_when_it_is_b
         await probe.settled()
 
         assert probe.published(PaymentProcessed) == [PaymentProcessed("o-1", "customer-1", Decimal("17.00"))]
+
+
+# --- what the plugins do about failures ----------------------------------------------------------------------------
+
+RESERVED = InventoryReserved("o-1", "customer-1", Decimal("17.00"))
+PAID = PaymentProcessed("o-1", "customer-1", Decimal("17.00"))
+
+
+class Faltering(PaymentProvider):
+    """A payment provider that does not answer the first so many times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.asked = 0
+
+    async def charge(self, order_id: str, total: Decimal) -> bool:
+        """Charge a card, unless this is one of those times."""
+        self.asked += 1
+        if self.asked <= self.failures:
+            raise ProviderUnavailableError
+        return await super().charge(order_id, total)
+
+
+def every_hour() -> list[Plugin]:
+    """What a bus has that tries again every hour, and gives up after the fourth time."""
+    return [DeadLetter(), Retry(stop=stop_after_attempt(4), wait=wait_fixed(timedelta(hours=1)))]
+
+
+async def test_a_payment_provider_that_is_away_for_hours_is_asked_again_every_hour(payment_service: Bus) -> None:
+    provider = Faltering(failures=3)
+    payment_service.provide(PaymentProvider, provider)
+
+    async with running(payment_service, plugins=every_hour()) as probe:
+        await probe.bus.publish(RESERVED)
+        await probe.advance(timedelta(hours=2, minutes=50))
+        asked_so_far, paid_so_far = provider.asked, probe.published(PaymentProcessed)
+        await probe.advance(timedelta(hours=1))
+
+        assert (asked_so_far, paid_so_far) == (3, [])
+        assert probe.published(PaymentProcessed) == [PAID]
+
+
+async def test_a_payment_that_is_given_up_on_is_a_dead_letter_and_made_when_that_is_replayed(
+    payment_service: Bus,
+) -> None:
+    provider = Faltering(failures=4)
+    payment_service.provide(PaymentProvider, provider)
+
+    async with running(payment_service, plugins=every_hour()) as probe:
+        await probe.bus.publish(RESERVED)
+        await probe.advance(timedelta(days=1))
+        dead = DeadLetters(probe.bus, "shop.payment.charge")
+        (letter,) = await dead.find()
+
+        assert probe.published(PaymentProcessed) == []
+        assert letter.error.endswith("ProviderUnavailableError")
+        assert (letter.attempts, letter.type) == (4, "inventory.reserved")
+
+        await dead.replay()
+        await probe.settled()
+
+        assert probe.published(PaymentProcessed) == [PAID]
+        assert await dead.find() == []
+
+
+async def test_an_order_of_nothing_is_a_dead_letter_at_once_and_holds_up_no_other(shop: Bus) -> None:
+    async with running(shop, plugins=every_hour()) as probe:
+        await probe.bus.publish_many([NOTHING, TWO_MUGS])
+        await probe.settled()
+
+        (letter,) = await DeadLetters(probe.bus, "shop.inventory.reserve").find()
+        assert letter.message == "an order of 0 pieces"
+        assert [confirmed.order_id for confirmed in probe.published(OrderConfirmed)] == ["o-1"]
+
+
+async def test_a_reservation_that_comes_twice_is_charged_once(payment_service: Bus) -> None:
+    provider = Faltering(failures=0)
+    payment_service.provide(PaymentProvider, provider)
+
+    async with running(payment_service, plugins=[Idempotency(MemoryStore())]) as probe:
+        reserved = await probe.bus.publish(RESERVED)
+        await probe.settled()
+        await probe.bus.publish(reserved)  # the same event, with its id, once more
+        await probe.settled()
+
+        assert provider.asked == 1
+        assert probe.published(PaymentProcessed) == [PAID]

@@ -41,7 +41,31 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag_field="record", 
     root: str
 
 
-Record = Published | Handled
+class Retried(msgspec.Struct, frozen=True, array_like=True, tag_field="record", tag="retried"):
+    """A handling that failed, and is tried again ``after`` so many seconds, in the process or by way of the broker."""
+
+    service: str
+    queue: str
+    event: str
+    at: str
+    attempt: int
+    error: str
+    after: float
+    inline: bool
+
+
+class GivenUp(msgspec.Struct, frozen=True, array_like=True, tag_field="record", tag="given up"):
+    """An event that its handler will not see again, after so many ``attempts``: it goes to the dead letters."""
+
+    service: str
+    queue: str
+    event: str
+    at: str
+    attempts: int
+    error: str
+
+
+Record = Published | Handled | Retried | GivenUp
 
 
 class Ledger:

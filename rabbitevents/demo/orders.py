@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final
 
+import attrs
 import msgspec
 from attrs import field, frozen
 
@@ -16,6 +17,9 @@ SAMPLE: Final = Path(__file__).with_name("orders.jsonl")
 
 BULK: Final = 1_000
 """How many pieces somebody wants now and then: more than the shop has."""
+
+NOTHING: Final = 0
+"""How many pieces a poisoned order is about: no service of the shop can do anything with it."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
@@ -72,3 +76,9 @@ def make_orders(count: int, seed: int) -> Iterator[Order]:
         customer = f"customer-{chance.randint(1, 500)}"
         quantity = BULK if chance.random() < 0.02 else chance.randint(1, 4)
         yield Order(str(number), customer, sku, quantity, Decimal(price))
+
+
+def poisoned(orders: Sequence[Order]) -> list[Order]:
+    """Return the orders with the one in the middle poisoned: it is about no pieces at all."""
+    middle = len(orders) // 2
+    return [attrs.evolve(each, quantity=NOTHING) if place == middle else each for place, each in enumerate(orders)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from rabbitevents import Consume, Delivery, Message, Outcome, Plugin, Publish, Settlement
-from rabbitevents.demo.ledger import Handled, Ledger, Published
+from datetime import UTC, datetime
+
+from rabbitevents import Consume, Delivery, Fact, Message, Outcome, Plugin, Publish, Settlement, facts
+from rabbitevents.demo.ledger import GivenUp, Handled, Ledger, Published, Retried
 
 
 class Recorder(Plugin):
-    """Record each event that the broker has confirmed, and each effect before its event is acknowledged.
+    """Record each event that the broker has confirmed, each effect before its event is acknowledged, and what failed.
 
     It stands last, so that it sees what handlers really did. What is published before a kill, and not recorded, was
     published for an event that is not acknowledged: it comes again, and so does what is published for it, with the same id.
@@ -43,3 +45,12 @@ class Recorder(Plugin):
             root = delivery.properties.correlation_id or event
             await self._ledger.record(Handled(self._service, delivery.queue, event, root))
         return settlement
+
+    def observe(self, fact: Fact) -> None:
+        """Note what is tried again, and what is given up on: that is decided further out."""
+        now = datetime.now(UTC).isoformat()
+        if isinstance(fact, facts.Retried):
+            failed = (fact.attempt, fact.error, fact.after, fact.inline)
+            self._ledger.note(Retried(self._service, fact.subscription, fact.id, now, *failed))
+        elif isinstance(fact, facts.DeadLettered):
+            self._ledger.note(GivenUp(self._service, fact.subscription, fact.id, now, fact.attempts, fact.reason))

@@ -2,97 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+import shlex
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from rich.table import Table
-from rich.text import Text
-from rich.tree import Tree
+from yarl import URL
 
 from rabbitevents.cli import out
-from rabbitevents.demo.ledger import Published
 from rabbitevents.demo.run import Counts, Result
-from rabbitevents.demo.services import SERVICES
-from rabbitevents.demo.shop import events
+from rabbitevents.demo.services import SERVICES, owner
+from rabbitevents.demo.story import NAMES, tree
 from rabbitevents.demo.tally import Tally
-from rabbitevents.events import event_type, is_event
 
-_NAMES: Final = {event_type(each).name: each.__name__ for each in vars(events).values() if is_event(each)}
-"""What the shop's code calls each type of event."""
+COMMAND: Final = "rabbitevents dlq list"
+"""What shows dead letters."""
 
 
 def show(result: Result) -> None:
     """Print everything."""
     out.print(table(result.tally), soft_wrap=False)
-    story = longest(result.tally.stories.values())
-    if story:
-        out.print(tree(story), soft_wrap=False)
-    for line in closing(result.counts):
-        out.print(line, style="green" if result.counts.flawless else "bold red")
+    if result.story:
+        out.print(tree(result.story), soft_wrap=False)
+    if result.trace:
+        out.print("Its trace, when each step began and how long it took:", style="bold")
+        out.print(result.trace)
+    style = "green" if result.counts.flawless else "bold red"
+    for line in (*closing(result.counts), *graves(result)):
+        out.print(line, style=style)
 
 
 def table(tally: Tally) -> Table:
     """Return what each service did."""
     table = Table("service")
-    for heading in ("handled", "effects", "published"):
+    for heading in ("handled", "effects", "retries", "dead letters", "published"):
         table.add_column(heading, justify="right")
     table.add_column("of these")
+    dead = Counter(owner(queue) for queue, _ in tally.dead)
     for service in SERVICES:
-        published = {_NAMES[type]: number for (by, type), number in tally.published.items() if by == service}
+        published = {NAMES[type]: number for (by, type), number in tally.published.items() if by == service}
+        counts = (
+            tally.handled[service],
+            tally.effects[service],
+            tally.retried[service],
+            dead[service],
+            sum(published.values()),
+        )
         table.add_row(
             service,
-            f"{tally.handled[service]:,}",
-            f"{tally.effects[service]:,}",
-            f"{sum(published.values()):,}",
+            *(f"{count:,}" for count in counts),
             "\n".join(f"{number:,} {name}" for name, number in published.items()),
             end_section=True,
         )
     return table
 
 
-def longest(stories: Iterable[Sequence[Published]]) -> Sequence[Published]:
-    """Return the cascade with the most events, and of those the first one; empty if there is none."""
-    return max(stories, key=len, default=())
-
-
-def tree(story: Sequence[Published]) -> Tree:
-    """Return a cascade as a tree: each event below the one that it was published for."""
-    by_cause: dict[str, list[Published]] = {}
-    for event in sorted(story, key=lambda each: each.at):
-        by_cause.setdefault(event.cause, []).append(event)
-    (root,) = by_cause[""]
-    drawn = Tree(Text(f"The story of order {root.about.partition('-')[2]}, each event below its cause:", style="bold"))
-    _grow(drawn, root, None, by_cause)
-    return drawn
-
-
-def _grow(under: Tree, event: Published, cause: Published | None, by_cause: dict[str, list[Published]]) -> None:
-    branch = under.add(_label(event, cause))
-    for consequence in by_cause.get(event.event, ()):
-        _grow(branch, consequence, event, by_cause)
-
-
-def _label(event: Published, cause: Published | None) -> Text:
-    when = datetime.fromisoformat(event.at)
-    label = Text(_NAMES[event.type], style="bold")
-    label.append(f"  {when.astimezone():%H:%M:%S}.{when.microsecond // 1000:03}", style="default not bold")
-    if cause is not None:
-        took = (when - datetime.fromisoformat(cause.at)).total_seconds()
-        label.append(f"  +{took * 1000:.1f} ms", style="cyan not bold")
-    label.append(f"  {event.service}", style="dim not bold")
-    return label
-
-
 def closing(counts: Counts) -> list[str]:
-    """Return the last lines."""
+    """Return the lines that say whether all went well."""
     verdict = f"{counts.lost:,} lost, {counts.duplicates:,} duplicates"
     if counts.unconfirmed:
         verdict += f", {counts.unconfirmed:,} orders that the broker did not confirm"
     if counts.duplicates and counts.restarts:
         verdict += " (a service was killed: what it had not acknowledged came again, and changed nothing)"
+    orders = f"{counts.confirmed:,} confirmed, {counts.cancelled:,} cancelled, {counts.dead:,} dead"
+    effects = f"{counts.handled:,} effects, {counts.retried:,} retries"
     return [
-        f"{counts.placed:,} orders placed: {counts.confirmed:,} confirmed, {counts.cancelled:,} cancelled",
-        f"{counts.published:,} events confirmed by {counts.broker}, {counts.handled:,} effects, in {counts.seconds:.2f} s",
+        f"{counts.placed:,} orders placed: {orders}",
+        f"{counts.published:,} events confirmed by {counts.broker}, {effects}, in {counts.seconds:.2f} s",
         verdict,
     ]
+
+
+def graves(result: Result) -> list[str]:
+    """Return the lines that say what is among the dead letters, and how to look at it; none where nothing is."""
+    dead = result.tally.dead
+    if not dead:
+        return []
+    kinds = Counter((error.rpartition(".")[2], queue) for (queue, _), error in dead.items())
+    lines = [f"{number:,} dead of {error} in {queue}.dead" for (error, queue), number in kinds.most_common()]
+    return [*lines, *_way_to(sorted({queue for queue, _ in dead}), result.counts.broker)]
+
+
+def _way_to(queues: Sequence[str], broker: str) -> list[str]:
+    if broker.startswith("memory:"):
+        return []  # they are gone with it
+    url = URL(broker)
+    if url.user not in (None, "guest"):
+        url = url.with_password("PASSWORD")  # which is not shown, and has to be written there
+    names = (word for queue in queues for word in ("--queue", queue))
+    return [f"look at them: {shlex.join([*COMMAND.split(), '--url', str(url), *names])}"]

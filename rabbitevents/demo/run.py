@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
-from time import perf_counter
+from time import perf_counter, time
 from typing import Final, Protocol
 
 import attrs
 from attrs import frozen
 from yarl import URL
 
-from rabbitevents import Bus, PublishError
+from rabbitevents import BrokerError, Bus, PublishError
+from rabbitevents.demo import morgue
 from rabbitevents.demo.crew import Assignment, Crew
+from rabbitevents.demo.ledger import Published
 from rabbitevents.demo.orders import Order
-from rabbitevents.demo.services import SERVICES, Site, listeners
+from rabbitevents.demo.services import SERVICES, Site, listeners, opened
 from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.shop.order import place
-from rabbitevents.demo.tally import Tally
+from rabbitevents.demo.tally import Tally, Trouble
 from rabbitevents.testing import EmbeddedBroker
 
 BATCH: Final = 500
@@ -30,6 +32,9 @@ BATCH: Final = 500
 
 GLANCE: Final = 0.02
 """Seconds between two looks into the ledgers."""
+
+LOOK: Final = 0.2
+"""Seconds between two looks into the dead letter queues."""
 
 
 class Audience(Protocol):
@@ -49,10 +54,11 @@ class Counts:
     """What came out.
 
     ``placed`` orders were given to the order service, of which ``unconfirmed`` were not taken by the broker; of the
-    others, ``confirmed`` and ``cancelled`` were closed. ``published`` events were confirmed by the broker, and
-    ``handled`` effects found in the ledgers, each counted once; ``lost`` effects are missing there, and ``duplicates``
-    were there already. ``seconds`` go from the first order to the last effect. ``restarts`` counts processes that ended
-    in the middle.
+    others, ``confirmed`` and ``cancelled`` were closed, and ``dead`` have an event in a dead letter queue instead.
+    ``published`` events were confirmed by the broker, and ``handled`` effects found in the ledgers, each counted once;
+    ``lost`` effects are missing there, and not dead letters; ``duplicates`` were there already. ``retried`` is how often
+    a handling was tried again. ``seconds`` go from the first order to the last effect. ``restarts`` counts processes
+    that ended in the middle.
     """
 
     broker: str
@@ -64,26 +70,30 @@ class Counts:
     lost: int
     duplicates: int
     seconds: float
+    retried: int
+    dead: int
     unconfirmed: int
     restarts: int
 
     @property
     def flawless(self) -> bool:
-        """Whether every order was closed, and every confirmed event had each of its effects, once.
+        """Whether every order was closed, or is dead, and every confirmed event had each of its effects, once.
 
         Where a process was killed, an effect may be there twice: delivery is at least once.
         """
-        closed = self.confirmed + self.cancelled == self.placed
+        closed = self.confirmed + self.cancelled + self.dead == self.placed
         once = self.duplicates == 0 or self.restarts > 0
         return closed and once and self.lost == 0
 
 
 @frozen
 class Result:
-    """What came out, and all that is known of how."""
+    """What came out, and how: the story of one order, and its trace as text ("" where none was asked for)."""
 
     counts: Counts
     tally: Tally
+    story: Sequence[Published | Trouble]
+    trace: str
 
 
 async def run(
@@ -106,13 +116,25 @@ async def run(
     prefix = f"{token_hex(4)}-"  # what an earlier run left on the broker must not meet orders of the same number
     ours = [attrs.evolve(order, order_id=prefix + order.order_id) for order in orders]
     tally = Tally(folder, listeners)
-    async with _shop(Site(settings, folder, embedded or EmbeddedBroker()), audience) as (front, crew):
+    async with (
+        opened(settings, folder, embedded or EmbeddedBroker(), name="shop", say=audience.say) as site,
+        _shop(site, audience) as (front, crew),
+    ):
         started = perf_counter()
         placed, unconfirmed = await _place_all(front, ours, audience)
         await _follow(tally, placed - unconfirmed, settings.patience, audience)
         seconds = perf_counter() - started
+        await _look_for_the_dead(front, tally, settings.patience)
     tally.read()  # all ledgers are closed now: what came last is among it
-    return Result(_count(settings, tally, placed, unconfirmed, seconds, crew.restarts), tally)
+    counts = _count(settings, tally, placed, unconfirmed, seconds, crew.restarts)
+    chosen = tally.most_telling
+    return Result(counts, tally, tally.story(chosen), _trace(folder, chosen) if settings.trace and chosen else "")
+
+
+def _trace(folder: Path, event: str) -> str:
+    from rabbitevents.demo.traces import told  # which needs an extra, and only for those who ask for it
+
+    return told(folder, event)
 
 
 # --- opening the shop ----------------------------------------------------------------------------------------------
@@ -153,19 +175,34 @@ async def _place_all(front: Bus, orders: Iterable[Order], audience: Audience) ->
 
 
 async def _follow(tally: Tally, orders: int, patience: float, audience: Audience) -> None:
-    """Wait until everything that was confirmed has its effects, or nothing new came for ``patience`` seconds."""
+    """Wait until everything that was confirmed has its effects, or nothing new came for ``patience`` seconds.
+
+    What a service has given up on is not waited for, and what is to be tried again has until then to be so.
+    """
     last_news = perf_counter()
     while True:
         if tally.read():
             last_news = perf_counter()
             closed = tally.of_type("order.confirmed") + tally.of_type("order.cancelled")
             audience.progress(orders, closed, tally.effects.total())
-        if not tally.missing and len(tally.roots) >= orders:
+        if not tally.awaited and len(tally.sizes) >= orders:
             return
-        if perf_counter() - last_news > patience:
+        if perf_counter() - last_news > patience and time() - tally.due > patience:
             audience.say(f"no new effect for {patience:g} s: what is missing now is lost")
             return
         await asyncio.sleep(GLANCE)
+
+
+async def _look_for_the_dead(front: Bus, tally: Tally, patience: float) -> None:
+    """Look into the dead letter queues, until all is there that services say they have given up on, or for ``patience``."""
+    end = perf_counter() + patience
+    while tally.lost:
+        with suppress(BrokerError):  # a look that is broken off is no answer: the next one may be
+            await morgue.look(front, tally)
+        if not tally.lost & tally.given_up.keys() or perf_counter() > end:
+            return
+        await asyncio.sleep(LOOK)
+        tally.read()
 
 
 def _count(settings: Settings, tally: Tally, placed: int, unconfirmed: int, seconds: float, restarts: int) -> Counts:
@@ -176,9 +213,11 @@ def _count(settings: Settings, tally: Tally, placed: int, unconfirmed: int, seco
         cancelled=tally.of_type("order.cancelled"),
         published=tally.published.total(),
         handled=tally.effects.total(),
-        lost=len(tally.missing),
+        lost=len(tally.lost),
         duplicates=tally.duplicates,
         seconds=round(seconds, 3),
+        retried=tally.retried.total(),
+        dead=len(tally.dead_orders),
         unconfirmed=unconfirmed,
         restarts=restarts,
     )

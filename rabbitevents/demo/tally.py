@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from rabbitevents.demo.ledger import Handled, Published, Record
+from rabbitevents.demo.ledger import GivenUp, Handled, Published, Record, Retried
 
-STORIES: Final = 100
-"""Of how many orders every event is kept, to tell one order's story."""
+CLOSED: Final = ("order.confirmed", "order.cancelled")
+"""The types of event that an order ends with."""
+
+Effect = tuple[str, str]
+"""A queue and an event: what is to be handled once."""
+
+Trouble = Retried | GivenUp
 
 _records: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
@@ -20,32 +26,86 @@ _records: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 class Tally:
     """What services have published and handled, from all ledgers in a folder.
 
-    An event is expected in each of the queues that ``listeners`` names for its type. Counted are only the cascades of orders that were
-    placed in this run: what an earlier run left on the broker is handled, but not counted.
+    An event is expected in each of the queues that ``listeners`` names for its type. Counted are only the cascades of
+    orders that were placed in this run: what an earlier run left on the broker is handled, but not counted.
     """
 
     def __init__(self, folder: Path, listeners: Callable[[str], Sequence[str]]) -> None:
         self._folder = folder
         self._listeners = listeners
         self._read: Counter[Path] = Counter()
-        self._events: set[str] = set()
-        self._effects: set[tuple[str, str]] = set()
+        self._effects: set[Effect] = set()
         self._strangers: dict[str, list[Record]] = {}
-        self.roots: set[str] = set()
-        self.missing: set[tuple[str, str]] = set()
-        """The queues and events whose effect has not come yet."""
+        self._closed: set[str] = set()
+        self.roots: dict[str, str] = {}
+        """The first event of its cascade, for each event."""
+        self.sizes: Counter[str] = Counter()
+        """How many events each cascade has, by its first one, in the order in which they began."""
+        self.missing: set[Effect] = set()
+        """The effects that have not come yet."""
+        self.given_up: dict[Effect, str] = {}
+        """What services say that they have given up on, and the error. Whether it is among the dead letters is another question."""
+        self.dead: dict[Effect, str] = {}
+        """What was found among the dead letters (`bury`), and the error."""
+        self.due = 0.0
+        """When the last one of those that are tried again comes back, in seconds since 1970."""
         self.duplicates = 0
         self.handled: Counter[str] = Counter()
         """How many events each service handled, repeated ones included."""
         self.effects: Counter[str] = Counter()
         """How many effects each service had, each counted once."""
+        self.retried: Counter[str] = Counter()
+        """How often each service has tried again."""
         self.published: Counter[tuple[str, str]] = Counter()
         """How many events each service published, by service and type."""
-        self.stories: dict[str, list[Published]] = {}
+        self.troubles: dict[str, list[Trouble]] = {}
+        """What failed, by the first event of the cascade."""
+
+    # --- what is asked of it ---
+
+    @property
+    def lost(self) -> set[Effect]:
+        """The effects that have not come, and whose event is not among the dead letters either."""
+        return self.missing - self.dead.keys()
+
+    @property
+    def awaited(self) -> set[Effect]:
+        """The effects that may still come: no service says that it has given up on them."""
+        return self.missing - self.given_up.keys()
+
+    @property
+    def dead_orders(self) -> set[str]:
+        """The orders, by their first event, that will not be closed: an event of theirs is among the dead letters instead."""
+        return {self.roots[event] for _, event in self.missing & self.dead.keys()} - self._closed
 
     def of_type(self, type: str) -> int:
         """Return how many events of ``type`` were published."""
         return sum(number for (_, each), number in self.published.items() if each == type)
+
+    @property
+    def most_telling(self) -> str:
+        """The first event of the cascade that has most to tell, "" if there is none.
+
+        One that came back by way of the broker is, then one that was tried again at all, or given up on; and then the longest.
+        """
+        return max(self.sizes, key=self._worth_telling, default="")
+
+    def _worth_telling(self, root: str) -> tuple[bool, int, int]:
+        troubles = self.troubles.get(root, ())
+        waited = any(isinstance(each, Retried) and not each.inline for each in troubles)
+        return waited and root in self._closed, len(troubles), self.sizes[root]
+
+    def story(self, root: str) -> list[Published | Trouble]:
+        """Return all that is known of a cascade, in the order in which it happened. It is read from the ledgers again."""
+        known: dict[str, Published] = {}
+        for path in sorted(self._folder.glob("*.ledger")):
+            with path.open("rb") as file:
+                mentioned = (_records.decode(line) for line in file if root.encode() in line)
+                known.update({each.event: each for each in mentioned if isinstance(each, Published)})
+        events = (each for each in known.values() if each.root == root)
+        return sorted([*events, *self.troubles.get(root, ())], key=lambda each: each.at)
+
+    # --- counting ---
 
     def read(self) -> bool:
         """Count what has been written since the last time; say whether anything has."""
@@ -61,27 +121,38 @@ class Tally:
                 self._sort_out(_records.decode(line))
         return grown
 
-    def _sort_out(self, record: Record) -> None:
-        if isinstance(record, Published) and record.event == record.root:
-            self.roots.add(record.root)
-            self._count(record)
-            for waiting in self._strangers.pop(record.root, ()):
-                self._count(waiting)
-        elif record.root in self.roots:
-            self._count(record)
-        else:
-            self._strangers.setdefault(record.root, []).append(record)
+    def bury(self, letters: Mapping[Effect, str]) -> None:
+        """Note what was found among the dead letters; those of other runs do not count."""
+        self.dead.update({effect: error for effect, error in letters.items() if effect[1] in self.roots})
 
-    def _count(self, record: Record) -> None:
-        if isinstance(record, Handled):
-            self._count_effect(record)
-        elif record.event not in self._events:
-            self._events.add(record.event)
+    def _sort_out(self, record: Record) -> None:
+        """Count a record, once the one is known that says that it belongs to an order of this run."""
+        waiting = [record]
+        while waiting:
+            each = waiting.pop()
+            depends_on = each.root if isinstance(each, (Published, Handled)) else each.event
+            if isinstance(each, Published) and each.event == each.root:
+                waiting.extend(self._publish(each))
+            elif depends_on not in self.roots:
+                self._strangers.setdefault(depends_on, []).append(each)
+            elif isinstance(each, Published):
+                waiting.extend(self._publish(each))
+            elif isinstance(each, Handled):
+                self._count_effect(each)
+            else:
+                self._count_trouble(each)
+
+    def _publish(self, record: Published) -> Iterator[Record]:
+        """Count an event, and return the records that had to wait for it."""
+        if record.event not in self.roots:
+            self.roots[record.event] = record.root
+            self.sizes[record.root] += 1
             self.published[record.service, record.type] += 1
             expected = {(queue, record.event) for queue in self._listeners(record.type)}
             self.missing |= expected - self._effects
-            if record.root in self.stories or len(self.stories) < STORIES:
-                self.stories.setdefault(record.root, []).append(record)
+            if record.type in CLOSED:
+                self._closed.add(record.root)
+        return iter(self._strangers.pop(record.event, ()))
 
     def _count_effect(self, record: Handled) -> None:
         effect = (record.queue, record.event)
@@ -92,3 +163,11 @@ class Tally:
         self._effects.add(effect)
         self.effects[record.service] += 1
         self.missing.discard(effect)
+
+    def _count_trouble(self, record: Trouble) -> None:
+        self.troubles.setdefault(self.roots[record.event], []).append(record)
+        if isinstance(record, Retried):
+            self.retried[record.service] += 1
+            self.due = max(self.due, datetime.fromisoformat(record.at).timestamp() + record.after)
+        else:
+            self.given_up[record.queue, record.event] = record.error

@@ -15,26 +15,32 @@ import msgspec
 
 from rabbitevents import RabbitEventsError
 from rabbitevents.demo.crew import READY, Assignment
-from rabbitevents.demo.services import Site
+from rabbitevents.demo.quiet import quiet
+from rabbitevents.demo.services import opened
 from rabbitevents.testing import EmbeddedBroker
 
 
 async def serve(assignment: Assignment) -> None:
     """Run a service until SIGTERM, or until standard input ends."""
-    site = Site(assignment.settings, Path(assignment.folder), EmbeddedBroker())
-    ledger = site.ledger(assignment.service)
-    bus = site.bus(assignment.service, ledger)
-    loop = asyncio.get_running_loop()
+    name, folder = assignment.service, Path(assignment.folder)
+    async with opened(assignment.settings, folder, EmbeddedBroker(), name=name, say=_leave_unsaid) as site:
+        ledger = site.ledger(name)
+        bus = site.bus(name, ledger)
+        loop = asyncio.get_running_loop()
 
-    def leave() -> None:
-        loop.remove_reader(sys.stdin)
-        bus.ask_to_stop()
+        def leave() -> None:
+            loop.remove_reader(sys.stdin)
+            bus.ask_to_stop()
 
-    loop.add_reader(sys.stdin, leave)
-    try:
-        await bus.serve(started=_say_ready)
-    finally:
-        await ledger.close()
+        loop.add_reader(sys.stdin, leave)
+        try:
+            await bus.serve(started=_say_ready)
+        finally:
+            await ledger.close()
+
+
+def _leave_unsaid(line: str) -> None:
+    """Say nothing of a collector that is away: the demonstration itself does, once for all processes."""
 
 
 def _say_ready() -> None:
@@ -47,7 +53,8 @@ def main() -> int:
     assignment = msgspec.json.decode(sys.stdin.buffer.readline(), type=Assignment)
     logging.basicConfig(level=logging.WARNING, format=f"{assignment.service}: %(levelname)s: %(message)s")
     try:
-        asyncio.run(serve(assignment))
+        with quiet():
+            asyncio.run(serve(assignment))
     except RabbitEventsError as error:
         print(f"{assignment.service}: {error}", file=sys.stderr)
         return 1

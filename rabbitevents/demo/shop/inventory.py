@@ -10,6 +10,7 @@ from attrs import frozen
 from rabbitevents import Router
 from rabbitevents.demo.journal import Journal
 from rabbitevents.demo.shop.events import InventoryReserved, InventoryUpdated, OrderCancelled, OrderPlaced, OutOfStock
+from rabbitevents_retry import Fatal
 
 router = Router("shop.inventory")
 
@@ -64,6 +65,8 @@ class Stock:
 @router.on(OrderPlaced)
 async def reserve(order: OrderPlaced, stock: Stock) -> OutOfStock | list[InventoryReserved | InventoryUpdated]:
     """Set aside what was ordered, if there is enough."""
+    if order.quantity < 1:
+        raise Fatal(f"an order of {order.quantity} pieces")  # it says so tomorrow, too: no repetition mends it
     if not stock.reserve(order.order_id, order.sku, order.quantity):
         return OutOfStock(order.order_id, order.customer, order.sku, stock.left(order.sku))
     return [

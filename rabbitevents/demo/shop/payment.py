@@ -1,4 +1,4 @@
-"""The payment service: charges the customer for what is reserved."""
+"""The payment service: charges the customer for what is reserved, by way of a company that is not always there."""
 
 from __future__ import annotations
 
@@ -16,20 +16,38 @@ CARD_LIMIT: Final = Decimal(150)
 router = Router("shop.payment")
 
 
+class ProviderUnavailableError(Exception):
+    """The payment provider has not answered."""
+
+
+class PaymentProvider:
+    """Who takes the money: this one answers every time, and pays as much as a card does."""
+
+    async def charge(self, order_id: str, total: Decimal) -> bool:
+        """Charge a card for an order, however often it is asked once; False if the card does not pay as much.
+
+        Raises `ProviderUnavailableError`.
+        """
+        return total <= CARD_LIMIT
+
+
 class Payments:
-    """What was charged. An order is charged once, however often it is asked."""
+    """What was charged for each order; nothing where the card did not pay as much. The first word counts."""
 
     def __init__(self, folder: Path) -> None:
         self.charged = Journal(folder / "charged.jsonl", Decimal)
 
-    def charge(self, order_id: str, total: Decimal) -> bool:
-        """Charge for an order; False if the card does not pay as much."""
-        return self.charged.keep(order_id, total if total <= CARD_LIMIT else Decimal(0)) > 0
+    def note(self, order_id: str, charged: Decimal) -> bool:
+        """Note what was charged; False if it is noted that nothing was."""
+        return self.charged.keep(order_id, charged) > 0
 
 
 @router.on(InventoryReserved)
-async def charge(reserved: InventoryReserved, payments: Payments) -> PaymentProcessed | PaymentDeclined:
-    """Charge the customer, now that what was ordered is set aside."""
-    if payments.charge(reserved.order_id, reserved.total):
+async def charge(
+    reserved: InventoryReserved, payments: Payments, provider: PaymentProvider
+) -> PaymentProcessed | PaymentDeclined:
+    """Charge the customer, now that what was ordered is set aside. When the provider fails, so does this: it is tried again."""
+    paid = await provider.charge(reserved.order_id, reserved.total)
+    if payments.note(reserved.order_id, reserved.total if paid else Decimal(0)):
         return PaymentProcessed(reserved.order_id, reserved.customer, reserved.total)
     return PaymentDeclined(reserved.order_id, reserved.customer, reserved.total)

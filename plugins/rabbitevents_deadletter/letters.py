@@ -1,0 +1,210 @@
+"""A dead letter as a value: what it says of itself, whoever brought it to its queue, and the event that comes of it again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+
+import msgspec
+
+from rabbitevents import DecodeError, Delivery, Headers, HeaderValue, Message
+from rabbitevents_deadletter.harmless import harmless
+from rabbitevents_deadletter.labels import (
+    ATTEMPT,
+    ATTEMPTS,
+    DEAD,
+    ERROR,
+    FAILED_AT,
+    HANDLER,
+    HOST,
+    LABELS,
+    MESSAGE,
+    ORIGIN_EXCHANGE,
+    ORIGIN_ROUTING_KEY,
+    REPLAY_COUNT,
+    REPLAY_EDITED,
+    REPLAYED_AT,
+    TRACEBACK,
+    moment,
+)
+
+FAILED: Final = "failed"
+"""The reason of a dead letter that the plugin brought; RabbitMQ's own are `rejected`, `delivery_limit`, `expired` and `maxlen`."""
+
+UNKNOWN: Final = "unknown"
+"""The reason of one that neither the plugin nor the broker brought."""
+
+
+class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """One message of a dead letter queue. Its texts come from whoever published it: escape them before showing them."""
+
+    delivery: Delivery
+    """As the broker delivered it."""
+    queue: str
+    """The queue whose handler failed: where a replay goes."""
+    id: str
+    """The event's id; ``body:`` and a digest for a message that has none, or whose properties cannot be read."""
+    type: str = ""
+    reason: str = UNKNOWN
+    """Why it is here: `FAILED`, or the broker's word."""
+    error: str = ""
+    """The exception's class, with its module; empty unless the reason is `FAILED`."""
+    message: str = ""
+    """What the exception said, at most 2 kB; empty where that was left out."""
+    traceback: str = ""
+    failed_at: datetime | None = None
+    attempts: int | None = None
+    handler: str = ""
+    host: str = ""
+    exchange: str = ""
+    """Where its event was published first."""
+    routing_key: str = ""
+    replayed: int = 0
+    """How often it was replayed before."""
+    unreadable: str = ""
+    """Why its properties cannot be read; empty where they can."""
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Self:
+        """Read what was delivered from ``<queue>.dead``. Raises nothing, whatever that is."""
+        queue = delivery.queue.removesuffix(DEAD)
+        digest = f"body:{hashlib.sha256(delivery.body).hexdigest()[:16]}"
+        try:
+            headers = delivery.headers
+        except DecodeError as error:
+            # Nothing of it can be read but how it came: through the exchange that only the broker's dead letters take.
+            reason = "rejected" if delivery.via_exchange else UNKNOWN
+            return cls(delivery=delivery, queue=queue, id=digest, reason=reason, unreadable=str(error))
+        death = _death(delivery, queue)
+        told = _told_by_broker(death) if death is not None else _told_by_plugin(headers)
+        exchange, routing_key = _origin(delivery, death)
+        return cls(
+            delivery=delivery,
+            queue=queue,
+            id=delivery.properties.message_id or digest,
+            type=delivery.properties.type or routing_key,
+            exchange=exchange,
+            routing_key=routing_key,
+            replayed=_number(headers.get(REPLAY_COUNT)) or 0,
+            **told,
+        )
+
+    @property
+    def dead_queue(self) -> str:
+        """The queue that it is in."""
+        return self.delivery.queue
+
+    @property
+    def body(self) -> bytes:
+        """The body, byte for byte as it was published; empty where it was over the looking bus's limit."""
+        return self.delivery.body
+
+    @property
+    def size(self) -> int:
+        """The body's size in bytes."""
+        return self.delivery.oversize or len(self.delivery.body)
+
+    @property
+    def headers(self) -> Headers:
+        """All headers, labels included; none where they cannot be read."""
+        return {} if self.unreadable else self.delivery.headers
+
+    @property
+    def cause(self) -> str:
+        """What it died of: the exception's class, or the broker's reason."""
+        return self.error or self.reason
+
+    def __repr__(self) -> str:
+        return f"<DeadLetterMessage {self.describe()}>"
+
+    def describe(self) -> str:
+        """Name it for logs and errors, with nothing in it that a terminal could take amiss; never the body."""
+        return harmless(f"{self.type or '(no type)'} {self.id} in {self.dead_queue!r}")
+
+    def replay(self, *, body: bytes | None = None) -> Message:
+        """Return the event as it goes back to the one queue whose handler failed: its first attempt, without labels.
+
+        ``body`` stands in for its own, and a header says so if it is another one. Raises `DecodeError` for one whose
+        properties cannot be read, or whose body was not kept.
+        """
+        if body == self.body and not self.delivery.oversize:
+            body = None
+        if body is None and self.delivery.oversize:
+            raise DecodeError(f"its body of {self.size:,} bytes is over the limit of Bus(limits=...), and was not kept")
+        headers: dict[str, HeaderValue] = {
+            **dict.fromkeys(LABELS),
+            ATTEMPT: 1,
+            ORIGIN_EXCHANGE: self.exchange,
+            ORIGIN_ROUTING_KEY: self.routing_key,
+            REPLAY_COUNT: self.replayed + 1,
+            REPLAYED_AT: moment(datetime.now(UTC)),
+            REPLAY_EDITED: True if body is not None else None,
+        }
+        message = Message.copy_of(self.delivery, queue=self.queue, headers=headers)
+        return message if body is None else msgspec.structs.replace(message, body=body)
+
+
+def _told_by_plugin(headers: Headers) -> dict[str, Any]:
+    error = _text(headers.get(ERROR))
+    return {
+        "reason": FAILED if error else UNKNOWN,
+        "error": error,
+        "message": _text(headers.get(MESSAGE)),
+        "traceback": _text(headers.get(TRACEBACK)),
+        "failed_at": _time(headers.get(FAILED_AT)),
+        "attempts": _number(headers.get(ATTEMPTS)),
+        "handler": _text(headers.get(HANDLER)),
+        "host": _text(headers.get(HOST)),
+    }
+
+
+def _told_by_broker(death: Mapping[str, HeaderValue]) -> dict[str, Any]:
+    seconds = _number(death.get("time"))
+    return {"reason": _text(death.get("reason")) or UNKNOWN, "failed_at": _from_seconds(seconds)}
+
+
+def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
+    """Return what the broker says of how it left ``queue``; None for a message that the broker did not bring.
+
+    The broker's own come through the dead letter exchange; ``x-death`` on any other is whatever its publisher wrote.
+    The newest entry stands first (RabbitMQ 3.10 to 4.3).
+    """
+    deaths = delivery.headers.get("x-death")
+    if not delivery.via_exchange or not isinstance(deaths, list):
+        return None
+    entries = (each for each in deaths if isinstance(each, Mapping))
+    return next((each for each in entries if each.get("queue") == queue), None)
+
+
+def _origin(delivery: Delivery, death: Mapping[str, HeaderValue] | None) -> tuple[str, str]:
+    """Say where the event was published first: a copy of ours knows it, of any other the broker does."""
+    if death is None or ORIGIN_EXCHANGE in delivery.headers:
+        return delivery.exchange, delivery.routing_key
+    keys = death.get("routing-keys")
+    first = keys[0] if isinstance(keys, list) and keys else None
+    return _text(death.get("exchange")), _text(first) or delivery.routing_key
+
+
+def _text(value: HeaderValue) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: HeaderValue) -> int | None:
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _time(value: HeaderValue) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(_text(value))
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _from_seconds(seconds: int | None) -> datetime | None:
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

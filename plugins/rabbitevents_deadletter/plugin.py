@@ -1,0 +1,232 @@
+"""The plugin: what is given up on goes to its dead letter queue, labelled, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from rabbitevents import (
+    ConfigurationError,
+    Consume,
+    DecodeError,
+    Delivery,
+    EncodeError,
+    Fact,
+    Headers,
+    HeaderValue,
+    Host,
+    Message,
+    Outcome,
+    Plugin,
+    RabbitEventsError,
+    Settlement,
+    Subscription,
+    facts,
+    forward,
+)
+from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
+from rabbitevents_deadletter.failures import name_of, text_of, traceback_of
+from rabbitevents_deadletter.labels import (
+    ATTEMPTS,
+    DEAD,
+    ERROR,
+    FAILED_AT,
+    HANDLER,
+    HOST,
+    LABELS,
+    MESSAGE,
+    TRACEBACK,
+    cut,
+    moment,
+)
+
+log: logging.Logger = logging.getLogger("rabbitevents.deadletter")
+
+_ATTEMPT: ContextVar[int] = ContextVar("rabbitevents_deadletter_attempt", default=0)
+"""The attempt that runs in the current task, where an earlier one was repeated in this process; 0: as the delivery says."""
+
+_SHORTER = ((), (TRACEBACK,), (TRACEBACK, MESSAGE))
+"""What is left off, step by step, where the labels do not fit beside an event's own headers."""
+
+
+class DeadLetter(Plugin):
+    """Send what is given up on to ``<queue>.dead``, with headers that say why; stands outermost.
+
+    ``message=False`` leaves the exceptions' texts out of headers and log (they may hold personal data),
+    ``traceback=False`` the places in the code. ``announce=True`` also publishes `EventProcessingFailed`.
+
+    What no copy can carry (a header that cannot be read, a body over the limit) is rejected instead: the broker's own
+    dead-lettering takes it to the same queue, as it came. Nothing is dead-lettered because a process stops.
+    """
+
+    role: ClassVar[str] = "dead-letter"
+
+    def __init__(self, *, traceback: bool = True, message: bool = True, announce: bool = False) -> None:
+        self._with_traceback = traceback
+        self._with_message = message
+        self._announces = announce
+        self._hostname = cut(platform.node(), 255)
+        self._running: Host | None = None
+        self._subscriptions: dict[str, Subscription] = {}
+
+    @asynccontextmanager
+    async def lifespan(self, host: Host) -> AsyncGenerator[None]:
+        """Learn what the bus consumes."""
+        self._running = host
+        self._subscriptions = {each.queue: each for each in host.subscriptions}
+        yield
+
+    def observe(self, fact: Fact) -> None:
+        """Count the attempts that are repeated in this process: the delivery that we see knows only the first of them."""
+        if isinstance(fact, facts.Retried) and fact.inline:
+            _ATTEMPT.set(fact.attempt + 1)
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        """Proceed; whatever comes out of it as an exception, decide here what becomes of the delivery."""
+        _ATTEMPT.set(0)
+        try:
+            return await proceed(delivery)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            # This is where it is decided what a failure comes to. A CancelledError that nobody asked for, and what
+            # test libraries raise, are a handler's failure like another.
+            if self._is_a_stop(error):
+                raise
+            return await self._give_up(delivery, error)
+
+    def _is_a_stop(self, error: BaseException) -> bool:
+        """Say whether a handler was broken off, because the process stops; whatever it made of the cancellation."""
+        task = asyncio.current_task()
+        cancelled = isinstance(error, asyncio.CancelledError) or (task is not None and task.cancelling() > 0)
+        return cancelled and self._host.stopping
+
+    async def _give_up(self, delivery: Delivery, error: BaseException) -> Settlement:
+        failed = self._failure(delivery, error)
+        settlement, why_not = self._settlement(delivery, failed, error)
+        self._host.report(
+            facts.DeadLettered(
+                delivery.queue, failed.event_type, failed.event_id, failed.attempts, type(error).__name__
+            )
+        )
+        self._log(delivery, failed, error, why_not)
+        if self._announces and failed.event_id and failed.event_type != PROCESSING_FAILED:
+            await self._announce(delivery, failed)
+        return settlement
+
+    @property
+    def _host(self) -> Host:
+        if self._running is None:
+            raise ConfigurationError("DeadLetter() has no bus: put it into Bus(plugins=[...])")
+        return self._running
+
+    def _failure(self, delivery: Delivery, error: BaseException) -> EventProcessingFailed:
+        """Say what failed; without ids where they cannot be read."""
+        try:
+            type, id, attempt = delivery.type, str(delivery.id), int(delivery.attempt)
+        except DecodeError:
+            type, id, attempt = "", "", 1
+        handler = self._handler(delivery.queue, type)
+        attempts = max(attempt, _ATTEMPT.get())
+        return EventProcessingFailed(id, type, delivery.queue, handler, name_of(error), attempts, datetime.now(UTC))
+
+    def _handler(self, queue: str, type: str) -> str:
+        """Name the function that an event of this type is for; the subscription, where only its patterns could tell."""
+        subscription = self._subscriptions.get(queue)
+        if subscription is None:
+            return queue
+        handlers = subscription.handlers
+        named = handlers if len(handlers) == 1 else [each for each in handlers if type in each.routing_keys]
+        if len(named) != 1:
+            return subscription.name
+        function = named[0].function
+        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+        return f"{module}.{name}" if module and name else named[0].name
+
+    # --- the copy ---
+
+    def _settlement(
+        self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException
+    ) -> tuple[Settlement, str]:
+        """Return the copy to the dead letter queue; or else the rejection, and why no copy can be made."""
+        try:
+            if delivery.oversize:
+                raise DecodeError("its body is over the limit, and was not kept")
+            return forward(self._copy(delivery, failed, error), error=error), ""
+        except (DecodeError, EncodeError) as why:
+            return Settlement(Outcome.REJECT, None, error), str(why)
+
+    def _copy(self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException) -> Message:
+        """Return the copy with as many of its labels as fit. Raises `EncodeError` when not even the shortest do."""
+        labels = self._labels(failed, error)
+        for dropped in _SHORTER[:-1]:
+            copy = _labelled(delivery, labels, dropped)
+            with suppress(EncodeError):
+                self._host.limits.check_message(copy)
+                return copy
+        copy = _labelled(delivery, labels, _SHORTER[-1])
+        self._host.limits.check_message(copy)
+        return copy
+
+    def _labels(self, failed: EventProcessingFailed, error: BaseException) -> dict[str, HeaderValue]:
+        labels: dict[str, HeaderValue] = {
+            ERROR: failed.error,
+            FAILED_AT: moment(failed.failed_at),
+            ATTEMPTS: failed.attempts,
+            HANDLER: cut(failed.handler, 255),
+            HOST: self._hostname,
+        }
+        if self._with_message:
+            labels[MESSAGE] = text_of(error)
+        if self._with_traceback:
+            labels[TRACEBACK] = traceback_of(error)
+        return labels
+
+    # --- saying so ---
+
+    def _log(self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException, why_not: str) -> None:
+        log.error(
+            "%s was given up on after %d %s, because of %s; it goes to %s%s",
+            delivery.describe(),
+            failed.attempts,
+            "attempt" if failed.attempts == 1 else "attempts",
+            failed.error,
+            delivery.queue + DEAD,
+            f", without a label, as no copy can be made: {why_not}" if why_not else "",
+            extra=_fields(delivery, failed),
+            exc_info=error if self._with_message and not isinstance(error, RabbitEventsError) else None,
+        )
+
+    async def _announce(self, delivery: Delivery, failed: EventProcessingFailed) -> None:
+        try:
+            await self._host.publish(announce(delivery, failed, self._host.name))
+        except Exception as error:
+            # Whatever the plugins on the way out raise: the announcement must not keep its event from its queue.
+            log.error(
+                "%s could not be announced as failed: %s",
+                delivery.describe(),
+                name_of(error),
+                extra=_fields(delivery, failed),
+            )
+
+
+def _fields(delivery: Delivery, failed: EventProcessingFailed) -> dict[str, str | int]:
+    """Return the fields that the library's log records about an event have; what cannot be read is left out."""
+    fields: dict[str, str | int] = {"subscription": delivery.queue}
+    if failed.event_id:
+        correlation = delivery.properties.correlation_id or failed.event_id
+        fields |= {"event_id": failed.event_id, "event_type": failed.event_type, "correlation_id": correlation}
+        fields["attempt"] = failed.attempts
+    return fields
+
+
+def _labelled(delivery: Delivery, labels: Headers, dropped: Sequence[str]) -> Message:
+    """Return the copy, with nothing of the family but these labels. Raises `DecodeError`."""
+    kept: Headers = {**dict.fromkeys(LABELS), **labels, **dict.fromkeys(dropped)}
+    return Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=kept)

@@ -1,0 +1,45 @@
+"""What a handler raises that knows better than the policy: not again, or not before.
+
+Both derive from `Exception` and not from the library's root: their text is the handler's, and may hold what was in the
+event. The house shows the texts of its own errors in logs and health, and of all others the class alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import cast
+
+
+class Fatal(Exception):
+    """A failure that no repetition mends: the event is given up on at once.
+
+    ``raise Fatal("there is no such customer") from error``
+    """
+
+
+class RetryLater(Exception):
+    """A failure whose handler knows when to try again: ``after`` so many seconds, or a timedelta, and not before.
+
+    It stands in for the policy's ``wait`` and ``retry``; it is an attempt like another, and obeys ``stop``. A time that
+    is past means at once. Raises ValueError for NaN.
+
+    ``raise RetryLater(float(response.headers["Retry-After"])) from error``
+    """
+
+    def __init__(self, after: timedelta | float, text: str = "") -> None:
+        seconds = after.total_seconds() if isinstance(after, timedelta) else float(after)
+        if math.isnan(seconds):
+            raise ValueError("RetryLater(nan): say seconds, or a timedelta")
+        super().__init__(text or f"in {seconds:g} s")
+        self.after: float = max(0.0, seconds)
+
+
+def members(error: BaseException) -> Iterator[BaseException]:
+    """Yield what failed: ``error`` itself, or each member of a group, however deep (a TaskGroup in a handler)."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from members(each)
+    else:
+        yield error

@@ -1,0 +1,146 @@
+"""What a message's headers carry of a trace: the propagators' own headers, and where the last attempt left off.
+
+What came over the wire is not trusted: only text is read, only so much of it, and what is malformed is ignored.
+Limits: W3C Trace Context, 3.3.1.5 (512 characters of tracestate), W3C Baggage, 3.3.2 (8,192 bytes).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter, Setter
+from opentelemetry.trace import SpanContext
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+PREVIOUS: Final = "previous-traceparent"
+"""The header of a copy that says which attempt made it, in the form of a ``traceparent``."""
+
+FORWARDED_AT: Final = "forwarded-at"
+"""The header of a copy that says when it was made (RFC 3339): from then on it waits."""
+
+REPLAYED_AT: Final = "replay-at"
+"""The header that a replay from the dead letters leaves; the attempts begin with 1 again."""
+
+LINK: Final = "rabbitevents.link"
+"""The attribute of a link that says what it leads to: "producer", or "previous attempt"."""
+
+BAGGAGE: Final = "baggage"
+LONGEST_BAGGAGE: Final = 8192
+LONGEST: Final = 512
+"""Bytes of baggage, and of any other header of a trace."""
+
+_LISTS = frozenset({BAGGAGE, "tracestate"})
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
+_MEMBER = re.compile(rf"\s*{_NAME}\s*=\s*{_VALUE}\s*(;[\x20-\x7e\t]*)?")
+_TRACE_CONTEXT = TraceContextTextMapPropagator()
+
+Headers = Mapping[str, Any]
+
+
+class _Reading(Getter[Headers]):
+    """Gets text of bearable length out of headers."""
+
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
+        value = carrier.get(key)
+        bounded = _bounded(key, value) if isinstance(value, str) else ""
+        return [bounded] if bounded else None
+
+    def keys(self, carrier: Headers) -> list[str]:
+        return list(carrier)
+
+
+class _Writing(Setter[dict[str, str]]):
+    """Sets headers, as much as may be."""
+
+    def set(self, carrier: dict[str, str], key: str, value: str) -> None:
+        bounded = _bounded(key, value)
+        if bounded:
+            carrier[key] = bounded
+
+
+_READING = _Reading()
+_WRITING = _Writing()
+
+
+def _bounded(key: str, value: str) -> str:
+    """Return ``value`` if it is bearable; of a list, the members from the left that are; else nothing.
+
+    Members of baggage that are malformed are left out here, since OpenTelemetry's propagator would show them in the log.
+    """
+    limit = LONGEST_BAGGAGE if key == BAGGAGE else LONGEST
+    if key not in _LISTS:
+        return value if len(value) <= limit else ""
+    if key == BAGGAGE:
+        members = value[: limit + 1].split(",")
+        if len(value) > limit:
+            members.pop()  # it was cut through
+        return ",".join(member for member in members if _MEMBER.fullmatch(member))
+    return value if len(value) <= limit else value[: limit + 1].rpartition(",")[0]
+
+
+def written(context: Context) -> dict[str, str]:
+    """Return ``context`` as headers, by the propagators that are configured globally."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, context, _WRITING)
+    return carrier
+
+
+def read(headers: Headers) -> Context:
+    """Return the context that ``headers`` carry; an empty one if they carry none that can be read.
+
+    It begins with an empty one, since a worker runs in the context of whoever started the bus.
+    """
+    return propagate.extract(headers, Context(), _READING)
+
+
+def left_behind(context: SpanContext | None) -> dict[str, str | None]:
+    """Return what a copy's headers say of the attempt that made it; None removes what an earlier one said."""
+    previous = None
+    if context is not None and context.is_valid and context.trace_flags.sampled:
+        previous = f"00-{trace.format_trace_id(context.trace_id)}-{trace.format_span_id(context.span_id)}-01"
+    return {PREVIOUS: previous, FORWARDED_AT: datetime.now(UTC).isoformat()}
+
+
+def previous_attempt(headers: Headers) -> SpanContext | None:
+    """Return the attempt that made this copy, if its headers say so."""
+    value = headers.get(PREVIOUS)
+    if not isinstance(value, str) or len(value) > LONGEST:
+        return None
+    found = trace.get_current_span(_TRACE_CONTEXT.extract({"traceparent": value}, Context())).get_span_context()
+    return found if found.is_valid else None
+
+
+def replayed_at(headers: Headers) -> datetime | None:
+    """Return when the event was brought back from the dead letters, if it was."""
+    return _time(headers.get(REPLAYED_AT))
+
+
+def waited(headers: Headers, attempt: int, sent_at: int | None) -> float | None:
+    """Return for how long, in seconds, an event has been waiting: since its replay, its last copy, or its own time.
+
+    ``sent_at`` is AMQP's timestamp, for events without a time of their own. The clocks are those of two machines:
+    a time in the future is no waiting time.
+    """
+    replayed = replayed_at(headers) if attempt == 1 else None
+    since = replayed or _time(headers.get(FORWARDED_AT)) or _time(headers.get("event-time"))
+    if since is None and sent_at is None:
+        return None
+    began = since.timestamp() if since is not None else float(sent_at or 0)
+    return max(0.0, time.time() - began)
+
+
+def _time(text: object) -> datetime | None:
+    if not isinstance(text, str) or len(text) > 64:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

@@ -1,0 +1,51 @@
+"""Health as an ASGI application, to mount in the one that a service has already.
+
+::
+
+    app = FastAPI(lifespan=lifespan)  # in which the bus runs
+    app.mount("/bus", health_app(bus))  # GET /bus/live, /bus/ready, /bus/health
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+from rabbitevents.bus import Bus
+from rabbitevents.health import Answer, answer
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""An application as the ASGI specification has it (version 3)."""
+
+
+_NOT_ALLOWED = Answer(HTTPStatus.METHOD_NOT_ALLOWED, b'{"status": "use GET", "checks": []}')
+
+
+def health_app(bus: Bus) -> Application:
+    """Return an application that answers ``GET .../live``, ``.../ready`` and ``.../health`` for ``bus``.
+
+    They answer 200 or 503 with a JSON document; what each means says `rabbitevents.health`. The bus has to run on the
+    event loop that serves the application, as it does when it is started in the lifespan.
+    """
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError(f"this application answers HTTP, not {scope['type']}")  # as ASGI asks for
+        method = scope["method"]
+        found = answer(bus.health, scope["path"]) if method in ("GET", "HEAD") else _NOT_ALLOWED
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(found.body)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        if found is _NOT_ALLOWED:
+            headers.append((b"allow", b"GET, HEAD"))
+        await send({"type": "http.response.start", "status": found.status.value, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else found.body})
+
+    return application

@@ -1,0 +1,414 @@
+"""The `dlq` commands by themselves, for a bus on the embedded broker: what they say, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rabbitevents import Bus, ConfigurationError, HeaderValue, Properties, Router
+from rabbitevents.testing import EmbeddedBroker
+from rabbitevents_deadletter import DeadLetter, read_lines
+from rabbitevents_deadletter.commands import dlq
+from rabbitevents_deadletter.harmless import harmless
+from tests.deadletters import DEAD, QUEUE, PaymentError, fill, ids, letters, put, raw, ready, service, until
+from tests.shop import OrderPlaced
+
+BUS = "a_shop_for_dlq:bus"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
+    """A broker, and a module whose bus is there: one handler that fails, and one that does not."""
+    server = EmbeddedBroker()
+    router = Router("shop")
+
+    @router.on(OrderPlaced)
+    async def record(order: OrderPlaced) -> None:
+        raise PaymentError
+
+    @router.on(OrderPlaced)
+    async def note(order: OrderPlaced) -> None:
+        pass
+
+    module = ModuleType("a_shop_for_dlq")
+    module.__dict__["bus"] = Bus(server.client(), router, plugins=[DeadLetter()])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return server
+
+
+def called(*arguments: str, answer: str = "") -> Result:
+    """Call `dlq`; what it returns, or raises, is the exit code and the exception."""
+    result = CliRunner().invoke(dlq, list(arguments), input=answer, standalone_mode=False)
+    if result.exception is None:
+        result.exit_code = result.return_value or 0
+    return result
+
+
+def left(server: EmbeddedBroker) -> Sequence[str]:
+    return ids(asyncio.run(letters(server)))
+
+
+def filled(server: EmbeddedBroker, number: int) -> None:
+    asyncio.run(fill(server, number))
+
+
+# --- list ----------------------------------------------------------------------------------------------------------
+
+
+def test_list_counts_by_queue_error_and_type(server: EmbeddedBroker) -> None:
+    filled(server, 3)
+
+    result = called("list", BUS)
+
+    head, row = result.stdout.splitlines()
+    assert head.split() == ["queue", "error", "type", "count", "oldest", "newest"]
+    assert row.split()[:4] == [DEAD, "tests.deadletters.PaymentError", "order.placed", "3"]
+    assert "shop.note.dead" in result.stderr  # this service never ran, and its queue is not there
+    assert result.exit_code == 0
+    assert len(left(server)) == 3
+
+
+def test_list_as_json(server: EmbeddedBroker) -> None:
+    filled(server, 3)
+
+    [found] = json.loads(called("list", BUS, "--json").stdout)
+
+    assert (found["queue"], found["there"], found["looked_at"]) == (DEAD, 3, 3)
+    [group] = found["groups"]
+    assert (group["error"], group["type"], group["count"]) == ("tests.deadletters.PaymentError", "order.placed", 3)
+
+
+def test_list_says_when_there_is_more_than_it_counted(server: EmbeddedBroker) -> None:
+    filled(server, 5)
+
+    result = called("list", BUS, "--queue", QUEUE, "--hold", "2")
+
+    assert result.stderr == "shop.record.dead: counted the first 2 of 5\n"
+
+
+def test_where_nothing_is_dead_that_is_said(server: EmbeddedBroker) -> None:
+    filled(server, 0)
+
+    assert called("list", BUS).stdout == "no dead letters\n"
+    assert called("list", BUS, "--type", "x").stdout == "no dead letters that are meant\n"
+    assert "no dead letters\n" in called("show", BUS).stderr
+    assert "shop.record.dead: 0 replayed\n" in called("replay", BUS).stderr
+
+
+# --- show ----------------------------------------------------------------------------------------------------------
+
+
+def test_show_tells_everything_of_one(server: EmbeddedBroker) -> None:
+    filled(server, 2)
+
+    result = called("show", BUS, "--id", "id-1")
+
+    words = " ".join(result.stdout.split())
+    assert "id id-1 type order.placed reason tests.deadletters.PaymentError message no money for o-1" in words
+    assert "attempts 1 handler tests.deadletters.failing.<locals>.record host" in words
+    assert '\n  {\n    "order_id": "o-1"\n  }\n' in result.stdout
+    assert "in record" in result.stdout
+    assert "dead-letter-" not in result.stdout
+    assert result.exit_code == 0
+
+
+def test_show_of_what_is_not_there_ends_with_1(server: EmbeddedBroker) -> None:
+    filled(server, 2)
+
+    result = called("show", BUS, "--id", "id-9", "--id", "id-1")
+
+    assert "no dead letter of the event id-9 was found" in result.stderr
+    assert "id-1" in result.stdout
+    assert result.exit_code == 1
+
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07\u202egnp.exe\u2066\x9b31m\r\x08\x00[red]:skull:[/red]\udcff"
+HOSTILE_HEADERS: dict[str, HeaderValue] = {
+    HOSTILE: HOSTILE,
+    "CC": ["admin.queue"],
+    "x-delivery-count": -1,
+    "nested": {HOSTILE: [HOSTILE, {"deep": b"\x1b[2J"}]},
+    "number": 2**63 - 1,
+    "not a number": float("nan"),
+    "dead-letter-error": HOSTILE,
+    "dead-letter-message": HOSTILE,
+    "dead-letter-traceback": f"  File {HOSTILE}\n{HOSTILE}",
+    "dead-letter-failed-at": HOSTILE,
+    "dead-letter-handler": HOSTILE,
+    "dead-letter-host": HOSTILE,
+    "origin-exchange": HOSTILE,
+}
+HOSTILE_BODIES = [
+    json.dumps({HOSTILE: "\ud800"}).encode(),
+    f'{{"a": "{"x" * 10}", "b": "\u202e"}}'.encode(),
+    HOSTILE.encode("utf-8", "surrogateescape"),
+    b"9" * 1_000_000,
+    b"[" * 60_000,
+    b"[" * 20_000 + b"]" * 20_000,
+    bytes(range(256)),
+    b"NaN",
+    b"\x00" * 100,
+    b"",
+    b"\x1b[31m" * 50_000,
+]
+
+
+def test_nothing_that_a_stranger_wrote_reaches_the_terminal_as_it_is(server: EmbeddedBroker) -> None:
+    filled(server, 0)
+    properties = Properties(
+        type=HOSTILE[:60], message_id=HOSTILE, app_id=HOSTILE, correlation_id=HOSTILE, headers=HOSTILE_HEADERS
+    )
+    asyncio.run(put(server, *(raw(body, queue=DEAD, properties=properties) for body in HOSTILE_BODIES)))
+
+    results = [
+        called("list", BUS),
+        called("list", BUS, "--json"),
+        called("show", BUS, "--limit", "100"),
+        called("replay", BUS, "--dry-run"),
+        called("show", BUS, "--id", HOSTILE),
+        called("show", BUS, "--id", harmless(HOSTILE)),
+    ]
+
+    for result in results:
+        assert result.exception is None
+        assert (result.output.replace("\n", "")).isprintable()
+    assert results[4].stdout.count("published") == results[5].stdout.count("published") == 1
+    shown = results[2].stdout
+    assert shown.count(r"\x1b[2J\x1b]0;title\x07\u202egnp.exe\u2066\x9b31m\r\x08\x00[red]:skull:[/red]\xff") > 20
+    assert "body (1,000,000 bytes, of which 65,536 are shown; an export has all of it)" in shown
+    assert "00000010  10 11 12" in shown
+
+
+# --- replay --------------------------------------------------------------------------------------------------------
+
+
+def test_replay_says_how_many_and_of_what(server: EmbeddedBroker) -> None:
+    filled(server, 5)
+
+    result = called("replay", BUS, "--id", "id-1", "--id", "id-2")
+
+    assert result.stderr.splitlines()[-1] == "shop.record.dead: 2 replayed, 3 not meant"
+    assert result.exit_code == 0
+    assert left(server) == ["id-0", "id-3", "id-4"]
+    assert asyncio.run(ready(server, QUEUE)) == 2
+
+
+def test_a_limit_is_for_all_queues_together(server: EmbeddedBroker) -> None:
+    asyncio.run(_fail_in_both(server, 3))
+
+    listed = called("list", BUS)
+    result = called("replay", BUS, "--limit", "4")
+    narrowed = called("replay", BUS, "--queue", "shop.note.dead")
+
+    assert [row.split()[0] for row in listed.stdout.splitlines()[1:]] == ["shop.record.dead", "shop.note.dead"]
+    assert result.stderr.splitlines() == [
+        "shop.record.dead: 3 replayed",
+        "shop.note.dead: 1 replayed, 2 of 3 not looked at",
+    ]
+    assert narrowed.stderr.splitlines() == ["shop.note.dead: 2 replayed"]
+    assert asyncio.run(ready(server, "shop.note")) == 3
+
+
+async def _fail_in_both(server: EmbeddedBroker, number: int) -> None:
+    router = Router("shop")
+
+    async def fail(order: OrderPlaced) -> None:
+        raise PaymentError
+
+    router.on(OrderPlaced, name="record")(fail)
+    router.on(OrderPlaced, name="note")(fail)
+    async with service(server, router) as bus:
+        await bus.publish_many([OrderPlaced(f"o-{i}") for i in range(number)])
+        await until(bus, number)
+        await until(bus, number, "shop.note.dead")
+
+
+def test_a_dry_run_names_what_is_meant(server: EmbeddedBroker) -> None:
+    filled(server, 5)
+
+    result = called("replay", BUS, "--dry-run", "--limit", "2", "--error", "PaymentError", "--newer-than", "1h")
+
+    lines = result.stderr.splitlines()[-3:]
+    assert [line.split()[:2] for line in lines[:2]] == [[DEAD, "id-0"], [DEAD, "id-1"]]
+    assert lines[2] == "shop.record.dead: 2 would be replayed, 3 of 5 not looked at"
+    assert len(left(server)) == 5
+
+
+def test_when_the_filters_skip_more_than_can_be_held_that_is_said(server: EmbeddedBroker) -> None:
+    filled(server, 5)
+
+    result = called("replay", BUS, "--id", "id-4", "--hold", "3")
+
+    assert result.stderr.splitlines()[-2:] == [
+        "shop.record.dead: 0 replayed, 3 not meant, 2 of 5 not looked at, since a look holds at most 3 messages, "
+        "and as many that stand before them are left where they are",
+        "no dead letter of the event id-4 was found",
+    ]
+    assert result.exit_code == 1
+
+
+def test_one_body_is_edited_for_one_event(server: EmbeddedBroker, tmp_path: Path) -> None:
+    filled(server, 2)
+    body = tmp_path / "body.json"
+    body.write_bytes(b'{"order_id": "edited"}\n')
+
+    result = called("replay", BUS, "--id", "ID-1", "--edit", str(body))
+    refused = called("replay", BUS, "--edit", str(body))
+
+    assert result.exit_code == 0
+    assert "say with --id which event it is for" in str(refused.exception)
+    assert left(server) == ["id-0"]
+    assert server.queues[QUEUE].ready == 1
+    assert _bodies(server) == [b'{"order_id": "edited"}\n']
+
+
+def _bodies(server: EmbeddedBroker) -> list[bytes]:
+    async def taken() -> list[bytes]:
+        async with Bus(server.client(), declare="none") as bus, bus.browse(QUEUE) as look:
+            return [delivery.body async for delivery in look]
+
+    return asyncio.run(taken())
+
+
+def test_an_edited_export_changes_the_bodies_of_its_events_and_no_others(
+    server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    filled(server, 3)
+    path = tmp_path / "dead.jsonl"
+    called("export", BUS, "--to", str(path), "--id", "id-0", "--id", "id-2")
+    path.write_text(path.read_text().replace("o-2", "two"))
+
+    result = called("replay", BUS, "--edit", str(path))
+    none = called("replay", BUS, "--edit", str(path), "--id", "id-1")
+
+    assert result.stderr.splitlines()[-1] == "shop.record.dead: 2 replayed, 1 not meant"
+    assert "has none of the events that --id names" in str(none.exception)
+    assert left(server) == ["id-1"]
+    assert _bodies(server) == [b'{"order_id": "o-0"}', b'{"order_id": "two"}']
+
+
+def test_export_discard_and_replay_from_the_file(server: EmbeddedBroker, tmp_path: Path) -> None:
+    filled(server, 3)
+    path, again = tmp_path / "dead.jsonl", tmp_path / "again.jsonl"
+
+    exported = called("export", BUS, "--to", str(path))
+    twice = called("export", BUS, "--to", str(path))
+    discarded = called("discard", BUS, "--yes", "--export", str(again))
+    replayed = called("replay", BUS, "--from", str(path), "--type", "order.*", "--limit", "2")
+
+    assert exported.stderr.splitlines()[-1] == "shop.record.dead: 3 exported"
+    assert isinstance(twice.exception, ConfigurationError)
+    assert discarded.stderr.splitlines()[-1] == "shop.record.dead: 3 discarded"
+    assert [each.body for each in read_lines(path)] == [each.body for each in read_lines(again)]
+    assert replayed.stderr.splitlines()[-1] == "shop.record.dead: 2 replayed"
+    assert left(server) == []
+    assert _bodies(server) == [b'{"order_id": "o-0"}', b'{"order_id": "o-1"}']
+
+
+def test_a_file_with_a_spoilt_line_is_refused_before_anything_is_sent(server: EmbeddedBroker, tmp_path: Path) -> None:
+    filled(server, 3)
+    path = tmp_path / "dead.jsonl"
+    called("export", BUS, "--to", str(path))
+    path.write_bytes(path.read_bytes()[:-20])
+
+    result = called("replay", BUS, "--from", str(path))
+
+    assert isinstance(result.exception, ConfigurationError)
+    assert "line 3" in str(result.exception)
+    assert asyncio.run(ready(server, QUEUE)) == 0
+
+
+def test_lines_of_a_queue_that_is_not_meant_are_left_out_and_that_is_said(
+    server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    filled(server, 2)
+    path = tmp_path / "dead.jsonl"
+    called("export", BUS, "--to", str(path))
+    path.write_text(path.read_text().replace('"queue":"shop.record"', '"queue":"admin"', 1))
+
+    result = called("replay", BUS, "--from", str(path))
+
+    assert f"{path} has 1 of queue 'admin', which is not meant: they are left out" in result.stderr
+    assert result.exit_code == 1
+    assert asyncio.run(ready(server, QUEUE)) == 1
+
+
+# --- discard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("answer", "remaining", "code"), [("y\n", 1, 0), ("n\n", 3, 1), ("\n", 3, 1)])
+def test_discard_asks_first(answer: str, remaining: int, code: int, server: EmbeddedBroker) -> None:
+    filled(server, 3)
+
+    result = called("discard", BUS, "--limit", "2", answer=answer)
+
+    assert "shop.record.dead: 2 would be discarded" in result.stderr
+    assert "Discard them for good?" in result.stderr
+    assert (result.exit_code, len(left(server))) == (code, remaining)
+
+
+def test_discard_that_nobody_can_answer_says_what_to_say(server: EmbeddedBroker) -> None:
+    filled(server, 1)
+
+    result = called("discard", BUS)
+
+    assert "say --yes" in str(result.exception)
+    assert left(server) == ["id-0"]
+
+
+def test_discard_asks_nothing_where_nothing_is_meant(server: EmbeddedBroker) -> None:
+    filled(server, 1)
+
+    result = called("discard", BUS, "--type", "other")
+
+    assert "?" not in result.stderr
+    assert result.exit_code == 0
+
+
+# --- what is wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "say where to look: MODULE:BUS, or --url URL and --queue NAME"),
+        ((BUS, "--url", "amqp://localhost"), "say where to look"),
+        (("--url", "amqp://localhost"), "say which queues"),
+        ((BUS, "--older-than", "soon"), "'soon' is no age"),
+        (
+            (BUS, "--queue", "shop.nobody"),
+            r"the bus has no queue 'shop.nobody'; its dead letter queues are shop.record",
+        ),
+        ((BUS, "--queue", "shop.note"), "there is no queue 'shop.note.dead'"),
+        (("no_such_module_here:bus",), "there is no module"),
+    ],
+)
+def test_what_is_written_wrong_is_said_in_one_line(arguments: Sequence[str], says: str, server: EmbeddedBroker) -> None:
+    filled(server, 1)
+
+    result = called("list", *arguments)
+
+    message = getattr(result.exception, "message", str(result.exception))
+    assert says in message
+    assert "\n" not in message
+
+
+def test_edit_and_from_do_not_go_together(server: EmbeddedBroker, tmp_path: Path) -> None:
+    result = called("replay", BUS, "--edit", str(tmp_path), "--from", str(tmp_path))
+
+    assert result.exception is not None
+
+
+def test_a_file_that_is_not_there_is_named(server: EmbeddedBroker, tmp_path: Path) -> None:
+    filled(server, 1)
+    for option in ("--from", "--edit"):
+        result = called("replay", BUS, option, str(tmp_path / "none"))
+
+        assert f"{tmp_path / 'none'} cannot be read: No such file or directory" in str(result.exception)

@@ -1,0 +1,425 @@
+"""The Redis store and its wire: shared round trips, deadlines, cancellations, and what Redis may do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis as BlockingRedis
+from redis.asyncio import Redis, RedisCluster
+
+from rabbitevents import ConfigurationError
+from rabbitevents_idempotency import Acquired, Busy, Done, RedisStore, StoreUnavailableError
+from tests.bed.loopback import LOOPBACK, free_port
+from tests.bed.proxy import Proxy
+from tests.bed.redis import RedisServer
+from tests.shop import eventually
+
+LEASE = timedelta(seconds=30)
+KEEP = timedelta(days=7)
+CHECKOUT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+async def client(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis(port=redis_server.port) as client:
+        yield client
+
+
+def reads_of(server: RedisServer) -> int:
+    """How often the server has read from a socket, this question included."""
+    lines = server.command("INFO", "stats").decode().split("\r\n")
+    return int(next(line.partition(":")[2] for line in lines if line.startswith("total_reads_processed")))
+
+
+# --- round trips -----------------------------------------------------------------------------------------------------
+
+
+async def test_claims_of_many_workers_share_round_trips(client: Redis, redis_server: RedisServer) -> None:
+    store = RedisStore(client)
+
+    async def work(worker: int) -> None:
+        for number in range(20):
+            key = f"{worker}-{number}"
+            await store.claim(key, key, LEASE)
+            await store.complete(key, key, KEEP)
+
+    await work(-1)
+    before = reads_of(redis_server)
+    await asyncio.gather(*(work(worker) for worker in range(100)))
+    reads = reads_of(redis_server) - before
+
+    assert reads < 4000 / 20
+
+
+async def test_the_script_is_loaded_again_when_redis_forgot_it(client: Redis, redis_server: RedisServer) -> None:
+    store = RedisStore(client)
+    first = await store.claim("a", "one", LEASE)
+    redis_server.command("SCRIPT", "FLUSH")
+
+    answers = await asyncio.gather(*(store.claim("a", f"other-{number}", LEASE) for number in range(20)))
+
+    assert isinstance(first, Acquired)
+    assert all(isinstance(answer, Busy) for answer in answers)
+
+
+@pytest.mark.parametrize("options", [{"decode_responses": True}, {"protocol": 3}, {"protocol": 2}])
+async def test_any_client_s_settings_will_do(options: dict[str, Any], redis_server: RedisServer) -> None:
+    async with Redis(port=redis_server.port, **options) as client:
+        store = RedisStore(client)
+
+        assert isinstance(await store.claim("a", "one", LEASE), Acquired)
+        assert await store.complete("a", "one", KEEP)
+        assert await store.claim("a", "other", LEASE) == Done()
+        assert await store.look() == ()
+
+
+async def test_a_cluster_will_do() -> None:
+    with RedisServer(cluster_enabled="yes", cluster_port=str(free_port())) as server:
+        server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        await eventually(lambda: b"cluster_state:ok" in server.command("CLUSTER", "INFO"), "the cluster", 20)
+        async with RedisCluster(host=LOOPBACK, port=server.port) as client:
+            store = RedisStore(client)
+            claims = await asyncio.gather(*(store.claim(f"key-{number}", "one", LEASE) for number in range(100)))
+            completed = await store.complete("key-5", "one", KEEP)
+            claim = await store.claim("key-5", "other", LEASE)
+
+            assert all(isinstance(each, Acquired) for each in claims)
+            assert completed
+            assert claim == Done()
+            assert await store.look() == ()
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_clocks_of_workers_do_not_matter(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, real = RedisStore(client), time.time
+    claims: list[Any] = []
+
+    for hours in (0, 1, -1):
+        monkeypatch.setattr(time, "time", lambda hours=hours: real() + hours * 3600)
+        claims.append(await store.claim("a", f"owner-{hours}", LEASE))
+
+    assert isinstance(claims[0], Acquired)
+    for claim in claims[1:]:
+        assert isinstance(claim, Busy)
+        assert timedelta(seconds=20) < claim.left <= LEASE
+
+
+async def test_a_key_goes_away_by_itself_when_it_has_been_kept_long_enough(client: Redis) -> None:
+    store = RedisStore(client)
+    await store.claim("done", "one", LEASE)
+    await store.complete("done", "one", timedelta(days=7))
+    await store.claim("claimed", "one", LEASE)
+    await store.claim("long", "one", timedelta(days=2))
+
+    seconds = [await client.ttl(f"rabbitevents:{key}") for key in ("done", "claimed", "long")]
+
+    assert [round(each / 3600) for each in seconds] == [7 * 24, 24, 4 * 24]
+
+
+# --- cancellations and deadlines -------------------------------------------------------------------------------------
+
+
+class Distinct:
+    """Keys that others own, each with a lease of its own length, so that an answer tells which key it is about."""
+
+    BAND = timedelta(seconds=1000)
+
+    def __init__(self, store: RedisStore) -> None:
+        self.store = store
+        self.answered = self.cancelled = self.refused = 0
+
+    async def prepare(self, keys: int) -> None:
+        lengths = [self.BAND * (number + 1) for number in range(keys)]
+        await asyncio.gather(*(self.store.claim(f"k-{n}", "owner", length) for n, length in enumerate(lengths)))
+
+    async def ask(self, number: int) -> None:
+        """Claim, and be surprised by any answer that is not this key's."""
+        try:
+            claim = await self.store.claim(f"k-{number}", "other", LEASE)
+        except StoreUnavailableError:
+            self.refused += 1
+            return
+        assert isinstance(claim, Busy)
+        assert self.BAND * number < claim.left <= self.BAND * (number + 1)
+        self.answered += 1
+
+    async def ask_and_cancel(self, number: int, after: float) -> None:
+        asking = asyncio.create_task(self.ask(number))
+        await asyncio.wait({asking}, timeout=after)
+        if asking.done():
+            asking.result()
+        else:
+            asking.cancel()
+            await asyncio.wait({asking})
+            self.cancelled += 1
+
+
+@pytest.fixture
+async def slow(redis_server: RedisServer, proxy: Callable[[str], Awaitable[Proxy]]) -> Proxy:
+    return await proxy(redis_server.url)
+
+
+async def test_ten_thousand_cancelled_callers_never_get_nor_leave_another_s_reply(slow: Proxy) -> None:
+    async with Redis(port=slow.port) as client:
+        distinct = Distinct(RedisStore(client))
+        await distinct.prepare(100)
+        slow.delay(0.002)
+
+        async def work(number: int) -> None:
+            while distinct.cancelled < 10_000:
+                await distinct.ask_and_cancel(number, random.uniform(0, 0.03))
+                if random.random() < 0.2:
+                    await distinct.ask(number)
+
+        await asyncio.gather(*(work(number) for number in range(100)))
+
+    print(f"\n{distinct.cancelled} cancelled, {distinct.answered} answered over {slow.accepted} connections")
+    assert distinct.answered > 1000
+    assert distinct.refused == 0
+    assert slow.accepted == 1
+
+
+async def test_a_round_trip_past_its_deadline_never_leaves_its_reply_to_the_next(slow: Proxy) -> None:
+    async with Redis(port=slow.port) as client:
+        patient = Distinct(RedisStore(client))
+        await patient.prepare(100)
+        hasty = Distinct(RedisStore(client, timeout=0.02))
+
+        for _ in range(300):
+            slow.delay(random.choice([0.0, 0.008, 0.0095, 0.01, 0.0105, 0.02]))
+            await asyncio.gather(*(hasty.ask(random.randrange(100)) for _ in range(20)))
+        slow.restore()
+        await asyncio.gather(*(patient.ask(number) for number in range(100)))
+
+    print(f"\n{hasty.refused} past the deadline, {hasty.answered} answered over {slow.accepted} connections")
+    assert hasty.refused > 100
+    assert hasty.answered > 100
+    assert patient.answered == 100
+
+
+async def test_a_caller_that_is_cancelled_leaves_its_command_to_be_done(slow: Proxy) -> None:
+    async with Redis(port=slow.port) as client:
+        store = RedisStore(client)
+        await store.claim("a", "one", LEASE)
+        slow.delay(0.05)
+
+        completing = asyncio.create_task(store.complete("a", "one", KEEP))
+        await asyncio.sleep(0.01)
+        completing.cancel()
+        await asyncio.wait({completing})
+
+        assert completing.cancelled()
+        assert await store.claim("a", "other", LEASE) == Done()
+
+
+async def test_a_redis_that_does_not_answer_is_given_up_on_at_the_deadline(slow: Proxy) -> None:
+    async with Redis(port=slow.port) as client:
+        store = RedisStore(client, timeout=0.3)
+        await store.claim("a", "one", LEASE)
+        slow.stall()
+        started = asyncio.get_running_loop().time()
+
+        refused = await asyncio.gather(
+            *(store.claim(f"b-{number}", "one", LEASE) for number in range(1000)), return_exceptions=True
+        )
+        took = asyncio.get_running_loop().time() - started
+        slow.restore()
+        answer = await store.claim("a", "other", LEASE)
+
+    assert {str(each) for each in refused} == {"Redis: no answer within 0.3 s"}
+    assert all(isinstance(each, StoreUnavailableError) for each in refused)
+    assert took < 2
+    assert isinstance(answer, Busy)
+    assert slow.accepted == 2
+
+
+class OutOfStep:
+    """A server that speaks Redis's protocol, and on its first connection holds one reply too many."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        held = [b"99 5 acquired 1 0"] if self.connections == 1 else []
+        while words := await self._command(reader):
+            if words[0] == b"EVALSHA":
+                held.append(words[4].split()[0] + b" 5 acquired 7 0")
+                reply = held.pop(0)
+                writer.write(b"$%d\r\n%s\r\n" % (len(reply), reply))
+            else:
+                writer.write(b"+OK\r\n")
+        writer.close()
+
+    async def _command(self, reader: asyncio.StreamReader) -> list[bytes]:
+        line = await reader.readline()
+        words: list[bytes] = []
+        for _ in range(int(line[1:] or b"0")):
+            await reader.readline()
+            words.append((await reader.readline()).rstrip())
+        return words
+
+
+async def test_a_connection_that_holds_another_s_reply_is_found_out_and_closed() -> None:
+    server = OutOfStep()
+    async with await asyncio.start_server(server.serve, LOOPBACK) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        async with Redis(port=port, protocol=2, driver_info=None) as client:
+            store = RedisStore(client)
+
+            with pytest.raises(StoreUnavailableError, match="out of step"):
+                await store.claim("a", "one", LEASE)
+
+            assert await store.claim("b", "one", LEASE) == Acquired(7, 0)
+            assert server.connections == 2
+
+
+async def test_a_claim_that_redis_reads_when_its_caller_is_gone_takes_nothing_over(redis_server: RedisServer) -> None:
+    async with Redis(port=redis_server.port) as client, Redis(port=redis_server.port) as another:
+        store, owner = RedisStore(client, timeout=0.5), RedisStore(another)
+        await owner.claim("a", "owner", timedelta(seconds=1))
+        redis_server.suspend()
+
+        with pytest.raises(StoreUnavailableError):
+            await store.claim("a", "other", LEASE)
+        await asyncio.sleep(1)
+        redis_server.resume()
+
+        assert await owner.complete("a", "owner", KEEP)
+
+
+async def test_a_store_that_knows_redis_s_time_takes_over(client: Redis) -> None:
+    store = RedisStore(client)
+    await store.claim("a", "owner", timedelta(milliseconds=100))
+    await asyncio.sleep(0.2)
+
+    first = await RedisStore(client).claim("a", "a store that does not know the time yet", LEASE)
+
+    assert first == Busy(timedelta())
+    assert await store.claim("a", "other", LEASE) == Acquired(await fence_of(client, "a"), 1)
+
+
+async def fence_of(client: Redis, key: str) -> int:
+    record: Any = await client.get(f"rabbitevents:{key}")
+    return int(record.split()[1])
+
+
+# --- what Redis may do -----------------------------------------------------------------------------------------------
+
+
+async def test_a_redis_that_is_gone_is_said_to_be_so_and_used_again_when_it_is_back(redis_server: RedisServer) -> None:
+    async with Redis(port=redis_server.port) as client:
+        store = RedisStore(client)
+        await store.claim("a", "one", LEASE)
+        redis_server.kill()
+
+        for step in (store.claim("a", "two", LEASE), store.complete("a", "one", KEEP), store.look()):
+            started = asyncio.get_running_loop().time()
+            with pytest.raises(StoreUnavailableError, match="Redis"):
+                await step
+            assert asyncio.get_running_loop().time() - started < 2.5
+        await redis_server.astart()
+
+        assert await store.complete("a", "one", KEEP)
+
+
+async def test_a_redis_without_room_is_out_of_reach(client: Redis, redis_server: RedisServer) -> None:
+    await client.set("somebody's", "x" * 3_000_000)
+    redis_server.command("CONFIG", "SET", "maxmemory", "1mb")
+
+    with pytest.raises(StoreUnavailableError, match="command not allowed when used memory"):
+        await RedisStore(client).claim("a", "one", LEASE)
+
+
+async def test_a_key_that_holds_something_else_is_left_alone(client: Redis) -> None:
+    store = RedisStore(client)
+    await client.set("rabbitevents:a", "mine")
+    await client.rpush("rabbitevents:b", "mine")
+
+    for key in "ab":
+        with pytest.raises(StoreUnavailableError, match="Redis refused"):
+            await store.claim(key, "one", LEASE)
+
+    assert await client.get("rabbitevents:a") == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({"maxmemory": "64mb", "maxmemory_policy": "allkeys-lru"}, True),
+        ({"maxmemory": "64mb", "maxmemory_policy": "volatile-ttl"}, True),
+        ({"maxmemory": "64mb", "maxmemory_policy": "noeviction"}, False),
+        ({"maxmemory_policy": "allkeys-lru"}, False),
+    ],
+)
+async def test_a_redis_that_may_evict_is_warned_of(settings: dict[str, str], warns: bool) -> None:
+    with RedisServer(**settings) as server:
+        async with Redis(port=server.port) as client:
+            warnings = await RedisStore(client).look()
+
+    assert bool(warnings) is warns
+    assert not warns or f"maxmemory-policy {settings['maxmemory_policy']}" in warnings[0]
+
+
+async def test_where_looking_is_forbidden_nothing_is_said(redis_server: RedisServer) -> None:
+    redis_server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-info")
+    async with Redis(port=redis_server.port, username="app", password="secret") as client:
+        store = RedisStore(client)
+
+        assert await store.look() == ()
+        assert isinstance(await store.claim("a", "one", LEASE), Acquired)
+
+
+async def test_a_password_is_in_no_error(redis_server: RedisServer) -> None:
+    redis_server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all")
+    async with Redis(port=redis_server.port, username="app", password="hunter2-wrong") as client:
+        with pytest.raises(StoreUnavailableError) as raised:
+            await RedisStore(client).claim("a", "one", LEASE)
+
+    assert "hunter2" not in str(raised.value)
+    assert "WRONGPASS" in str(raised.value) or "username-password" in str(raised.value)
+
+
+# --- at start --------------------------------------------------------------------------------------------------------
+
+
+def test_a_blocking_client_is_refused() -> None:
+    wrong: Any = BlockingRedis()
+
+    with pytest.raises(ConfigurationError, match=r"give a redis\.asyncio\.Redis"):
+        RedisStore(wrong)
+
+
+def test_a_round_trip_needs_some_time() -> None:
+    with pytest.raises(ConfigurationError, match="timeout=0"):
+        RedisStore(Redis(), timeout=0)
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    path = f"{CHECKOUT}:{CHECKOUT / 'plugins'}"
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_redis_is_imported_only_when_its_store_is_used() -> None:
+    ran = run("import sys, rabbitevents_idempotency as once\nonce.MemoryStore()\nprint('redis' in sys.modules)")
+
+    assert (ran.stdout, ran.stderr) == ("False\n", "")
+
+
+def test_where_redis_is_not_installed_the_error_says_how_to_get_it() -> None:
+    ran = run("import sys\nsys.modules['redis'] = None\nfrom rabbitevents_idempotency import RedisStore")
+
+    assert ran.returncode == 1
+    assert "ConfigurationError: RedisStore needs redis-py: pip install 'rabbitevents[redis]'" in ran.stderr

@@ -1,0 +1,151 @@
+"""A service whose collector is away, or slow: it goes on, in bounded memory, and says so once.
+
+``python -m tests.test_tracing_collector ENDPOINT`` is such a service: loggers are shared by all of a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from rabbitevents import Bus
+from rabbitevents.testing import running
+from rabbitevents_tracing import Tracing
+from rabbitevents_tracing.complaints import OnceInAWhile
+from tests.bed.loopback import LOOPBACK, free_port
+from tests.bed.otlp import Collector
+from tests.test_tracing import OrderPlaced, inventory
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 6.0
+"""How long the service runs: a batch is tried several times in that, and the queue of spans is full after less than one."""
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+class Written(logging.Handler):
+    """Notes what is written to the log, from whatever thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("opentelemetry"):
+            self.lines.append(record.getMessage())
+
+
+async def serve(endpoint: str) -> dict[str, Any]:
+    """Publish and handle as many events as there is time for; return what came of it."""
+    written = Written()
+    logging.getLogger().addHandler(written)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(f"{endpoint}/v1/traces"), schedule_delay_millis=200)
+    )
+    published = 0
+    async with running(Bus("memory://", inventory(), plugins=[Tracing(tracer_provider=provider)])) as probe:
+        end = asyncio.get_running_loop().time() + SECONDS
+        while asyncio.get_running_loop().time() < end:
+            await probe.bus.publish(OrderPlaced("o-1"))
+            published += 1
+            probe.messages.clear()
+            if published % 100 == 0:
+                await probe.settled()
+        alive = sum(isinstance(each, ReadableSpan) for each in gc.get_objects())
+    leaving = threading.Thread(target=provider.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(3)
+    return {"published": published, "alive": alive, "written": written.lines}
+
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+
+async def outcome(endpoint: str) -> dict[str, Any]:
+    """Run the service in a process of its own."""
+    command = [sys.executable, "-m", "tests.test_tracing_collector", endpoint]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "plugins")))}
+    ended = await asyncio.to_thread(
+        subprocess.run, command, env=environment, stdout=subprocess.PIPE, timeout=100, check=True
+    )
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+BOUND = 2048 + 512 + 200
+"""Spans that may be alive: those that the batch processor keeps, those under way to the collector, and ours."""
+
+
+async def test_with_the_collector_away_spans_are_dropped_and_it_is_said_once() -> None:
+    told = await outcome(f"http://{LOOPBACK}:{free_port()}")
+
+    assert told["published"] * 3 > 2 * BOUND
+    assert told["alive"] <= BOUND
+    assert len(told["written"]) == 1
+    assert "more of this is not said for 10 min" in told["written"][0]
+
+
+async def test_with_a_slow_collector_spans_are_dropped_and_it_is_said_once(otlp: Collector) -> None:
+    otlp.delay = 3.0
+
+    told = await outcome(otlp.endpoint)
+
+    assert told["published"] * 3 > 2 * BOUND
+    assert told["alive"] <= BOUND
+    assert len(told["written"]) == 1
+    assert len(otlp.spans) < told["published"]
+
+
+async def test_with_the_collector_there_nothing_is_said() -> None:
+    with Collector() as collector:
+        told = await outcome(collector.endpoint)
+
+    assert [line for line in told["written"] if "Queue full" not in line] == []
+    assert collector.spans
+
+
+def record(name: str, message: str, level: int = logging.WARNING) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, message, (), None)
+
+
+def test_only_complaints_about_exporting_are_held_back() -> None:
+    calm = OnceInAWhile()
+    complaint = record("opentelemetry.exporter.otlp.proto.http.trace_exporter", "Transient error")
+
+    assert calm.filter(complaint)
+    assert complaint.getMessage() == "Transient error (more of this is not said for 10 min)"
+    assert not calm.filter(record("opentelemetry.exporter.otlp.proto.http.metric_exporter", "Failed", logging.ERROR))
+    assert not calm.filter(record("opentelemetry.sdk._shared_internal", "Queue full, dropping %s."))
+    assert calm.filter(record("opentelemetry.sdk.trace", "Overriding of current TracerProvider is not allowed"))
+    assert calm.filter(record("opentelemetry.exporter.otlp", "sent", logging.DEBUG))
+
+
+@pytest.mark.parametrize("waited", [599.0, 601.0])
+def test_after_ten_minutes_it_is_said_again(monkeypatch: pytest.MonkeyPatch, waited: float) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("rabbitevents_tracing.complaints.time.monotonic", lambda: now[0])
+    calm = OnceInAWhile()
+
+    assert calm.filter(record("opentelemetry.exporter.otlp", "Failed"))
+    now[0] += waited
+
+    assert calm.filter(record("opentelemetry.exporter.otlp", "Failed")) == (waited > 600)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(serve(sys.argv[1]))))

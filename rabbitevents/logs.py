@@ -17,11 +17,9 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
-from rabbitevents.errors import DecodeError
 from rabbitevents.fields import Fields, event_fields
 from rabbitevents.handling import CURRENT
 
@@ -46,10 +44,7 @@ def event_context() -> Fields:
     handling = CURRENT.get()
     if handling is None:
         return {}
-    fields = event_fields(handling.delivery)
-    with suppress(DecodeError):
-        fields["correlation_id"] = handling.correlation_id
-    return fields
+    return {**event_fields(handling.delivery), "correlation_id": handling.correlation_id}
 
 
 class EventContextFilter(logging.Filter):

@@ -176,6 +176,10 @@ def serve(how: str, url: str, port: int, path: str) -> None:
         ledger.note("start", name)
         if how == "load":
             await asyncio.sleep(0.005)
+        if how == "poison":
+            await asyncio.sleep(0.05)
+            if name == "poison":
+                os._exit(1)
         if how == "long":
             await asyncio.sleep(LEASE.total_seconds() * 10)
         if how in ("stopped", "stalled"):
@@ -188,7 +192,7 @@ def serve(how: str, url: str, port: int, path: str) -> None:
         await crash.at("after-the-effect", name)
 
     store = CrashingStore(Redis(port=port), crash, ledger, orders)
-    plugins: Sequence[Plugin] = [Outermost(crash, ledger, orders), Idempotency(store, lease=LEASE)]
+    plugins: Sequence[Plugin] = [Outermost(crash, ledger, orders), Idempotency(store, lease=LEASE, abandoned=5)]
     Bus(url, router, plugins=plugins, grace=5).run()
 
 

@@ -320,6 +320,12 @@ async def test_whatever_is_asked_is_answered_and_the_connection_closed(
     assert b"\r\nConnection: close\r\n" in response
 
 
+async def test_what_is_asked_by_head_is_answered_without_a_body(server: HealthServer) -> None:
+    whole, head = [await raw(server, method + b" /health HTTP/1.1\r\n\r\n") for method in (b"GET", b"HEAD")]
+
+    assert head == whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+
+
 async def test_who_asks_slowly_or_not_at_all_is_left_at_the_deadline(
     server: HealthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +439,20 @@ async def test_it_is_mounted_in_an_application(framework: str) -> None:
     assert [each.status_code for each in ill] == [200, 503, 503]
     assert ill[1].json()["checks"] == [{"name": "store", "ok": False, "detail": "is away", "degraded": False}]
     assert other == [200, 405]
+
+
+async def test_the_application_answers_head_without_a_body() -> None:
+    sent = list[Any]()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    await health_app(Bus("memory://"))({"type": "http", "method": "HEAD", "path": "/health"}, receive, send)
+
+    assert [sent[0]["status"], sent[1]["body"]] == [503, b""]
 
 
 async def test_what_is_not_http_is_refused_as_asgi_asks_for() -> None:

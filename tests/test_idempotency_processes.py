@@ -202,6 +202,30 @@ async def test_each_event_has_one_effect_but_one_more_at_most_if_it_crashed_betw
 
 
 @pytest.mark.timeout(300)
+async def test_an_event_that_crashes_the_process_ends_alone_among_the_dead(scene: Scene) -> None:
+    orders = [f"o-{number}" for number in range(500)]
+    await scene.publish([*orders[:100], "poison", *orders[100:]])
+
+    crashes = 0
+    while scene.queues.counts("shop.record.dead").ready == 0:
+        async with scene.service("poison") as child:
+            ended = asyncio.create_task(child.wait())
+            while not ended.done() and scene.queues.counts("shop.record.dead").ready == 0:
+                await asyncio.wait({ended}, timeout=0.1)
+            crashes += ended.done()
+            ended.cancel()
+        assert crashes <= 8
+    async with scene.service("poison"):
+        await eventually(lambda: len(scene.of("effect")) == 500, "all other effects", 60)
+        await scene.queues.quiet()
+
+    print(f"\n{crashes} crashes")
+    assert crashes == scene.of("start")["poison"] == 5
+    assert scene.of("effect") == dict.fromkeys(orders, 1)
+    assert scene.queues.counts("shop.record.dead").ready == 1
+
+
+@pytest.mark.timeout(300)
 async def test_ten_kills_at_any_moment_lose_nothing_and_repeat_only_what_was_not_marked(scene: Scene) -> None:
     events, seed = 3000, random.randrange(10**6)
     rng = random.Random(seed)

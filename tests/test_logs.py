@@ -18,7 +18,7 @@ import pytest
 import structlog
 from attrs import frozen
 
-from rabbitevents import Bus, Consume, Delivery, Event, Plugin, Router, Settlement, event, forward
+from rabbitevents import Bus, Consume, Delivery, Event, Message, Plugin, Router, Settlement, event, forward
 from rabbitevents.fields import event_fields
 from rabbitevents.logs import (
     EventContextFilter,
@@ -183,22 +183,47 @@ async def test_a_record_that_names_an_event_keeps_it(records: Records) -> None:
     assert records.of("about another") == {"event_id": "another", "event_type": "x.y"}
 
 
-async def test_an_event_whose_metadata_cannot_be_read_does_not_disturb_logging(records: Records) -> None:
+async def test_a_record_that_names_its_subscription_keeps_it_and_learns_the_event(records: Records) -> None:
+    router = Router("shop")
+
+    @router.on(OrderPlaced)
+    async def record(order: OrderPlaced) -> None:
+        log.info("about a neighbour", extra={"subscription": "shop.neighbour"})
+
+    async with running(Bus("memory://", router)) as probe:
+        placed = await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.settled()
+
+    assert records.of("about a neighbour") == expected(placed, "shop.neighbour")
+
+
+async def test_an_event_in_a_document_of_its_own_is_named_as_the_document_says(records: Records) -> None:
     router = Router("shop")
 
     @router.on(OrderPlaced)
     async def record(order: OrderPlaced) -> None:
         log.info("in the handler")
 
+    document = {
+        "id": "01a1fea4-5ce5-7f62-8bca-4d94e9ddfd33",
+        "type": "order.placed",
+        "version": 1,
+        "timestamp": "2026-01-01T00:00:00Z",
+        "payload": {"order_id": "o-1"},
+        "metadata": {"correlation_id": "a cascade"},
+    }
+    body, properties = json.dumps(document).encode(), Properties(content_type="application/json")
     async with running(Bus("memory://", router)) as probe:
-        placed = await probe.bus.publish(OrderPlaced("o-1"))
-        await probe.settled()
-        message = probe.messages[0].replace(headers={"event-time": "yesterday"})
-        records.kept.clear()
-        await probe.bus.send(message)
+        await probe.bus.send(Message(exchange="events", routing_key="order.placed", body=body, properties=properties))
         await probe.settled()
 
-    assert records.of("in the handler") == expected(placed)
+    assert records.of("in the handler") == {
+        "event_id": document["id"],
+        "event_type": "order.placed",
+        "subscription": "shop.record",
+        "attempt": 1,
+        "correlation_id": "a cascade",
+    }
 
 
 async def test_structlog_entries_carry_the_event_that_is_handled(root_as_it_was: logging.Logger) -> None:

@@ -156,6 +156,26 @@ async def test_a_replay_is_told_and_its_attempt_is_linked_to_the_last_one(traces
     assert says(told, "rabbitevents.replays") == 1
 
 
+async def test_a_copy_whose_headers_are_full_goes_on_without_ours(traces: Traces) -> None:
+    plugins = [Retry(stop=stop_after_attempt(2), wait=wait_fixed(30)), Tracing(tracer_provider=traces.provider)]
+    full = Message(
+        exchange="events",
+        routing_key="order.placed",
+        body=b'{"order_id":"o-1"}',
+        properties=Properties(
+            type="order.placed", content_type="application/json", headers={"meta-note": "x" * 65_230}
+        ),
+    )
+    async with running(Bus("memory://", inventory(fail=1), plugins=plugins)) as probe:
+        await probe.bus.send(full)
+        await probe.advance(timedelta(minutes=1))
+        load = probe.bus.load["inventory.reserve"]
+
+    assert load.held == 0
+    assert story_of(traces) == ["process", "retry", "process"]
+    assert not traces.all(PROCESS)[1].links
+
+
 async def test_a_copy_that_waits_for_another_reason_is_no_retry(traces: Traces) -> None:
     class Busy(Plugin):
         asked = 0

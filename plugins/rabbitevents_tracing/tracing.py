@@ -21,7 +21,20 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from rabbitevents import Consume, DecodeError, Delivery, Fact, Host, Message, Plugin, Publish, Settlement, facts
+from rabbitevents import (
+    Consume,
+    DecodeError,
+    Delivery,
+    EncodeError,
+    Fact,
+    Host,
+    Limits,
+    Message,
+    Plugin,
+    Publish,
+    Settlement,
+    facts,
+)
 from rabbitevents_tracing.attempts import Attempt, Stories, place_of
 from rabbitevents_tracing.attributes import error_type, fail, of_delivery, of_message, of_place
 from rabbitevents_tracing.carrier import LINK, Headers, left_behind, previous_attempt, read, written
@@ -56,6 +69,7 @@ class Tracing(Plugin):
         self._error_text = error_text
         self._stories = Stories(self._tracer)
         self._destinations = Destinations()
+        self._limits = Limits()
         self._names: dict[str, str] = {}
         self._held: dict[tuple[str, str], SpanContext] = {}
         """The last attempt of each delivery that is held, by subscription and id. The core holds a bounded number."""
@@ -74,6 +88,7 @@ class Tracing(Plugin):
         """Learn what the bus consumes, and keep exporters from flooding the log while their collector is away."""
         calm()
         self._destinations.bind(host.exchange, host.subscriptions)
+        self._limits = host.limits
         self._names = {subscription.queue: subscription.name for subscription in host.subscriptions}
         yield
 
@@ -183,7 +198,12 @@ class Tracing(Plugin):
         else:
             previous = attempt.span
         self._stories.forwarded(attempt, delivery.queue, message)
-        return message.replace(headers=left_behind(previous))
+        labelled = message.replace(headers=left_behind(previous))
+        try:
+            self._limits.check_message(labelled)
+        except EncodeError:
+            return message  # its headers are full, and a copy that cannot be sent would be held for ever
+        return labelled
 
     def observe(self, fact: Fact) -> None:
         """Learn where the broker is, and say in the trace what happened to an event meanwhile."""

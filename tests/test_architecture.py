@@ -23,7 +23,23 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     ("values", frozenset({"errors", "properties", "ids", "events", "message", "facts"})),
     ("pure logic", frozenset({"paths", "codec", "wire", "routing", "plugin", "topology", "fields"})),
     ("brokers", frozenset({"brokers", "delay"})),
-    ("handling", frozenset({"threads", "handling", "holding", "consumer", "publishing", "browsing", "configuration", "consuming", "logs", "loops"})),
+    (
+        "handling",
+        frozenset(
+            {
+                "threads",
+                "handling",
+                "holding",
+                "consumer",
+                "publishing",
+                "browsing",
+                "configuration",
+                "consuming",
+                "logs",
+                "loops",
+            }
+        ),
+    ),
     ("bus", frozenset({"bus", "background", "sync"})),
     ("around the bus", frozenset({"testing", "health", "asgi"})),
     ("applications", frozenset({"cli", "demo", "__main__"})),

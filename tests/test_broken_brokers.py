@@ -70,7 +70,7 @@ class ReaderBroken(EmbeddedBroker):
 
         class Client(MemoryClient):
             def server_reader(
-                self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted
+                self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted | None
             ) -> Reader:
                 return kind(queue, generation, prefetch, deliver, trusted)
 

@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 TESTS ?=
+# Two test processes, each with a RabbitMQ node of its own; a file's tests stay together. One is enough for a part.
+workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
 
 run := .venv/bin/python -m
 debian := rabbitmq-server redis-server util-linux
@@ -22,7 +24,7 @@ demo: venv ## a shop of five services, every effect counted; ARGS="--orders 2000
 	@$(run) rabbitevents demo $(ARGS)
 
 test: venv debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
-	@$(run) pytest $(TESTS)
+	@$(run) pytest $(workers) $(TESTS)
 
 check: lint types test ## all that CI runs
 

@@ -19,6 +19,7 @@ from rabbitevents.errors import (
 )
 from rabbitevents.events import Event, Metadata, event, upcast
 from rabbitevents.facts import Check, Depth, Fact, Health, Load
+from rabbitevents.fields import event_fields
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
 from rabbitevents.properties import Headers, HeaderValue, Properties, Timestamp
@@ -73,6 +74,7 @@ __all__ = [
     "TopologyError",
     "UnroutableError",
     "event",
+    "event_fields",
     "facts",
     "forward",
     "upcast",

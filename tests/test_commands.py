@@ -131,6 +131,29 @@ def test_a_wrong_command_is_found(command: str, problem: str) -> None:
     assert problem in wrong(words, Block(CHECKOUT / "README.md", 1, "sh", command))
 
 
+COMMANDS = CHECKOUT / "docs" / "reference" / "commands.md"
+
+
+@pytest.mark.parametrize("name", ["run", "demo", "dlq"])
+def test_the_reference_names_every_option_and_no_other(name: str) -> None:
+    sections = COMMANDS.read_text().split("\n## ")
+    (section,) = (text for text in sections if text.startswith(f"rabbitevents {name}\n"))
+    rows = "\n".join(line.partition(" | ")[0] for line in section.splitlines() if line.startswith("| `"))
+
+    said = set(re.findall(r"(?<![\w-])--[a-z-]+", rows))
+
+    assert said == options_of(command_line.get_command(click.Context(command_line), name)) - {"--help"}
+
+
+def options_of(command: click.Command | None) -> set[str]:
+    """Return the long options that a command shows in its help, those of its subcommands among them."""
+    assert command is not None
+    subcommands = command.commands.values() if isinstance(command, click.Group) else ()
+    shown = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    own = {option for param in shown for option in param.opts if option.startswith("--")}
+    return own.union(*(options_of(each) for each in subcommands))
+
+
 # --- what is configured --------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ async def test_events_wait_for_a_store_that_is_away_and_go_on_when_it_is_back(
         healthy = probe.bus.health().ok
 
     assert problem.name == "idempotency"
+    assert not problem.degraded
     assert re.fullmatch(
         r"the Switched is out of reach for \d s, events wait: switched off; 10 wait now", problem.detail
     )
@@ -162,6 +163,7 @@ async def test_by_choice_events_are_handled_without_a_claim_and_counted(caplog: 
     assert shop.deliveries[30].fence is not None
     assert asked <= 10  # not every event waits for a store that is known to be away
     assert "events are handled without a claim" in problem.detail
+    assert problem.degraded
     assert caplog.text.count("out of reach") == 1
 
 

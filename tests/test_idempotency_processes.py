@@ -73,6 +73,16 @@ class Scene:
     def of(self, what: str) -> Counter[str]:
         return Counter(order for order, _ in self.lines(what))
 
+    def extra_effects(self) -> int:
+        """Count the effects that were repeated; each of them must have been without a mark when its process ended."""
+        marked, seen, extra = set(self.lines("marked")), dict[str, str](), 0
+        for order, pid in self.lines("effect"):
+            if order in seen:
+                extra += 1
+                assert (order, seen[order]) not in marked, f"{order} was marked, and had another effect"
+            seen[order] = pid
+        return extra
+
     async def publish(self, orders: list[str], copies: int = 1) -> None:
         """Publish orders, each with so many copies of the same event."""
         async with Bus(self.url, name="publisher", unroutable="raise") as publisher:
@@ -219,9 +229,11 @@ async def test_an_event_that_crashes_the_process_ends_alone_among_the_dead(scene
         await eventually(lambda: len(scene.of("effect")) == 500, "all other effects", 60)
         await scene.queues.quiet()
 
-    print(f"\n{crashes} crashes")
+    extra = scene.extra_effects()
+    print(f"\n{crashes} crashes; {extra} extra effects, of unmarked events")
     assert crashes == scene.of("start")["poison"] == 5
-    assert scene.of("effect") == dict.fromkeys(orders, 1)
+    assert set(scene.of("effect")) == set(orders)
+    assert extra <= crashes * BATCH
     assert scene.queues.counts("shop.record.dead").ready == 1
 
 
@@ -243,15 +255,8 @@ async def test_ten_kills_at_any_moment_lose_nothing_and_repeat_only_what_was_not
         await eventually(lambda: len(scene.of("effect")) == events, "all effects", 60)
         await scene.queues.quiet()
 
-    marked, seen, unmarked = set(scene.lines("marked")), dict[str, str](), 0
-    for order, pid in scene.lines("effect"):
-        if order in seen:
-            unmarked += 1
-            assert (order, seen[order]) not in marked, f"{order} was marked and had another effect (seed {seed})"
-        seen[order] = pid
+    extra = scene.extra_effects()
     starts = sum(scene.of("start").values())
-    print(
-        f"\n{kills} kills (seed {seed}): {starts - events} extra starts, {unmarked} extra effects, of unmarked events"
-    )
-    assert len(seen) == events
-    assert unmarked <= kills * BATCH
+    print(f"\n{kills} kills (seed {seed}): {starts - events} extra starts, {extra} extra effects, of unmarked events")
+    assert len(scene.of("effect")) == events
+    assert extra <= kills * BATCH

@@ -13,6 +13,9 @@ from rabbitevents.codec import Codec
 from rabbitevents.events import now
 from rabbitevents.ids import new_id
 from rabbitevents.wire import DOCUMENT, identify, read, write
+from rabbitevents_deadletter import labels
+from rabbitevents_retry.plugin import SINCE, WAITED
+from rabbitevents_tracing.carrier import BAGGAGE, FORWARDED_AT, PREVIOUS
 from tests.documents import CHECKOUT, blocks
 
 CONTRACT = CHECKOUT / "docs" / "wire-contract.md"
@@ -40,6 +43,22 @@ def test_what_is_sent_is_what_the_contract_says() -> None:
     assert set(properties.headers) == said_to_be_sent("header")
     known = msgspec.structs.asdict(properties)
     assert {name for name, value in known.items() if value is not None} - {"headers"} == said_to_be_sent("property")
+
+
+def test_what_plugins_add_is_in_the_contract() -> None:
+    added = {
+        *labels.LABELS,
+        labels.REPLAY_COUNT,
+        labels.REPLAYED_AT,
+        labels.REPLAY_EDITED,
+        SINCE,
+        WAITED,
+        PREVIOUS,
+        FORWARDED_AT,
+        BAGGAGE,
+    }
+
+    assert added - set(re.findall(r"`([a-z-]+)`", CONTRACT.read_text())) == set()
 
 
 def test_the_contracts_structured_document_is_understood() -> None:

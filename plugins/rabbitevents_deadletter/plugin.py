@@ -27,6 +27,7 @@ from rabbitevents import (
     RabbitEventsError,
     Settlement,
     Subscription,
+    event_fields,
     facts,
     forward,
 )
@@ -199,7 +200,7 @@ class DeadLetter(Plugin):
             failed.error,
             delivery.queue + DEAD,
             f", without a label, as no copy can be made: {why_not}" if why_not else "",
-            extra=_fields(delivery, failed),
+            extra={**event_fields(delivery), "attempt": failed.attempts},
             exc_info=error if self._with_message and not isinstance(error, RabbitEventsError) else None,
         )
 
@@ -212,18 +213,8 @@ class DeadLetter(Plugin):
                 "%s could not be announced as failed: %s",
                 delivery.describe(),
                 name_of(error),
-                extra=_fields(delivery, failed),
+                extra={**event_fields(delivery), "attempt": failed.attempts},
             )
-
-
-def _fields(delivery: Delivery, failed: EventProcessingFailed) -> dict[str, str | int]:
-    """Return the fields that the library's log records about an event have; what cannot be read is left out."""
-    fields: dict[str, str | int] = {"subscription": delivery.queue}
-    if failed.event_id:
-        correlation = delivery.properties.correlation_id or failed.event_id
-        fields |= {"event_id": failed.event_id, "event_type": failed.event_type, "correlation_id": correlation}
-        fields["attempt"] = failed.attempts
-    return fields
 
 
 def _labelled(delivery: Delivery, labels: Headers, dropped: Sequence[str]) -> Message:

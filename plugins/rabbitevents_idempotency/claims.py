@@ -33,8 +33,7 @@ class Claims:
     """
 
     def __init__(self, store: Store, host: Host, *, lease: timedelta, keep: timedelta, insists: bool) -> None:
-        consequence = "events wait" if insists else "events are handled without a claim"
-        self.outage: Outage = Outage(host, type(store).__name__, consequence)
+        self.outage: Outage = Outage(host, type(store).__name__, waits=insists)
         self.leases: Leases = Leases(store, lease, self.outage, host)
         self._store = store
         self._lease = lease

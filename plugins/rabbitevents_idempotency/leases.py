@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from rabbitevents import Delivery, Host
+from rabbitevents import Delivery, Host, event_fields
 from rabbitevents_idempotency.facts import LeaseLost
 from rabbitevents_idempotency.outage import LONGEST_PAUSE, Outage
 from rabbitevents_idempotency.store import Store
@@ -81,5 +81,9 @@ class Leases:
         return await self._store.renew(lease.key, lease.owner, self._length)
 
     def _lost(self, lease: Lease) -> None:
-        log.error("%s: its claim passed to another while its handler runs", lease.delivery.describe())
+        log.error(
+            "%s: its claim passed to another while its handler runs",
+            lease.delivery.describe(),
+            extra=event_fields(lease.delivery),
+        )
         self._host.report(LeaseLost(*lease.names))

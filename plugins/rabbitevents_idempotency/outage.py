@@ -33,11 +33,12 @@ class Outage:
     ``patience`` is how long an event may be kept waiting, in seconds.
     """
 
-    def __init__(self, host: Host, store: str, consequence: str) -> None:
+    def __init__(self, host: Host, store: str, *, waits: bool) -> None:
         self.patience: float = host.consumer_timeout.total_seconds() / 2
         self._host = host
         self._store = store
-        self._consequence = consequence
+        self._waits = waits
+        self._consequence = "events wait" if waits else "events are handled without a claim"
         self._since: float | None = None
         self._back_at = -math.inf
         self._reason = ""
@@ -105,4 +106,5 @@ class Outage:
                 False,
                 f"the {self._store} is out of reach for {lasts:.0f} s, {self._consequence}: {self._reason}; "
                 f"{self._waiting} wait now",
+                degraded=not self._waits,
             )

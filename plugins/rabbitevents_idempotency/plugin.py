@@ -21,6 +21,7 @@ from rabbitevents import (
     Plugin,
     RabbitEventsError,
     Settlement,
+    event_fields,
     facts,
     forward,
 )
@@ -166,19 +167,18 @@ class Idempotency(Plugin):
     async def _complete(self, lease: Lease, settlement: Settlement) -> Settlement:
         """Mark what was handled. What cannot be marked is acknowledged none the less: to handle it again is no better."""
         completed = await self._claims.complete(lease)
-        name = lease.delivery.describe
         if completed is None:
-            log.error("%s was handled, and could not be marked: a copy of it would be handled again", name())
+            _say(lease.delivery, "was handled, and could not be marked: a copy of it would be handled again")
         if completed is not False:
             return settlement
-        log.error("%s was handled after its claim had passed to another, and comes back to see what came of it", name())
+        _say(lease.delivery, "was handled after its claim had passed to another, and comes back to see what came of it")
         self._host.report(Fenced(*lease.names))
         return _back(lease.delivery, self._lease)
 
     async def _give_up(self, lease: Lease, abandoned: int) -> Settlement:
         """Hand an event over to the broker's dead-lettering. Replayed from there, it may be tried anew."""
         error = AbandonedError(f"its handling was abandoned {abandoned} times, by a crash or a standstill")
-        log.error("%s goes to its dead letter queue: %s", lease.delivery.describe(), error)
+        _say(lease.delivery, f"goes to its dead letter queue: {error}")
         await self._claims.release(lease, forget=True)
         self._host.report(facts.DeadLettered(*lease.names, lease.delivery.attempt, type(error).__name__))
         return Settlement(Outcome.REJECT, error=error)
@@ -202,7 +202,12 @@ class Idempotency(Plugin):
             log.warning(
                 "%s is handled as often as it comes, as is everything without an id in this queue (said once)",
                 delivery.describe(),
+                extra=event_fields(delivery),
             )
+
+
+def _say(delivery: Delivery, what: str) -> None:
+    log.error("%s %s", delivery.describe(), what, extra=event_fields(delivery))
 
 
 def _back(delivery: Delivery, after: timedelta) -> Settlement:

@@ -26,6 +26,7 @@ from rabbitevents import (
     Plugin,
     Settlement,
     Subscription,
+    event_fields,
     facts,
     forward,
 )
@@ -208,15 +209,16 @@ class Retry(Plugin):
             try:
                 self._host.limits.check_message(copy)
             except EncodeError as why:
-                log.warning("%s cannot wait at the broker: %s", delivery.describe(), why)
+                log.warning("%s cannot wait at the broker: %s", delivery.describe(), why, extra=event_fields(delivery))
                 return None
         return copy
 
     def _give_up(self, delivery: Delivery, error: BaseException, progress: Progress) -> None:
         """Remember how far it came, should the core have to hold it: it must not begin again after each pause."""
         log.info(
-            "%s failed with %s at attempt %d and is given up", delivery.describe(), _named(error), progress.attempt
-        )
+            "%s failed with %s at attempt %d and is given up", delivery.describe(), _named(error), progress.attempt,
+            extra=event_fields(delivery),
+        )  # fmt: skip
         self._given_up[_place(delivery)] = progress
         if len(self._given_up) > _GIVEN_UP_KEPT:
             del self._given_up[next(iter(self._given_up))]
@@ -225,7 +227,7 @@ class Retry(Plugin):
         where = "in this process" if inline else "at the broker"
         log.info(
             "%s failed with %s at attempt %d and is tried again after %.3g s %s",
-            delivery.describe(), _named(error), progress.attempt, wait, where,
+            delivery.describe(), _named(error), progress.attempt, wait, where, extra=event_fields(delivery),
         )  # fmt: skip
         if self._host is not None:
             type, id = delivery.type, str(delivery.id)

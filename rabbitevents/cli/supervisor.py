@@ -36,7 +36,7 @@ class Crew:
 
     def __init__(self) -> None:
         self.stopping: asyncio.Event = asyncio.Event()
-        self.code = 0
+        self.code: int = 0
         """What we exit with."""
         self.workers: set[Worker] = set()
         """Those that run."""

@@ -87,9 +87,9 @@ class Member:
     """One service's process, and the next one when that ends."""
 
     def __init__(self, assignment: Assignment, say: Callable[[str], None]) -> None:
-        self.name = assignment.service
-        self.ready = asyncio.Event()
-        self.restarts = 0
+        self.name: str = assignment.service
+        self.ready: asyncio.Event = asyncio.Event()
+        self.restarts: int = 0
         self._assignment = assignment
         self._say = say
         self._process: Process | None = None

@@ -47,9 +47,9 @@ class Tally:
         """What services say that they have given up on, and the error. Whether it is among the dead letters is another question."""
         self.dead: dict[Effect, str] = {}
         """What was found among the dead letters (`bury`), and the error."""
-        self.due = 0.0
+        self.due: float = 0.0
         """When the last one of those that are tried again comes back, in seconds since 1970."""
-        self.duplicates = 0
+        self.duplicates: int = 0
         self.handled: Counter[str] = Counter()
         """How many events each service handled, repeated ones included."""
         self.effects: Counter[str] = Counter()

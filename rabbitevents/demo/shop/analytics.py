@@ -18,7 +18,7 @@ from rabbitevents.demo.shop.events import (
     OrderPlaced,
 )
 
-router = Router("shop.analytics")
+router: Router = Router("shop.analytics")
 
 
 @frozen
@@ -33,10 +33,10 @@ class Figures:
     """How the shop is doing. An order counts once, however often it is counted."""
 
     def __init__(self, folder: Path) -> None:
-        self.placed = Journal(folder / "placed.jsonl", Decimal)
-        self.confirmed = Journal(folder / "confirmed.jsonl", Decimal)
-        self.cancelled = Journal(folder / "cancelled.jsonl", str)
-        self.levels = Journal(folder / "levels.jsonl", Level)
+        self.placed: Journal[Decimal] = Journal(folder / "placed.jsonl", Decimal)
+        self.confirmed: Journal[Decimal] = Journal(folder / "confirmed.jsonl", Decimal)
+        self.cancelled: Journal[str] = Journal(folder / "cancelled.jsonl", str)
+        self.levels: Journal[Level] = Journal(folder / "levels.jsonl", Level)
         self._revenue = sum(self.confirmed.values(), Decimal(0))
 
     def confirm(self, order_id: str, total: Decimal) -> None:

@@ -12,7 +12,7 @@ from rabbitevents.demo.journal import Journal
 from rabbitevents.demo.shop.events import InventoryReserved, InventoryUpdated, OrderCancelled, OrderPlaced, OutOfStock
 from rabbitevents_retry import Fatal
 
-router = Router("shop.inventory")
+router: Router = Router("shop.inventory")
 
 
 @frozen
@@ -31,8 +31,8 @@ class Stock:
 
     def __init__(self, folder: Path, pieces_of_each: int = 500) -> None:
         self._pieces_of_each = pieces_of_each
-        self.reserved = Journal(folder / "reserved.jsonl", Reservation)
-        self.returned = Journal(folder / "returned.jsonl", Reservation)
+        self.reserved: Journal[Reservation] = Journal(folder / "reserved.jsonl", Reservation)
+        self.returned: Journal[Reservation] = Journal(folder / "returned.jsonl", Reservation)
         self._taken: Counter[str] = Counter()
         for reservation in self.reserved.values():
             self._taken[reservation.sku] += reservation.pieces

@@ -8,14 +8,14 @@ from rabbitevents import Router
 from rabbitevents.demo.journal import Journal
 from rabbitevents.demo.shop.events import NotificationSent, OrderCancelled, OrderConfirmed
 
-router = Router("shop.notification")
+router: Router = Router("shop.notification")
 
 
 class Mail:
     """The letters that were sent, one for each order."""
 
     def __init__(self, folder: Path) -> None:
-        self.sent = Journal(folder / "sent.jsonl", str)
+        self.sent: Journal[str] = Journal(folder / "sent.jsonl", str)
 
     def send(self, order_id: str, text: str) -> str:
         """Send the letter about an order, unless that has been done; return what was sent."""

@@ -17,14 +17,14 @@ from rabbitevents.demo.shop.events import (
     PaymentProcessed,
 )
 
-router = Router("shop.order")
+router: Router = Router("shop.order")
 
 
 class OrderBook:
     """What became of each order. The first word counts."""
 
     def __init__(self, folder: Path) -> None:
-        self.outcomes = Journal(folder / "outcomes.jsonl", str)
+        self.outcomes: Journal[str] = Journal(folder / "outcomes.jsonl", str)
 
     def close(self, order_id: str, outcome: str) -> str:
         """Note what became of an order, and return what is noted."""

@@ -13,7 +13,7 @@ from rabbitevents.demo.shop.events import InventoryReserved, PaymentDeclined, Pa
 CARD_LIMIT: Final = Decimal(150)
 """The most that a card pays at once."""
 
-router = Router("shop.payment")
+router: Router = Router("shop.payment")
 
 
 class ProviderUnavailableError(Exception):
@@ -35,7 +35,7 @@ class Payments:
     """What was charged for each order; nothing where the card did not pay as much. The first word counts."""
 
     def __init__(self, folder: Path) -> None:
-        self.charged = Journal(folder / "charged.jsonl", Decimal)
+        self.charged: Journal[Decimal] = Journal(folder / "charged.jsonl", Decimal)
 
     def note(self, order_id: str, charged: Decimal) -> bool:
         """Note what was charged; False if it is noted that nothing was."""

@@ -135,6 +135,18 @@ def test_only_complaints_about_exporting_are_held_back() -> None:
     assert calm.filter(record("opentelemetry.exporter.otlp", "sent", logging.DEBUG))
 
 
+def test_what_is_held_back_for_every_span_is_not_even_made() -> None:
+    logger = logging.getLogger("opentelemetry.sdk.test_only")
+    calm = OnceInAWhile()
+    complaint = record(logger.name, "Queue full, dropping %s.")
+
+    said = calm.filter(complaint), logger.isEnabledFor(logging.WARNING), calm.filter(complaint)
+
+    assert said == (True, True, False)
+    assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.isEnabledFor(logging.ERROR)
+
+
 @pytest.mark.parametrize("waited", [599.0, 601.0])
 def test_after_ten_minutes_it_is_said_again(monkeypatch: pytest.MonkeyPatch, waited: float) -> None:
     now = [1000.0]

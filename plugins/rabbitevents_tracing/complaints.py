@@ -1,7 +1,8 @@
 """What exporters say while the collector is away: once, and not with every batch and every span.
 
-OpenTelemetry's exporter writes three to five records for every batch that it cannot send, several a second in all; the
-batch processor adds one every 20 s. Left to that, the log of a service says little else while its collector restarts.
+OpenTelemetry's exporter writes three to five records for every batch that it cannot send, one a second or so; the
+batch processor makes one for each span that it has no room for (8 us of the event loop's time, be it written or not).
+Left to that, the log of a service says little else while its collector restarts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _ABOUT_EXPORTING = ("Queue full", "Exception while exporting")
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets one complaint through, and the next ones only after ten minutes. All loggers share it."""
+    """Lets one complaint through, and the next ones only after ten minutes. All loggers share it.
+
+    That spans are dropped since the processor's queue is full is said once: what would be held back is not even made.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +38,8 @@ class OnceInAWhile(logging.Filter):
         with self._lock:
             now = time.monotonic()
             if now < self._quiet_until:
+                if record.levelno == logging.WARNING and not record.name.startswith(_EXPORTERS):
+                    logging.getLogger(record.name).setLevel(logging.ERROR)  # it was said, and is not made any more
                 return False
             self._quiet_until = now + QUIET
         record.msg = f"{record.msg} (more of this is not said for {QUIET / 60:g} min)"

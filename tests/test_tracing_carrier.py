@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import baggage, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -224,5 +224,6 @@ patterns = st.lists(st.sampled_from(["a", "b", "*", "#", "order"]), min_size=1, 
 
 
 @given(patterns, words)
+@settings(max_examples=1000)
 def test_patterns_fit_as_the_broker_s_do(pattern: str, routing_key: str) -> None:
     assert fits(pattern, routing_key) == matches(pattern, routing_key)

@@ -7,7 +7,6 @@ empty, and the queue only where it differs from the routing key.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -83,10 +82,10 @@ class Destinations:
         found = self._consumed.get(key)
         if found is None:
             _make_room(self._consumed)
-            exchange = self._aliases.get(exchange, exchange)
-            name = _joined(exchange[:_LONGEST], routing_key[:_LONGEST], queue)
-            template = self._template(exchange[:_LONGEST], routing_key, queue)
-            attributes = self._attributes("process", "process", "consume", name, routing_key[:_LONGEST])
+            exchange, routing_key = self._aliases.get(exchange, exchange)[:_LONGEST], routing_key[:_LONGEST]
+            name = _joined(exchange, routing_key, queue)
+            template = self._template(exchange, routing_key, queue)
+            attributes = self._attributes("process", "process", "consume", name, routing_key)
             if template is not None:
                 attributes["messaging.destination.template"] = template
             found = self._consumed[key] = Destination(template or name, attributes)
@@ -126,7 +125,13 @@ def _joined(*parts: str) -> str:
 
 
 def fits(pattern: str, routing_key: str) -> bool:
-    """Say whether a routing key falls under a topic pattern."""
-    text = re.escape(pattern).replace(r"\*", r"[^.]+")
-    text = text.replace(r"\.\#", r"(\..+)?").replace(r"\#\.", r"(.+\.)?").replace(r"\#", ".*")
-    return re.fullmatch(text, routing_key) is not None
+    """Say whether a routing key falls under a topic pattern (AMQP 0-9-1, 3.1.3.3)."""
+    return _fits(pattern.split("."), routing_key.split("."))
+
+
+def _fits(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_fits(pattern[1:], words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _fits(pattern[1:], words[1:])

@@ -1,8 +1,12 @@
 """What all tests share."""
 
+import os
 from collections.abc import Generator
 
 import pytest
+
+for _size in ("COLUMNS", "LINES"):
+    os.environ.pop(_size, None)  # a test process is told 80 by 24; what it writes is read by no terminal
 
 pytest.register_assert_rewrite("rabbitevents.testing.bench", "rabbitevents.testing.conformance")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -142,21 +143,21 @@ def ago(**time: float) -> str:
 @pytest.mark.parametrize(
     ("headers", "attempt", "seconds"),
     [
-        ({"event-time": ago(minutes=5)}, 1, 300),
-        ({"event-time": ago(minutes=5), "forwarded-at": ago(minutes=1)}, 2, 60),
-        ({"event-time": ago(hours=5), "forwarded-at": ago(hours=1), "replay-at": ago(minutes=2)}, 1, 120),
-        ({"event-time": ago(hours=5), "forwarded-at": ago(minutes=1), "replay-at": ago(hours=2)}, 2, 60),
-        ({"event-time": datetime.now(UTC).replace(tzinfo=None).isoformat()}, 1, 0),
-        ({"event-time": ago(minutes=-5)}, 1, 0),
-        ({"event-time": "yesterday"}, 1, None),
-        ({"event-time": "1" * 1_000_000}, 1, None),
-        ({}, 1, None),
+        (lambda: {"event-time": ago(minutes=5)}, 1, 300),
+        (lambda: {"event-time": ago(minutes=5), "forwarded-at": ago(minutes=1)}, 2, 60),
+        (lambda: {"event-time": ago(hours=5), "forwarded-at": ago(hours=1), "replay-at": ago(minutes=2)}, 1, 120),
+        (lambda: {"event-time": ago(hours=5), "forwarded-at": ago(minutes=1), "replay-at": ago(hours=2)}, 2, 60),
+        (lambda: {"event-time": datetime.now(UTC).replace(tzinfo=None).isoformat()}, 1, 0),
+        (lambda: {"event-time": ago(minutes=-5)}, 1, 0),
+        (lambda: {"event-time": "yesterday"}, 1, None),
+        (lambda: {"event-time": "1" * 1_000_000}, 1, None),
+        (dict, 1, None),
     ],
 )
 def test_an_event_has_waited_since_it_was_last_sent(
-    headers: dict[str, str], attempt: int, seconds: float | None
+    headers: Callable[[], dict[str, str]], attempt: int, seconds: float | None
 ) -> None:
-    wait = waited(headers, attempt, None)
+    wait = waited(headers(), attempt, None)
 
     assert wait == (None if seconds is None else pytest.approx(seconds, abs=60))
 

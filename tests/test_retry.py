@@ -154,7 +154,9 @@ MIXED = wait_chain(wait_fixed(0.001), wait_fixed(0.001), wait_fixed(30), wait_fi
 # --- how often --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wait", [wait_none(), wait_fixed(0.001), wait_fixed(600), MIXED], ids=["none", "inline", "broker", "mixed"])
+@pytest.mark.parametrize(
+    "wait", [wait_none(), wait_fixed(0.001), wait_fixed(600), MIXED], ids=["none", "inline", "broker", "mixed"]
+)
 @pytest.mark.parametrize("attempts", [1, 3, 8])
 async def test_a_handler_that_always_fails_is_called_exactly_as_often_as_the_policy_says(
     attempts: int, wait: Any

@@ -42,6 +42,7 @@ class Browsing:
         self._arrived: asyncio.Queue[Delivery] = asyncio.Queue()  # bounded by the prefetch
         self._kept: set[Delivery] = set()
         self._seen = 0
+        self._taken = 0
 
     async def __aenter__(self) -> Self:
         depth = await self._broker.depth(self.queue)
@@ -68,7 +69,7 @@ class Browsing:
         with suppress(BrokerError):
             while asyncio.get_running_loop().time() < end:
                 depth = await self._broker.depth(self.queue)
-                if depth is None or depth.ready >= len(self._kept):
+                if depth is None or depth.ready >= self.depth - self._taken:
                     return
                 await asyncio.sleep(0.02)
 
@@ -104,6 +105,7 @@ class Browsing:
         self._kept.discard(delivery)
         if self._consumption is None or not self._consumption.settle(delivery, Verdict.ACK):
             raise _broken_off(self.queue)
+        self._taken += 1
 
 
 def _broken_off(queue: str) -> BrokerError:

@@ -18,7 +18,6 @@ HOLD: Final = 1000
 PATIENCE: Final = 3.0
 """Seconds without a further message after which what a queue holds is with somebody else."""
 
-
 RETURN: Final = 2.0
 """Seconds that leaving waits at most until what goes back is there again (somebody else may have taken it)."""
 
@@ -42,7 +41,6 @@ class Browsing:
         self._arrived: asyncio.Queue[Delivery] = asyncio.Queue()  # bounded by the prefetch
         self._kept: set[Delivery] = set()
         self._seen = 0
-        self._taken = 0
 
     async def __aenter__(self) -> Self:
         depth = await self._broker.depth(self.queue)
@@ -66,10 +64,11 @@ class Browsing:
     async def _until_back(self) -> None:
         """Wait a moment until what was kept is back: the broker gives it back after the channel has ended."""
         end = asyncio.get_running_loop().time() + RETURN
+        acknowledged = self._seen - len(self._kept)
         with suppress(BrokerError):
             while asyncio.get_running_loop().time() < end:
                 depth = await self._broker.depth(self.queue)
-                if depth is None or depth.ready >= self.depth - self._taken:
+                if depth is None or depth.ready >= self.depth - acknowledged:
                     return
                 await asyncio.sleep(0.02)
 
@@ -105,7 +104,6 @@ class Browsing:
         self._kept.discard(delivery)
         if self._consumption is None or not self._consumption.settle(delivery, Verdict.ACK):
             raise _broken_off(self.queue)
-        self._taken += 1
 
 
 def _broken_off(queue: str) -> BrokerError:

@@ -202,9 +202,8 @@ class Bus:
             self._observers = tuple(p.observe for p in everybody if overrides(p, "observe"))
             self._publish_chain = wrap(self.plugins, "publish", self._running.send)
             if not any(overrides(plugin, "lifespan") for plugin in everybody):
-                self._consuming.consumers = (
-                    self._new_consumers()
-                )  # what is written wrong is said before the broker is looked for
+                # What is written wrong is said before the broker is looked for.
+                self._consuming.consumers = self._new_consumers()
             stack.push_async_callback(self._stop_broker)
             settings = Settings(self.name, told.start_timeout, told.in_flight, told.limits)
             await self._broker.start(settings, self.report if self._observers else None)

@@ -408,3 +408,5 @@ async def test_without_a_provider_nothing_is_measured_and_nothing_fails() -> Non
     async with running(Bus("memory://", inventory(), plugins=[Metrics()])) as probe:
         await probe.bus.publish(OrderPlaced("o-1"))
         await probe.settled()
+
+        assert probe.bus.health().problems == ()

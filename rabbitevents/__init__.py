@@ -18,12 +18,13 @@ from rabbitevents.errors import (
     UnroutableError,
 )
 from rabbitevents.events import Event, Metadata, event, upcast
-from rabbitevents.facts import Check, Depth, Fact, Health, Load
+from rabbitevents.facts import Fact
 from rabbitevents.fields import event_fields
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
 from rabbitevents.properties import Headers, HeaderValue, Properties, Timestamp
 from rabbitevents.routing import Router, Subscription
+from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.sync import SyncBus
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 from rabbitevents.wire import Limits

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from rabbitevents.brokers import Broker, Consumption, Verdict
+from rabbitevents.brokers import Broker, Consumer, Verdict
 from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.message import Delivery
 
@@ -37,7 +37,7 @@ class Browsing:
         """How many messages were ready when the look began."""
         self._broker = broker
         self._hold = hold
-        self._consumption: Consumption | None = None
+        self._consumer: Consumer | None = None
         self._arrived: asyncio.Queue[Delivery] = asyncio.Queue()  # bounded by the prefetch
         self._kept: set[Delivery] = set()
         self._seen = 0
@@ -48,7 +48,7 @@ class Browsing:
             raise ConfigurationError(f"there is no queue {self.queue!r} at this broker (in this virtual host)")
         self.depth = depth.ready
         if depth.ready:
-            self._consumption = await self._broker.consume(
+            self._consumer = await self._broker.consume(
                 self.queue, prefetch=self._hold, deliver=self._deliver, trusted=None
             )
         return self
@@ -56,9 +56,9 @@ class Browsing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._consumption is not None:
-            await self._consumption.cancel()
-            await self._consumption.close()
+        if self._consumer is not None:
+            await self._consumer.cancel()
+            await self._consumer.close()
             await self._until_back()
 
     async def _until_back(self) -> None:
@@ -82,27 +82,27 @@ class Browsing:
         return len(self._kept) >= self._hold
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
-        while self._consumption is not None and self._seen < self.depth and not self.full:
+        while self._consumer is not None and self._seen < self.depth and not self.full:
             try:
                 async with asyncio.timeout(PATIENCE):
                     delivery = await self._arrived.get()
             except TimeoutError:
-                self._check(self._consumption)
+                self._check(self._consumer)
                 return
-            if self._consumption.is_stale(delivery):
+            if delivery.stale:
                 raise _broken_off(self.queue)
             self._seen += 1
             self._kept.add(delivery)
             yield delivery
 
-    def _check(self, consumption: Consumption) -> None:
-        if not consumption.running or any(map(consumption.is_stale, self._kept)):
+    def _check(self, consumer: Consumer) -> None:
+        if not consumer.running or any(each.stale for each in self._kept):
             raise _broken_off(self.queue)
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Take a message out of the queue for good, once it is dealt with. Raises `BrokerError` if it went back meanwhile."""
         self._kept.discard(delivery)
-        if self._consumption is None or not self._consumption.settle(delivery, Verdict.ACK):
+        if self._consumer is None or not self._consumer.settle(delivery, Verdict.ACK):
             raise _broken_off(self.queue)
 
 

@@ -20,17 +20,18 @@ from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
 from rabbitevents.browsing import HOLD, Browsing
 from rabbitevents.configuration import Configuration, Declare, Told
-from rabbitevents.consumer import Consumer
-from rabbitevents.consuming import Consuming
+from rabbitevents.consuming.dispatch import CURRENT, Dispatch, Factory, Provided
+from rabbitevents.consuming.workers import Workers
+from rabbitevents.consuming.workforce import Workforce
 from rabbitevents.errors import ConfigurationError, OutcomeUnknownError
 from rabbitevents.events import Event
-from rabbitevents.facts import Check, Depth, Fact, Health, Load
-from rabbitevents.handling import CURRENT, Dispatch, Factory, Provided
+from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
 from rabbitevents.message import Delivery, Message
 from rabbitevents.plugin import Plugin, Publish, check_order, overrides, standing_in, wrap
-from rabbitevents.publishing import Publishing, Unroutable
+from rabbitevents.publishing.publishing import Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
+from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.wire import Form, Limits
 
 log: logging.Logger = logging.getLogger("rabbitevents.bus")
@@ -100,7 +101,7 @@ class Bus:
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
         self._publish_chain: Publish = self.send
-        self._consuming = Consuming()
+        self._consuming = Workforce()
         self._observers: tuple[Callable[[Fact], None], ...] = ()
         self._stack: AsyncExitStack | None = None
         self._state: Literal["new", "starting", "running", "stopping", "stopped"] = "new"
@@ -233,10 +234,10 @@ class Bus:
         own = [p for subscription in self.subscriptions for p in subscription.plugins]
         return tuple(dict.fromkeys((*self.plugins, *own)))
 
-    def _new_consumers(self) -> list[Consumer]:
+    def _new_consumers(self) -> list[Workers]:
         return [self._consumer(subscription) for subscription in self.subscriptions]
 
-    def _consumer(self, subscription: Subscription) -> Consumer:
+    def _consumer(self, subscription: Subscription) -> Workers:
         plugins = standing_in(self.plugins, subscription.plugins)
         check_order(plugins, f"subscription {subscription.name!r}")
         dispatch = Dispatch(
@@ -248,7 +249,7 @@ class Bus:
             chain=wrap(plugins, "publish", self._running.send),
             stopping=lambda: self.stopping,
         )
-        return Consumer(
+        return Workers(
             subscription,
             wrap(plugins, "consume", dispatch),
             forward=self._running.forward,
@@ -535,9 +536,9 @@ def _broker(broker: str | Sequence[str] | Broker, ssl_context: ssl.SSLContext | 
         return broker
     urls = [broker] if isinstance(broker, str) else list(broker)
     if len(urls) == 1 and urls[0].startswith("memory:"):
-        from rabbitevents.brokers.memory import EmbeddedBroker
+        from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 
         return EmbeddedBroker().client()
-    from rabbitevents.brokers.rabbitmq import RabbitMQ
+    from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
 
     return RabbitMQ(*urls, ssl_context=ssl_context, heartbeat=heartbeat)

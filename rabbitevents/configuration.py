@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 import msgspec
 
-from rabbitevents.publishing import Unroutable
+from rabbitevents.publishing.publishing import Unroutable
 from rabbitevents.wire import Form, Limits
 
 Declare = Literal["active", "passive", "none"]

@@ -17,7 +17,7 @@ from typing import Final, Self
 import msgspec
 
 from rabbitevents.errors import ConfigurationError
-from rabbitevents.facts import Check, Health
+from rabbitevents.states import Check, Health
 
 Look = Callable[[], Health]
 """Says how things are: `Bus.health`, or another of that kind. It is called on the event loop, and must not wait."""

@@ -20,8 +20,8 @@ from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
+from rabbitevents.consuming.dispatch import CURRENT
 from rabbitevents.fields import Fields, event_fields
-from rabbitevents.handling import CURRENT
 
 Form: TypeAlias = Literal["text", "json"]
 """How a log is written: a line for people, or a JSON object a line for programs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import msgspec
@@ -131,6 +131,15 @@ def _merged(under: Headers, over: Headers) -> dict[str, HeaderValue]:
     return {name: value for name, value in {**under, **over}.items() if value is not None or name not in over}
 
 
+class Channel(Protocol):
+    """The channel that brought a delivery, as far as whoever handles it needs to know."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it stands, and what it brought can still be settled."""
+        ...
+
+
 class Delivery(msgspec.Struct, frozen=True, eq=False):
     """What a broker delivered to one queue: everything AMQP knew, read when somebody asks.
 
@@ -153,6 +162,13 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     resource can refuse what an owner writes whose claim has passed to another. None where nobody claims."""
     counted: int = 0
     """The attempt's number where an attempt further out is repeated in this process; 0: as the header says."""
+    channel: Channel | None = None
+    """The channel that brought it; None for a delivery that no broker brought."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether its channel is gone: the broker delivers it again, and nothing can be settled here any more."""
+        return self.channel is not None and not self.channel.open
 
     @property
     def properties(self) -> Properties:

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import Event
-from rabbitevents.facts import Check, Depth, Fact, Health, Load
+from rabbitevents.facts import Fact
 from rabbitevents.message import Delivery, Message, Settlement
 from rabbitevents.routing import Subscription
+from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.topology import Topology
 from rabbitevents.wire import Limits
 

@@ -17,10 +17,10 @@ from uuid import UUID
 
 import msgspec
 
-from rabbitevents.codec import Codec, read_document
 from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.events import Document, Event, Metadata, now
 from rabbitevents.message import Delivery, Message, as_uuid
+from rabbitevents.payload.codec import Codec, read_document
 from rabbitevents.properties import Headers, HeaderValue, Properties, encode_properties, short
 
 P = TypeVar("P")

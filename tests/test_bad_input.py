@@ -22,7 +22,7 @@ from rabbitevents import (
     upcast,
 )
 from rabbitevents.brokers import Settings
-from rabbitevents.brokers.rabbitmq import RabbitMQ
+from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
 from tests.bed.fixtures import NodeFactory
 from tests.bed.loopback import free_port
 from tests.bed.rabbitmq import RabbitNode

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from rabbitevents.brokers import Deliver, Trusted
-from rabbitevents.brokers.memory import EmbeddedBroker, MemoryClient
-from rabbitevents.brokers.queues import MemoryQueue, Reader, Stored
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker, MemoryClient
+from rabbitevents.brokers.embedded.queues import MemoryQueue, Reader, Stored
 from rabbitevents.message import Message
 from rabbitevents.testing import bench
 from rabbitevents.testing.conformance import BrokerConformance

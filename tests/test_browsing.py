@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rabbitevents import BrokerError, Bus, ConfigurationError, Depth, Message
-from rabbitevents.brokers.memory import EmbeddedBroker
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.properties import Properties
 from tests.bed.proxy import Proxy
 from tests.shop import Effects, eventually, recording

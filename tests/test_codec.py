@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbitevents.codec import Codec
 from rabbitevents.errors import ConfigurationError, DecodeError, EncodeError
 from rabbitevents.events import Document, event, upcast
-from rabbitevents.paths import Native, Walked, path_for
+from rabbitevents.payload.codec import Codec
+from rabbitevents.payload.paths import Native, Walked, path_for
 
 
 def upper(value: str) -> str:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rabbitevents.brokers import Broker, Settings
-from rabbitevents.brokers.memory import EmbeddedBroker
-from rabbitevents.brokers.rabbitmq import RabbitMQ
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
+from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
 from rabbitevents.testing.conformance import BrokerConformance
 from tests.bed.proxy import Proxy
 

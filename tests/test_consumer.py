@@ -29,10 +29,10 @@ from rabbitevents import (
     Settlement,
     event,
     forward,
-    holding,
 )
 from rabbitevents.brokers import Deliver, Trusted, Verdict
-from rabbitevents.brokers.memory import EmbeddedBroker, MemoryClient, MemoryConsumption
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker, MemoryClient, MemoryConsumption
+from rabbitevents.consuming import holding
 from rabbitevents.plugin import Consume
 from rabbitevents.testing import running
 from rabbitevents.testing.bench import eventually

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rabbitevents import Binding, ConfigurationError, Exchange, Queue
-from rabbitevents.delay import LONGEST, tier, waiting_room
+from rabbitevents.publishing.delay import LONGEST, tier, waiting_room
 
 MILLISECOND = timedelta(milliseconds=1)
 waits = st.timedeltas(timedelta(0), LONGEST)

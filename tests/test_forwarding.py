@@ -23,7 +23,7 @@ from rabbitevents import (
     event,
     forward,
 )
-from rabbitevents.brokers.memory import EmbeddedBroker
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.properties import Properties
 from rabbitevents.testing import delivered, running
 from tests.shop import eventually

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pamqp import body as amqp_body
 from pamqp import commands, frame, header
 
-from rabbitevents.brokers.inbound import InboundLane, Settled
-from rabbitevents.brokers.lane import HEARTBEAT, Tap
-from rabbitevents.brokers.outbound import Answer, OutboundLane
+from rabbitevents.brokers.rabbitmq.inbound import InboundLane, Settled
+from rabbitevents.brokers.rabbitmq.outbound import Answer, OutboundLane
+from rabbitevents.brokers.rabbitmq.tap import HEARTBEAT, Tap
 from rabbitevents.message import Delivery, Message
 from rabbitevents.properties import Properties, encode_properties
 

@@ -38,7 +38,7 @@ from rabbitevents import (
     Topology,
     event,
 )
-from rabbitevents.brokers.memory import EmbeddedBroker
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.facts import Held, Returned
 from rabbitevents.plugin import check_order, commands, overrides, standing_in, wrap
 from rabbitevents.properties import Properties

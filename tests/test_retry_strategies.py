@@ -30,7 +30,7 @@ from tenacity import (
 from rabbitevents import (
     Delivery,
 )
-from rabbitevents.delay import LONGEST
+from rabbitevents.publishing.delay import LONGEST
 from rabbitevents_retry import Retry, RetryLater
 from tests.test_retry import PaymentDue, Service, always, raising, through
 

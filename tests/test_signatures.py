@@ -25,10 +25,10 @@ from rabbitevents import (
     event,
     upcast,
 )
+from rabbitevents.consuming.threads import Threads
 from rabbitevents.events import Document
 from rabbitevents.facts import Held
 from rabbitevents.properties import Properties
-from rabbitevents.threads import Threads
 
 T = TypeVar("T")
 

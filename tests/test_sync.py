@@ -38,7 +38,7 @@ from rabbitevents import (
     event,
     sync,
 )
-from rabbitevents.brokers.memory import EmbeddedBroker
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.sync import SyncBus
 from tests.bed.fixtures import NodeFactory
 from tests.bed.loopback import free_port

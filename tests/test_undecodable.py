@@ -10,8 +10,8 @@ import pytest
 from pamqp import commands
 
 from rabbitevents import BrokerError, Bus
-from rabbitevents.brokers.connection import Address, Wire, within
-from rabbitevents.brokers.lane import BODY, HEADER, METHOD, frame
+from rabbitevents.brokers.rabbitmq.connection import Address, Wire, within
+from rabbitevents.brokers.rabbitmq.tap import BODY, HEADER, METHOD, frame
 from rabbitevents.properties import short
 from tests.bed.fake_broker import FakeBroker
 from tests.bed.rabbitmq import RabbitNode

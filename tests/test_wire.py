@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rabbitevents import Bus, DecodeError, Delivery, EncodeError, Event, Limits, Message, Metadata, Router, event
-from rabbitevents.brokers.memory import EmbeddedBroker
-from rabbitevents.codec import Codec
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.ids import derived_id, new_id
 from rabbitevents.message import as_uuid
+from rabbitevents.payload.codec import Codec
 from rabbitevents.properties import HeaderValue, Properties, Timestamp, decode_properties, encode_properties
 from rabbitevents.wire import Form, Received, identify, read, read_time, read_version, write
 

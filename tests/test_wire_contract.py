@@ -9,9 +9,9 @@ import msgspec
 from attrs import frozen
 
 from rabbitevents import Delivery, Event, Metadata, Properties, event
-from rabbitevents.codec import Codec
 from rabbitevents.events import now
 from rabbitevents.ids import new_id
+from rabbitevents.payload.codec import Codec
 from rabbitevents.wire import DOCUMENT, identify, read, write
 from rabbitevents_deadletter import labels
 from rabbitevents_retry.plugin import SINCE, WAITED

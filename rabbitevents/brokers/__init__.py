@@ -1,6 +1,6 @@
 """The seam: what the rest of the house asks of a broker, and no more.
 
-Two fulfil it: `rabbitevents.brokers.memory` (embedded) and `rabbitevents.brokers.rabbitmq`. Whoever writes a third
+Two fulfil it: `rabbitevents.brokers.embedded` and `rabbitevents.brokers.rabbitmq`. Whoever writes a third
 one runs `rabbitevents.testing.conformance` against it.
 """
 
@@ -13,8 +13,9 @@ from typing import Protocol
 import msgspec
 
 from rabbitevents.errors import TopologyError
-from rabbitevents.facts import Check, Depth, Report
+from rabbitevents.facts import Report
 from rabbitevents.message import Delivery, Message
+from rabbitevents.states import Check, Depth
 from rabbitevents.topology import Topology
 from rabbitevents.wire import Limits
 
@@ -43,16 +44,16 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
 
 
-class Consumption(Protocol):
-    """A queue being consumed, across reconnections, until it is closed."""
+class Consumer(Protocol):
+    """A consumer of one queue, across reconnections, until it is closed.
+
+    `cancel` and `resume` say what is wanted, at once and for good; the broker makes it so, also for a caller that is
+    cut off. Both may be called any number of times.
+    """
 
     @property
     def running(self) -> bool:
         """Whether the broker has our consumer at this moment."""
-        ...
-
-    def is_stale(self, delivery: Delivery) -> bool:
-        """Whether the channel that brought ``delivery`` is gone: the broker will deliver it again."""
         ...
 
     def settle(self, delivery: Delivery, verdict: Verdict) -> bool:
@@ -60,11 +61,14 @@ class Consumption(Protocol):
         ...
 
     async def cancel(self) -> None:
-        """Have nothing more delivered. What is delivered can still be settled. Does not raise."""
+        """Have nothing more delivered, and wait until the broker has taken the consumer away, a bounded time.
+
+        What is delivered can still be settled. Does not raise.
+        """
         ...
 
     async def resume(self) -> None:
-        """Have deliveries again after `cancel`."""
+        """Have deliveries again after `cancel`, on a channel of their own: what came before is stale. Does not raise."""
         ...
 
     async def close(self) -> None:
@@ -99,7 +103,7 @@ class Broker(Protocol):
         """
         ...
 
-    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Consumption:
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Consumer:
         """Begin to consume: one delivery at first, up to ``prefetch`` unsettled ones once ``trusted`` says so.
 
         The one that ``trusted`` said so of may come on top, until it is settled. Without ``trusted`` the window is open

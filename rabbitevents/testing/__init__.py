@@ -18,11 +18,11 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-from rabbitevents.brokers.memory import EmbeddedBroker
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.bus import Bus
-from rabbitevents.codec import Codec
 from rabbitevents.events import event_type
 from rabbitevents.message import Delivery, Message
+from rabbitevents.payload.codec import Codec
 from rabbitevents.plugin import Plugin
 from rabbitevents.properties import Properties
 from rabbitevents.wire import read

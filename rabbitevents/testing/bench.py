@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 from uuid import uuid4
 
-from rabbitevents.brokers import Broker, Consumption, Trusted, Verdict
+from rabbitevents.brokers import Broker, Consumer, Trusted, Verdict
 from rabbitevents.message import Delivery, Message
 from rabbitevents.properties import Headers, Properties
 from rabbitevents.topology import Argument, Binding, Exchange, Queue, Topology, quorum
@@ -75,7 +75,7 @@ class Collector:
     def __init__(self, settle: Callable[[Delivery], Verdict | None] = lambda _: Verdict.ACK) -> None:
         self.deliveries: list[Delivery] = []
         self.batches: list[int] = []
-        self.consumption: Consumption | None = None
+        self.consumer: Consumer | None = None
         self._settle = settle
         self._early: list[Delivery] = []
 
@@ -83,14 +83,14 @@ class Collector:
         self, broker: Broker, queue: str, prefetch: int = 100, trusted: Trusted = lambda _: True
     ) -> Collector:
         """Begin to consume."""
-        self.consumption = await broker.consume(queue, prefetch=prefetch, deliver=self._deliver, trusted=trusted)
+        self.consumer = await broker.consume(queue, prefetch=prefetch, deliver=self._deliver, trusted=trusted)
         early, self._early = self._early, []
         self._take(early)
         return self
 
     def _deliver(self, batch: list[Delivery]) -> None:
         self.batches.append(len(batch))
-        if self.consumption is None:
+        if self.consumer is None:
             self._early.extend(batch)
         else:
             self._take(batch)
@@ -104,8 +104,8 @@ class Collector:
 
     def settle(self, delivery: Delivery, verdict: Verdict = Verdict.ACK) -> bool:
         """Settle one delivery."""
-        assert self.consumption is not None
-        return self.consumption.settle(delivery, verdict)
+        assert self.consumer is not None
+        return self.consumer.settle(delivery, verdict)
 
     @property
     def bodies(self) -> list[str]:
@@ -127,5 +127,5 @@ class Collector:
 
     async def close(self) -> None:
         """Leave the queue."""
-        if self.consumption is not None:
-            await self.consumption.close()
+        if self.consumer is not None:
+            await self.consumer.close()

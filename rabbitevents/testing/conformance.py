@@ -18,10 +18,10 @@ import msgspec
 import pytest
 
 from rabbitevents.brokers import Broker, Verdict
-from rabbitevents.delay import Delays
 from rabbitevents.errors import EncodeError, RefusedError
-from rabbitevents.facts import Depth
 from rabbitevents.message import Delivery, Message
+from rabbitevents.publishing.delay import Delays
+from rabbitevents.states import Depth
 from rabbitevents.testing.bench import Bench, Collector, deadline, declare_queue, eventually, message, names, publish
 from rabbitevents.topology import DELAY_DUE, Binding, Exchange, Queue, Topology, base, due_exchange, quorum
 
@@ -407,15 +407,15 @@ class TestingRabbitMQ:
         await publish(broker, [message(1, queue)])
         reader = await Collector(lambda _: None).consume(broker, queue)
         await reader.got(1)
-        stale, consumption = reader.deliveries[0], reader.consumption
-        assert consumption is not None
+        stale, consumer = reader.deliveries[0], reader.consumer
+        assert consumer is not None
 
         await bench.break_connections()
         await reader.got(2)
 
-        assert consumption.is_stale(stale)
+        assert stale.stale
         assert not reader.settle(stale)
-        assert not consumption.is_stale(reader.deliveries[1])
+        assert not reader.deliveries[1].stale
         assert reader.settle(reader.deliveries[1])
 
     async def test_a_cancelled_consumption_settles_what_it_has_and_can_resume(self, bench: Bench) -> None:
@@ -424,14 +424,14 @@ class TestingRabbitMQ:
         await publish(broker, [message(1, queue)])
         reader = await Collector(lambda _: None).consume(broker, queue)
         await reader.got(1)
-        assert reader.consumption is not None
+        assert reader.consumer is not None
 
-        await reader.consumption.cancel()
+        await reader.consumer.cancel()
         await publish(broker, [message(2, queue)])
         assert reader.settle(reader.deliveries[0])
         await asyncio.sleep(0.1)  # nothing may come in this time
         while_cancelled = list(reader.bodies)
-        await reader.consumption.resume()
+        await reader.consumer.resume()
         await reader.got(2)
 
         assert (while_cancelled, reader.bodies) == (["1"], ["1", "2"])

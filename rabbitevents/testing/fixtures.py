@@ -9,12 +9,14 @@ import pytest
 pytest.register_assert_rewrite("rabbitevents.testing.bench", "rabbitevents.testing.conformance")
 
 if TYPE_CHECKING:
-    from rabbitevents.brokers.memory import EmbeddedBroker
+    from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 
 
 @pytest.fixture
 def embedded_broker() -> EmbeddedBroker:
     """Return a fresh embedded broker: ``async with running(bus, broker=embedded_broker) as probe``."""
-    from rabbitevents.brokers.memory import EmbeddedBroker  # here, so that other projects' runs do not import it
+    from rabbitevents.brokers.embedded.broker import (
+        EmbeddedBroker,  # here, so that other projects' runs do not import it
+    )
 
     return EmbeddedBroker()

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from rabbitevents.bus import Bus
 from rabbitevents.errors import BrokerError, BrokerUnavailableError
-from rabbitevents.facts import Health
 from rabbitevents.loops import run_to_the_end
+from rabbitevents.states import Health
 
 log: logging.Logger = logging.getLogger("rabbitevents.sync")
 

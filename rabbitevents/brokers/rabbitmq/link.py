@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from rabbitevents.brokers.connection import RPC_DEADLINE, Address, Wire
+from rabbitevents.brokers.rabbitmq.connection import RPC_DEADLINE, Address, Wire
 from rabbitevents.errors import BrokerError, BrokerUnavailableError
 from rabbitevents.facts import Connected, ConnectionLost, Report
 

@@ -1,16 +1,4 @@
-"""Publishing from code that is not asynchronous: Django, Flask, scripts.
-
-::
-
-    bus = SyncBus("amqp://localhost", name="shop")  # connects nowhere yet
-
-    def view(request):
-        bus.publish(OrderPlaced("o-1"))  # returns once the broker has taken responsibility
-
-Behind it is a `Bus` on an event loop of its own, in one daemon thread for each process: whoever forks (gunicorn's
-workers, multiprocessing) leaves the parent's connection to the parent, and the child makes its own when it first
-publishes. It needs threads that are threads, and so does not go with gevent's patched ones.
-"""
+"""A bus for code that is not asynchronous, one for each process that uses it."""
 
 from __future__ import annotations
 
@@ -26,14 +14,14 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast, overload
 
-from rabbitevents.background import Background
 from rabbitevents.bus import HARD_STOP, Bus
 from rabbitevents.configuration import Declare
 from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.events import Event
-from rabbitevents.facts import Check, Health
 from rabbitevents.plugin import Plugin
-from rabbitevents.publishing import Unroutable
+from rabbitevents.publishing.publishing import Unroutable
+from rabbitevents.states import Check, Health
+from rabbitevents.sync.background import Background
 from rabbitevents.wire import Form, Limits
 
 P = TypeVar("P")

@@ -13,8 +13,8 @@ from typing import Literal
 import msgspec
 
 from rabbitevents.brokers import Deliver, Settings, Trusted, Verdict
-from rabbitevents.brokers.queues import MemoryQueue, Reader
-from rabbitevents.brokers.routes import Routes
+from rabbitevents.brokers.embedded.queues import MemoryQueue, Reader
+from rabbitevents.brokers.embedded.routes import Routes
 from rabbitevents.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -23,9 +23,10 @@ from rabbitevents.errors import (
     RefusedError,
     TopologyError,
 )
-from rabbitevents.facts import Blocked, Check, Connected, ConnectionLost, Depth, Report, Unblocked
+from rabbitevents.facts import Blocked, Connected, ConnectionLost, Report, Unblocked
 from rabbitevents.message import Delivery, Message
 from rabbitevents.properties import decode_properties, encode_properties, short
+from rabbitevents.states import Check, Depth
 from rabbitevents.topology import Topology
 
 Failure = Literal["refuse", "return", "lose"]

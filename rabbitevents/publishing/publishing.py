@@ -9,15 +9,15 @@ from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
 from rabbitevents.brokers import Broker
-from rabbitevents.codec import Codec
-from rabbitevents.delay import Delays
+from rabbitevents.consuming.dispatch import CURRENT
 from rabbitevents.errors import UnroutableError
 from rabbitevents.events import Event, Metadata, event_type, now
 from rabbitevents.facts import Report, Returned
 from rabbitevents.fields import event_fields
-from rabbitevents.handling import CURRENT
 from rabbitevents.ids import new_id
 from rabbitevents.message import Message
+from rabbitevents.payload.codec import Codec
+from rabbitevents.publishing.delay import Delays
 from rabbitevents.wire import Form, text_of, write
 
 log: logging.Logger = logging.getLogger("rabbitevents.publish")

@@ -10,14 +10,15 @@ from time import monotonic
 
 import msgspec
 
-from rabbitevents.brokers import Broker, Consumption, Verdict
+from rabbitevents.brokers import Broker, Consumer, Verdict
+from rabbitevents.consuming.dispatch import CURRENT
+from rabbitevents.consuming.holding import Holding, Holdings
 from rabbitevents.errors import DecodeError, RabbitEventsError
-from rabbitevents.facts import Check, Fact, Forwarded, Load, Paused, Report, Resumed, Stale
-from rabbitevents.handling import CURRENT
-from rabbitevents.holding import Holding, Holdings
+from rabbitevents.facts import Fact, Forwarded, Paused, Report, Resumed, Stale
 from rabbitevents.message import Delivery, Message, Outcome, Settlement
 from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
+from rabbitevents.states import Check, Load
 from rabbitevents.wire import identify
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
@@ -34,7 +35,7 @@ def trusted(delivery: Delivery) -> bool:
         return True  # unreadable properties are decoded in the chain, where they crash nothing
 
 
-class Consumer:
+class Workers:
     """Works one subscription off: takes what is delivered, runs the chain, settles, holds what failed, drains."""
 
     def __init__(
@@ -80,14 +81,14 @@ class Consumer:
         self._quiet.set()
         self._workers: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._consumption: Consumption | None = None
+        self._consumer: Consumer | None = None
         self._loop = asyncio.get_running_loop()
 
     # --- life ---
 
     async def start(self, broker: Broker) -> None:
         """Begin to consume. Raises `BrokerUnavailableError`."""
-        self._consumption = await broker.consume(
+        self._consumer = await broker.consume(
             self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=trusted
         )
         if not self._stopping:
@@ -117,20 +118,20 @@ class Consumer:
 
     async def pause(self, reason: str = "paused by the application") -> None:
         """Take nothing more, and give back what has not begun. What runs, runs on."""
-        if self._consumption is not None and self.paused is None:
+        if self._consumer is not None and self.paused is None:
             self.paused = reason
             self._tell(Paused, self.name, reason)
-            await self._cancel_consumption(self._consumption)
+            await self._cancel_consumer(self._consumer)
 
     async def resume(self) -> None:
         """Take deliveries again, once those that ran have ended (they belong to the channel that is left)."""
-        if self._consumption is not None and self.paused is not None:
+        if self._consumer is not None and self.paused is not None:
             await self._quiet.wait()
             if self._stopping:
                 return
             self.paused = None
             self._returning.clear()
-            await self._consumption.resume()
+            await self._consumer.resume()
             self._tell(Resumed, self.name)
 
     async def cancel(self) -> None:
@@ -141,15 +142,15 @@ class Consumer:
             if holding.delivery not in self._running:
                 self._held.release(holding)
                 self._returning.append(holding.delivery)
-        if self._consumption is not None:
-            await self._cancel_consumption(self._consumption)
+        if self._consumer is not None:
+            await self._cancel_consumer(self._consumer)
 
-    async def _cancel_consumption(self, consumption: Consumption) -> None:
+    async def _cancel_consumer(self, consumer: Consumer) -> None:
         """Have the broker take the consumer away, and only then give back what has not begun."""
         self._returning.extend(self._ready)
         self._ready.clear()
         try:
-            await consumption.cancel()
+            await consumer.cancel()
         finally:
             returning, self._returning = self._returning, []
             for delivery in returning:
@@ -165,8 +166,8 @@ class Consumer:
         for delivery in list(self._running):
             self._settle(delivery, Verdict.REQUEUE)
             self._given_back.add(delivery)  # a handler that will not be cancelled may still end, and settle: too late
-        if self._consumption is not None:
-            await self._consumption.close()
+        if self._consumer is not None:
+            await self._consumer.close()
         await self._cancel_workers(0.5)  # the second time, a handler's thread is not waited for any more
 
     def abandon(self) -> None:
@@ -234,8 +235,8 @@ class Consumer:
 
     async def _handle(self, delivery: Delivery, holding: Holding | None) -> None:
         """Run the chain and settle: the one place where that is decided."""
-        consumption = self._consumption
-        if consumption is not None and consumption.is_stale(delivery):
+        consumer = self._consumer
+        if consumer is not None and delivery.stale:
             self._drop_stale(delivery, holding)
             return
         self._running[delivery] = monotonic()
@@ -304,7 +305,7 @@ class Consumer:
     def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
         if delivery in self._given_back:
             return
-        if self._consumption is not None and not self._consumption.settle(delivery, verdict):
+        if self._consumer is not None and not self._consumer.settle(delivery, verdict):
             self._tell(Stale, self.subscription.queue, True)
 
     def _drop_stale(self, delivery: Delivery, holding: Holding | None) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from aiormq.abc import AbstractChannel
 
-from rabbitevents.brokers.connection import RPC_DEADLINE, Wire, within
+from rabbitevents.brokers.rabbitmq.connection import RPC_DEADLINE, Wire, within
 from rabbitevents.errors import BrokerError, TopologyError
-from rabbitevents.facts import Depth
+from rabbitevents.states import Depth
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 
 _REFUSALS = (403, 404, 405, 406)

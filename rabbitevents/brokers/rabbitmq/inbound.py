@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rabbitevents.brokers import Deliver
-from rabbitevents.brokers.lane import (
+from rabbitevents.brokers.rabbitmq.tap import (
     BASIC_ACK,
     BASIC_CANCEL,
     BASIC_DELIVER,
@@ -128,6 +128,7 @@ class InboundLane:
                 body,
                 self._properties,
                 oversize,
+                channel=self,
             )
         )
 

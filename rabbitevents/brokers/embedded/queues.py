@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from rabbitevents.brokers import Deliver, Trusted, Verdict
-from rabbitevents.brokers.clock import Clock
+from rabbitevents.brokers.embedded.clock import Clock
 from rabbitevents.message import Delivery
 from rabbitevents.properties import HeaderValue, Properties
 from rabbitevents.topology import Argument, Arguments
@@ -88,6 +88,11 @@ class Reader:
         self._batch: list[Delivery] = []
 
     @property
+    def open(self) -> bool:
+        """Whether the channel stands, and what it brought can still be settled."""
+        return not self.closed
+
+    @property
     def has_room(self) -> bool:
         """Whether it takes one more delivery."""
         return not self.cancelled and not self.closed and len(self.unsettled) < self._window
@@ -108,6 +113,7 @@ class Reader:
             stored.routing_key,
             stored.body,
             msgspec.structs.replace(stored.properties, headers=headers),
+            channel=self,
         )
         if not self._batch:
             asyncio.get_running_loop().call_soon(self._flush)

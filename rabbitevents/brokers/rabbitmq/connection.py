@@ -22,7 +22,7 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from rabbitevents.brokers.lane import FRAME_LIMIT, OVERHEAD, Lane, Tap
+from rabbitevents.brokers.rabbitmq.tap import FRAME_LIMIT, OVERHEAD, Lane, Tap
 from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
 
 T = TypeVar("T")

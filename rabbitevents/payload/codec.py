@@ -18,7 +18,7 @@ import msgspec
 
 from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.events import Document, EventType, event_type
-from rabbitevents.paths import Path, may_hold_nan, path_for
+from rabbitevents.payload.paths import Path, may_hold_nan, path_for
 
 P = TypeVar("P")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rabbitevents.brokers.clock import Clock
-from rabbitevents.brokers.queues import MemoryQueue, Stored
+from rabbitevents.brokers.embedded.clock import Clock
+from rabbitevents.brokers.embedded.queues import MemoryQueue, Stored
 from rabbitevents.errors import TopologyError
 from rabbitevents.message import Message
 from rabbitevents.routing import matches

@@ -12,12 +12,13 @@ import aiormq
 from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers import Deliver, Trusted, Verdict
-from rabbitevents.brokers.connection import RPC_DEADLINE, Wire, within
-from rabbitevents.brokers.inbound import InboundLane
-from rabbitevents.brokers.link import Link
+from rabbitevents.brokers.rabbitmq.connection import RPC_DEADLINE, Wire, within
+from rabbitevents.brokers.rabbitmq.inbound import InboundLane
+from rabbitevents.brokers.rabbitmq.link import Link
 from rabbitevents.errors import BrokerError, TopologyError
-from rabbitevents.facts import Check, ConsumerLost, ConsumerRestored, Report
+from rabbitevents.facts import ConsumerLost, ConsumerRestored, Report
 from rabbitevents.message import Delivery
+from rabbitevents.states import Check
 
 log: logging.Logger = logging.getLogger("rabbitevents.broker")
 

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 import msgspec
 
-from rabbitevents.brokers.lane import (
+from rabbitevents.brokers.rabbitmq.tap import (
     BASIC_ACK,
     BASIC_NACK,
     BASIC_PUBLISH,

@@ -8,20 +8,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rabbitevents.brokers import Broker
-from rabbitevents.consumer import Consumer
+from rabbitevents.consuming.threads import Threads
+from rabbitevents.consuming.workers import Workers
 from rabbitevents.errors import ConfigurationError
-from rabbitevents.facts import Check, Load
 from rabbitevents.routing import Subscription
-from rabbitevents.threads import Threads
+from rabbitevents.states import Check, Load
 
 log: logging.Logger = logging.getLogger("rabbitevents.bus")
 
 
-class Consuming:
+class Workforce:
     """The consumers of one bus, and the threads of those whose handlers are plain functions."""
 
     def __init__(self) -> None:
-        self.consumers: list[Consumer] = []
+        self.consumers: list[Workers] = []
         self._threads: list[Threads] = []
         self._hurry = asyncio.Event()
 
@@ -67,7 +67,7 @@ class Consuming:
         drained.cancel()
         hurry.cancel()
 
-    def __getitem__(self, name: str) -> Consumer:
+    def __getitem__(self, name: str) -> Workers:
         for consumer in self.consumers:
             if consumer.name == name:
                 return consumer

@@ -17,14 +17,14 @@ from typing import Any, Union, cast, get_args, get_origin
 
 import msgspec
 
-from rabbitevents.codec import Codec, read_document
+from rabbitevents.consuming.threads import Threads
 from rabbitevents.errors import ConfigurationError, DecodeError
 from rabbitevents.events import Event, event_type, is_event
 from rabbitevents.ids import derived_id
 from rabbitevents.message import ACK, Delivery, Settlement
+from rabbitevents.payload.codec import Codec, read_document
 from rabbitevents.plugin import Publish
 from rabbitevents.routing import Handler, Subscription, matches
-from rabbitevents.threads import Threads
 from rabbitevents.wire import Received, read
 
 Factory = Callable[[Delivery], Any]

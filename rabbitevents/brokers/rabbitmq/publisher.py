@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from aiormq.abc import AbstractChannel
 
-from rabbitevents.brokers.connection import Wire
-from rabbitevents.brokers.outbound import Answer, OutboundLane
+from rabbitevents.brokers.rabbitmq.connection import Wire
+from rabbitevents.brokers.rabbitmq.outbound import Answer, OutboundLane
 from rabbitevents.errors import NotSentError, OutcomeUnknownError, RefusedError
-from rabbitevents.facts import Check
 from rabbitevents.message import Message
 from rabbitevents.properties import encode_properties, short
+from rabbitevents.states import Check
 from rabbitevents.wire import Limits
 
 log: logging.Logger = logging.getLogger("rabbitevents.broker")

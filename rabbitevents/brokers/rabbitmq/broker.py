@@ -13,14 +13,15 @@ from contextlib import suppress
 from typing import Any
 
 from rabbitevents.brokers import Deliver, Settings, Trusted
-from rabbitevents.brokers.connection import Wire, addresses
-from rabbitevents.brokers.declaring import declare, depth
-from rabbitevents.brokers.link import Link, Restore
-from rabbitevents.brokers.publisher import Publisher
-from rabbitevents.brokers.subscriber import Subscriber
+from rabbitevents.brokers.rabbitmq.connection import Wire, addresses
+from rabbitevents.brokers.rabbitmq.declaring import declare, depth
+from rabbitevents.brokers.rabbitmq.link import Link, Restore
+from rabbitevents.brokers.rabbitmq.publisher import Publisher
+from rabbitevents.brokers.rabbitmq.subscriber import Subscriber
 from rabbitevents.errors import BrokerError, BrokerUnavailableError, NotSentError, TopologyError
-from rabbitevents.facts import Blocked, Check, Depth, Report, Unblocked
+from rabbitevents.facts import Blocked, Report, Unblocked
 from rabbitevents.message import Message
+from rabbitevents.states import Check, Depth
 from rabbitevents.topology import Binding, Topology
 
 TICK = 0.25

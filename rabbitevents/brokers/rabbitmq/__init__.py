@@ -1,0 +1,1 @@
+"""RabbitMQ: supervised connections, and a data plane of our own on them."""

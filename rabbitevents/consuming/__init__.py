@@ -1,0 +1,1 @@
+"""What happens to a delivery: workers take it, its handler is called, it is settled once, or held."""

@@ -1,0 +1,1 @@
+"""What an event says: payload classes, and their bytes."""

@@ -1,0 +1,56 @@
+"""How things are at this moment, as small values: of a queue, of a subscription in this process, of a bus.
+
+(What happened is a fact: `rabbitevents.facts`.)
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """What the broker says of a queue: the messages that are ready, and its consumers, anybody's."""
+
+    ready: int
+    consumers: int
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a subscription has in this process: deliveries that wait for a worker, that are handled, that are held."""
+
+    queued: int
+    running: int
+    held: int
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of `Bus.health()`: a thing, whether it is as it should be, and what is the matter if not.
+
+    ``degraded`` says of a thing that is not as it should be that its work goes on all the same.
+    """
+
+    name: str
+    ok: bool
+    detail: str = ""
+    degraded: bool = False
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What a bus says of itself: every piece it should be running, and whether that runs."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it should be."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the work goes on, with all that it needs: everything is as it should be, or only degraded."""
+        return all(check.ok or check.degraded for check in self.checks)
+
+    @property
+    def problems(self) -> tuple[Check, ...]:
+        """The checks that are not as they should be."""
+        return tuple(check for check in self.checks if not check.ok)

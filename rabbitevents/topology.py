@@ -57,14 +57,45 @@ class Topology(msgspec.Struct, frozen=True):
     items: tuple[Exchange | Queue | Binding, ...] = ()
 
     def __add__(self, other: Topology | Iterable[Exchange | Queue | Binding]) -> Topology:
-        items = list(self.items)
-        items.extend(item for item in (other.items if isinstance(other, Topology) else other) if item not in items)
-        return Topology(tuple(items))
+        items = {_identity(item): item for item in self.items}
+        for item in other.items if isinstance(other, Topology) else other:
+            items.setdefault(_identity(item), item)
+        return Topology(tuple(items.values()))
 
     @property
     def queues(self) -> tuple[str, ...]:
         """The names of the queues."""
         return tuple(item.name for item in self.items if isinstance(item, Queue))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the exchanges and the queues."""
+        return tuple(item.name for item in self.items if not isinstance(item, Binding))
+
+    @property
+    def exchanges(self) -> Topology:
+        """The exchanges alone."""
+        return Topology(tuple(item for item in self.items if isinstance(item, Exchange)))
+
+    def queue(self, name: str) -> Queue | None:
+        """Return the queue of that name."""
+        return next((item for item in self.items if isinstance(item, Queue) and item.name == name), None)
+
+    def part(self, queue: str) -> Topology:
+        """Return what one queue needs: itself, its dead letters' place, what they are bound to, and the bindings."""
+        dead = {item.queue for item in self.items if isinstance(item, Binding) and item.routing_key == queue}
+        wanted = {queue, *dead}
+        wanted.update([item.exchange for item in self.items if isinstance(item, Binding) and item.queue in wanted])
+        return Topology(
+            tuple(item for item in self.items if (item.queue if isinstance(item, Binding) else item.name) in wanted)
+        )
+
+
+def _identity(item: Exchange | Queue | Binding) -> tuple[object, ...]:
+    if isinstance(item, Binding):
+        return (Binding, item.exchange, item.queue, item.routing_key)
+    kind = item.kind if isinstance(item, Exchange) else ""
+    return (type(item), item.name, kind, *sorted((name, str(value)) for name, value in item.arguments.items()))
 
 
 def dead_exchange(exchange: str) -> str:
@@ -92,16 +123,20 @@ def events(exchange: str) -> Topology:
 
 def base(exchange: str) -> Topology:
     """Return what every consuming bus needs: the events exchange, and a place for what goes astray."""
+    here = Topology((Exchange(exchange, "topic"), Exchange(dead_exchange(exchange), "direct")))
+    return here + way_out(DELAY_DUE) + way_out(due_exchange(exchange))
+
+
+def way_out(exchange: str) -> Topology:
+    """Return the exchange that what has waited comes out of, and the place of what nobody is there for any more."""
     lost = Queue(DELAY_LOST, quorum(delivery_limit=DEAD_LETTER_LIMIT))
+    kind: Literal["direct", "topic"] = "direct" if exchange == DELAY_DUE else "topic"
     return Topology(
         (
-            Exchange(exchange, "topic"),
-            Exchange(dead_exchange(exchange), "direct"),
             Exchange(DELAY_LOST, "fanout"),
             lost,
             Binding(DELAY_LOST, lost.name, ""),
-            Exchange(DELAY_DUE, "direct", {"alternate-exchange": DELAY_LOST}),
-            Exchange(due_exchange(exchange), "topic", {"alternate-exchange": DELAY_LOST}),
+            Exchange(exchange, kind, {"alternate-exchange": DELAY_LOST}),
         )
     )
 
@@ -126,3 +161,9 @@ def needed(subscription: Subscription, exchange: str, delivery_limit: int) -> To
             *(Binding(source, queue, key) for source in sources for key in subscription.routing_keys),
         )
     )
+
+
+def keeps_rejected(topology: Topology, queue: str) -> bool:
+    """Say whether a queue, as it is declared here, hands what is rejected on to a dead-letter exchange."""
+    declared = topology.queue(queue)
+    return declared is not None and "x-dead-letter-exchange" in declared.arguments

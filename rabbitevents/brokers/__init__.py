@@ -6,7 +6,7 @@ one runs `rabbitevents.testing.conformance` against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -60,6 +60,10 @@ class Consumer(Protocol):
         """Settle a delivery, soon and without waiting; False when it is stale, and nothing was done."""
         ...
 
+    def clear(self, delivery: Delivery) -> None:
+        """Let one more come while ``delivery`` stays unsettled: it was not ``trusted``, and has crashed nothing."""
+        ...
+
     async def cancel(self) -> None:
         """Have nothing more delivered, and wait until the broker has taken the consumer away, a bounded time.
 
@@ -68,7 +72,7 @@ class Consumer(Protocol):
         ...
 
     async def resume(self) -> None:
-        """Have deliveries again after `cancel`, on a channel of their own: what came before is stale. Does not raise."""
+        """Have deliveries again after `cancel`; what was delivered before can still be settled. Does not raise."""
         ...
 
     async def close(self) -> None:
@@ -101,6 +105,10 @@ class Broker(Protocol):
         ``deadline`` is on the event loop's clock. Raises `NotSentError`, `RefusedError`, `OutcomeUnknownError`, and
         `EncodeError` for what cannot be sent at all. A cancelled caller harms nobody else.
         """
+        ...
+
+    async def publish_many(self, messages: Sequence[Message], deadline: float) -> list[bool | Exception]:
+        """Publish several, in flight together; return for each what `publish` returns or raises."""
         ...
 
     async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Consumer:

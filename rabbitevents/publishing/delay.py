@@ -20,7 +20,17 @@ import msgspec
 from rabbitevents.brokers import Broker
 from rabbitevents.errors import BrokerError, ConfigurationError, NotSentError, OutcomeUnknownError, RefusedError
 from rabbitevents.message import Message
-from rabbitevents.topology import DEAD_LETTER_LIMIT, DELAY_DUE, Binding, Exchange, Queue, Topology, due_exchange, quorum
+from rabbitevents.topology import (
+    DEAD_LETTER_LIMIT,
+    DELAY_DUE,
+    Binding,
+    Exchange,
+    Queue,
+    Topology,
+    due_exchange,
+    quorum,
+    way_out,
+)
 
 STEP = 500
 """Up to `STEPS_END`, tiers stand this many milliseconds apart; beyond, each is 10 % longer than the one before."""
@@ -49,7 +59,7 @@ def tier(after: timedelta) -> int:
 
 
 def waiting_room(name: str, leads_to: str, ms: int) -> Topology:
-    """Return what is declared for one waiting time."""
+    """Return what is declared for one waiting time: where it leads first, or what falls due would wait on for minutes."""
     arguments = quorum(
         message_ttl=ms,
         dead_letter_exchange=leads_to,
@@ -57,7 +67,8 @@ def waiting_room(name: str, leads_to: str, ms: int) -> Topology:
         overflow="reject-publish",
         delivery_limit=DEAD_LETTER_LIMIT,
     )
-    return Topology((Exchange(name, "fanout"), Queue(name, arguments), Binding(name, name, "")))
+    here = Topology((Exchange(name, "fanout"), Queue(name, arguments), Binding(name, name, "")))
+    return way_out(leads_to) + here
 
 
 class Delays:

@@ -7,7 +7,7 @@ clock can be moved, and it can be told to fail. It lives in this process's memor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -18,8 +18,10 @@ from rabbitevents.brokers.embedded.routes import Routes
 from rabbitevents.errors import (
     BrokerError,
     BrokerUnavailableError,
+    EncodeError,
     NotSentError,
     OutcomeUnknownError,
+    PublishError,
     RefusedError,
     TopologyError,
 )
@@ -187,6 +189,11 @@ class MemoryConsumption:
         reader = self._reader
         return not self.is_stale(delivery) and reader is not None and reader.settle(delivery.tag, verdict)
 
+    def clear(self, delivery: Delivery) -> None:
+        """Let one more come."""
+        if self._reader is not None:
+            self._reader.clear()
+
     async def cancel(self) -> None:
         """Have nothing more delivered."""
         self._cancelled = True
@@ -270,6 +277,16 @@ class MemoryClient:
                 continue
             await asyncio.sleep(0)
             return routed
+
+    async def publish_many(self, messages: Sequence[Message], deadline: float) -> list[bool | Exception]:
+        """Publish one after the other."""
+        results: list[bool | Exception] = []
+        for message in messages:
+            try:
+                results.append(await self.publish(message, deadline))
+            except (PublishError, EncodeError) as error:
+                results.append(error)
+        return results
 
     async def _until_ready(self, message: Message, deadline: float, left: bool) -> None:
         if self._ready.is_set():

@@ -1,19 +1,21 @@
-"""RabbitMQ: a connection to publish on, one to consume on, and a watch over both.
+"""RabbitMQ: a connection to publish on, one to consume and to ask on, and a watch over both.
 
-They are two, because a broker that is short of memory stops reading from connections that publish, and consumers
-must go on then.
+They are two, because a broker that is short of memory stops reading from connections that publish, and consumers, and
+whoever looks at a queue, must go on then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from rabbitevents.brokers import Deliver, Settings, Trusted
-from rabbitevents.brokers.rabbitmq.connection import Wire, addresses
+from rabbitevents.brokers.rabbitmq.address import addresses
+from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.declaring import declare, depth
 from rabbitevents.brokers.rabbitmq.link import Link, Restore
 from rabbitevents.brokers.rabbitmq.publisher import Publisher
@@ -22,7 +24,9 @@ from rabbitevents.errors import BrokerError, BrokerUnavailableError, NotSentErro
 from rabbitevents.facts import Blocked, Report, Unblocked
 from rabbitevents.message import Message
 from rabbitevents.states import Check, Depth
-from rabbitevents.topology import Binding, Topology
+from rabbitevents.topology import Topology
+
+log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
 TICK = 0.25
 """Seconds between two looks at deadlines and at silent connections."""
@@ -44,6 +48,8 @@ class RabbitMQ:
         self._heartbeat = heartbeat
         self._topology = Topology()
         self._passive = False
+        self._refused: dict[str, TopologyError] = {}
+        """What the broker has otherwise, by name, as far as we were told last."""
         self._subscribers: list[Subscriber] = []
         self._settings = Settings()
         self._report: Report | None = None
@@ -55,18 +61,21 @@ class RabbitMQ:
     @property
     def address(self) -> str:
         """The broker that we are connected to; while there is none, all that are looked for."""
-        wire = self._publishing.wire if self._publishing is not None else None
-        return str(wire.address) if wire is not None else " or ".join(map(str, self._addresses))
+        connection = self._publishing.connection if self._publishing is not None else None
+        return str(connection.address) if connection is not None else " or ".join(map(str, self._addresses))
 
     # --- starting ---
 
     async def start(self, settings: Settings, report: Report | None) -> None:
-        """Connect for publishing; the consuming connection is made with the first queue that is consumed."""
+        """Connect for publishing; the other connection is made when it is first needed."""
         self._settings, self._report = settings, report
         self._consuming = None  # what an earlier life left; its event loop may be gone
         self._subscribers.clear()
+        self._refused.clear()
         self._topology = Topology()
-        self._publisher = Publisher(in_flight=settings.in_flight, limits=settings.limits, declare=self._declare_all)
+        self._publisher = Publisher(
+            in_flight=settings.in_flight, limits=settings.limits, prepare=self._prepare_publishing
+        )
         self._publishing = self._link("publish", self._restore_publishing)
         self._publishing.open()
         self._watcher = asyncio.get_running_loop().create_task(self._watch(), name="rabbitevents watch")
@@ -87,7 +96,7 @@ class RabbitMQ:
             report=self._report,
         )
 
-    async def _until_running(self, link: Link) -> None:
+    async def _until_running(self, link: Link) -> Connection:
         """Wait until ``link`` runs. Raises `BrokerUnavailableError`: at once when we are refused, else at the timeout."""
         timeout = self._settings.start_timeout
         running = asyncio.ensure_future(link.running.wait())
@@ -96,17 +105,71 @@ class RabbitMQ:
             await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             running.cancel()
-        if link.running.is_set():
-            return
+        if link.connection is not None:
+            return link.connection
         if link.refused.done():
             refusal = link.refused.result()
             raise BrokerUnavailableError(str(refusal), code=refusal.code)
         raise link.unavailable(timeout)
 
-    async def _restore_publishing(self, wire: Wire) -> None:
-        wire.tap.on_blocked = self._blocked
+    async def _asking(self, what: str) -> Connection:
+        """Return the connection that questions are asked on: the consuming one, which no alarm blocks.
+
+        Raises `BrokerError`.
+        """
+        if self._publishing is None or self._publishing.state == "closed":
+            raise BrokerError(f"{what}: there is no connection to the broker")
+        if self._consuming is None:
+            self._consuming = self._link("consume", self._restore_consuming)
+            self._consuming.open()
+            return await self._until_running(self._consuming)
+        if self._consuming.connection is None:
+            raise BrokerError(f"{what}: there is no connection to the broker")
+        return self._consuming.connection
+
+    # --- topology ---
+
+    async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
+        """Declare now, and again after each reconnection. Raises `BrokerError`."""
+        self._passive = passive
+        if topology.queues or self._consuming is not None:
+            refused = await declare(await self._asking("declaring"), topology, passive=passive)
+        else:  # a bus that only publishes needs no second connection for its exchange
+            there = self._publishing.connection if self._publishing is not None else None
+            if there is None:
+                raise BrokerError("declaring: there is no connection to the broker")
+            refused = await declare(there, topology, passive=passive)
+        self._topology += topology
+        self._note(topology, refused)
+        return refused
+
+    def _note(self, topology: Topology, refused: Mapping[str, TopologyError]) -> None:
+        for name in topology.names:
+            self._refused.pop(name, None)
+        self._refused.update(refused)
+
+    async def _restore_publishing(self, connection: Connection) -> None:
+        connection.tap.on_blocked = self._blocked
         if self._publisher is not None:
-            await self._publisher.restore(wire)
+            await self._publisher.restore(connection)
+
+    async def _prepare_publishing(self, connection: Connection, missing: bool) -> None:
+        """Declare what a publish needs, the exchanges; where one was missing, all that led from it too."""
+        wanted = self._topology if missing else self._topology.exchanges
+        for error in (await declare(connection, wanted, passive=self._passive)).values():
+            log.error("%s", error)
+
+    async def _restore_consuming(self, connection: Connection) -> None:
+        """Declare everything once; each consumer registers itself then."""
+        self._note(self._topology, await declare(connection, self._topology, passive=self._passive))
+
+    async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> None:
+        """Make sure that a queue can be consumed. What stands otherwise is this queue's trouble alone."""
+        if missing or queue in self._refused:
+            part = self._topology.part(queue)
+            self._note(part, await declare(connection, part, passive=self._passive))
+        if (refused := self._refused.get(queue)) is not None:
+            raise refused
 
     def _blocked(self, reason: str | None) -> None:
         if self._publisher is not None:
@@ -114,37 +177,19 @@ class RabbitMQ:
         if self._report is not None:
             self._report(Unblocked() if reason is None else Blocked(reason))
 
-    async def _restore_consuming(self, wire: Wire) -> None:
-        """Nothing is shared by consumers: each registers itself."""
-
     # --- the seam ---
-
-    async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
-        """Declare now, and again after each reconnection. Raises `BrokerError`."""
-        self._passive = passive
-        wire = self._publishing.wire if self._publishing is not None else None
-        if wire is None:
-            raise BrokerError("declaring: there is no connection to the broker")
-        refused = await declare(wire, topology, passive=passive)
-        self._topology += topology
-        return refused
-
-    async def _declare_all(self, wire: Wire) -> dict[str, TopologyError]:
-        return await declare(wire, self._topology, passive=self._passive)
-
-    async def _declare_queue(self, wire: Wire, queue: str) -> TopologyError | None:
-        """Declare what one queue needs. What stands otherwise is this queue's trouble alone."""
-        items = self._topology.items
-        mine = {queue, *(b.queue for b in items if isinstance(b, Binding) and b.routing_key == queue)}
-        mine.update([b.exchange for b in items if isinstance(b, Binding) and b.queue in mine])
-        part = [i for i in items if (i.queue if isinstance(i, Binding) else i.name) in mine]
-        return (await declare(wire, Topology(tuple(part)), passive=self._passive)).get(queue)
 
     async def publish(self, message: Message, deadline: float) -> bool:
         """Publish on the publishing connection."""
         if self._publisher is None:
             raise NotSentError(message, "the broker is not started")
         return await self._publisher.publish(message, deadline)
+
+    async def publish_many(self, messages: Sequence[Message], deadline: float) -> list[bool | Exception]:
+        """Publish on the publishing connection, in flight together."""
+        if self._publisher is None:
+            raise NotSentError(messages[0], "the broker is not started")
+        return await self._publisher.publish_many(messages, deadline)
 
     async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Subscriber:
         """Consume on the consuming connection, on a channel of its own."""
@@ -159,50 +204,58 @@ class RabbitMQ:
             deliver=deliver,
             trusted=trusted,
             body_limit=self._settings.limits.body,
-            declare=self._declare_queue,
+            prepare=self._prepare_queue,
             report=self._report,
+            closed=self._forget,
         )
         self._subscribers.append(subscriber)
-        subscriber.start()
-        await subscriber.tried(REGISTER_TIMEOUT)
+        try:
+            await subscriber.tried(REGISTER_TIMEOUT)
+        except BaseException:
+            subscriber.abandon()
+            raise
         return subscriber
 
+    def _forget(self, subscriber: Subscriber) -> None:
+        with suppress(ValueError):
+            self._subscribers.remove(subscriber)
+
     async def depth(self, queue: str) -> Depth | None:
-        """Look at a queue by a passive declaration, on a channel that is thrown away."""
-        wire = self._publishing.wire if self._publishing is not None else None
-        if wire is None:
-            raise BrokerError(f"looking at queue {queue!r}: there is no connection to the broker")
-        return await depth(wire, queue)
+        """Look at a queue by a passive declaration."""
+        return await depth(await self._asking(f"looking at queue {queue!r}"), queue)
 
     def health(self) -> Iterable[Check]:
         """Say how the connections, the publishing channel and the consumers are."""
-        for link in (self._publishing, self._consuming):
-            if link is not None:
-                wire = link.wire
-                blocked = (
-                    f"the broker blocks publishers: {wire.tap.blocked}" if wire and wire.tap.blocked is not None else ""
-                )
-                problem = link.detail or blocked or (wire.quiet if wire is not None else "")
-                yield Check(f"connection {link.role}", link.state == "running" and not problem, problem)
+        for link in self._links:
+            yield link.check()
         if self._publisher is not None:
             yield self._publisher.check()
         for subscriber in self._subscribers:
             yield subscriber.check()
 
+    @property
+    def _links(self) -> list[Link]:
+        return [link for link in (self._publishing, self._consuming) if link is not None]
+
     async def stop(self, deadline: float) -> None:
-        """Close everything, at the latest by ``deadline``."""
+        """Close everything, at the latest by ``deadline``. Whoever still waits for a publish learns that it is over."""
         now = asyncio.get_running_loop().time
-        if self._publisher is not None:
-            await self._publisher.drain(deadline - 1)
-        if self._watcher is not None:
-            self._watcher.cancel()
-        left = max(0.2, min(2.0, deadline - now()))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(left + 1):
-                await asyncio.gather(*(subscriber.close() for subscriber in self._subscribers))
-                if self._publisher is not None:
-                    await self._publisher.close()
-        await asyncio.gather(*(link.close(left) for link in (self._publishing, self._consuming) if link is not None))
+        subscribers = list(self._subscribers)
+        try:
+            if self._publisher is not None:
+                await self._publisher.drain(deadline - 1)
+            if subscribers:
+                closing = [asyncio.ensure_future(subscriber.close()) for subscriber in subscribers]
+                await asyncio.wait(closing, timeout=max(0.2, min(2.0, deadline - now())))
+        finally:
+            if self._watcher is not None:
+                self._watcher.cancel()
+            if self._publisher is not None:
+                self._publisher.close()
+            left = max(0.2, min(2.0, deadline - now()))
+            await asyncio.gather(*(link.close(left) for link in self._links))
+            for subscriber in subscribers:
+                subscriber.end()
 
     # --- the watch ---
 
@@ -221,6 +274,6 @@ class RabbitMQ:
                 self._publisher.expire(moment)
             if stood_still:
                 continue
-            for link in (self._publishing, self._consuming):
-                if link is not None and link.wire is not None:
-                    link.wire.watch(moment)
+            for link in self._links:
+                if link.connection is not None:
+                    link.connection.watch(moment)

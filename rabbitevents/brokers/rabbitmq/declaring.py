@@ -1,67 +1,66 @@
-"""Declaring at RabbitMQ, on channels that are thrown away: a refusal closes the channel, and says why."""
+"""Declaring at RabbitMQ: in order, each thing once, and what is refused is that thing's trouble alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any, Final
 
 from aiormq.abc import AbstractChannel
 
-from rabbitevents.brokers.rabbitmq.connection import RPC_DEADLINE, Wire, within
+from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.states import Depth
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 
-_REFUSALS = (403, 404, 405, 406)
-"""Codes that concern the one thing that was asked for; with any other the connection is in doubt."""
+_REFUSALS: Final = (403, 404, 405, 406)
+"""Codes that concern the one thing that was asked for."""
+
+_UNANSWERED: Final = 3
+"""Questions in a row without an answer after which the connection is in doubt, and not what was asked for."""
 
 _BOTH_SIDES = re.compile(
-    r"inequivalent arg '(?P<what>[^']+)' for .*: received (?P<ours>.*) but current is (?P<theirs>.*)$", re.DOTALL
+    r"inequivalent arg '(?P<what>[^']+)' for [^:]*: received (?P<ours>.*) but current is (?P<theirs>.*)$", re.DOTALL
 )
 
 
-async def declare(wire: Wire, topology: Topology, *, passive: bool) -> dict[str, TopologyError]:
-    """Declare in order, or with ``passive`` only look; return what the broker refused, by name. Raises `BrokerError`.
+async def declare(connection: Connection, topology: Topology, *, passive: bool) -> dict[str, TopologyError]:
+    """Declare in order, or with ``passive`` only look; return what could not be, by name. Raises `BrokerError`.
 
-    What depends on something refused is still tried: a queue that is otherwise there stops only itself.
+    What depends on something refused is still tried: a queue that is otherwise there stops only itself, and so does
+    one that the broker gives no answer about.
     """
     refused: dict[str, TopologyError] = {}
-    channel = await wire.channel()
-    try:
-        for item in topology.items:
-            if passive and isinstance(item, Binding):
-                continue
-            try:
-                await within(RPC_DEADLINE, _ask(channel, item, passive=passive), f"declaring {_name(item)}")
-            except BrokerError as error:
-                if error.code not in _REFUSALS:
-                    raise
-                key = item.queue if isinstance(item, Binding) else item.name
-                refused.setdefault(key, _explained(item, error))
-                await wire.close_channel(channel)
-                channel = await wire.channel()
-    finally:
-        await wire.close_channel(channel)
+    unanswered = 0
+    for item in topology.items:
+        if passive and isinstance(item, Binding):
+            continue
+        try:
+            await connection.ask(partial(_ask, item=item, passive=passive), f"declaring {_name(item)}")
+            unanswered = 0
+        except BrokerError as error:
+            unanswered += error.code == 0
+            if connection.lost.done() or unanswered == _UNANSWERED or error.code not in (0, *_REFUSALS):
+                raise
+            refused.setdefault(_key(item), _explained(item, error))
     return refused
 
 
-async def depth(wire: Wire, queue: str) -> Depth | None:
+async def depth(connection: Connection, queue: str) -> Depth | None:
     """Return what the broker says of ``queue``; None if there is none of that name. Raises `BrokerError`."""
-    channel = await wire.channel()
     try:
-        asked = channel.queue_declare(queue, passive=True)
-        answer = await within(RPC_DEADLINE, asked, f"looking at queue {queue!r}")
+        answer = await connection.ask(
+            lambda channel: channel.queue_declare(queue, passive=True), f"looking at queue {queue!r}"
+        )
     except BrokerError as error:
         if error.code != 404:
             raise
         return None
-    finally:
-        await wire.close_channel(channel)
     return Depth(answer.message_count or 0, answer.consumer_count or 0)
 
 
-def _ask(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive: bool) -> Coroutine[Any, Any, object]:
+def _ask(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive: bool) -> Awaitable[Any]:
     match item:
         case Exchange():
             return channel.exchange_declare(
@@ -71,6 +70,10 @@ def _ask(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive:
             return channel.queue_declare(item.name, durable=True, passive=passive, arguments=dict(item.arguments))
         case Binding():
             return channel.queue_bind(item.queue, item.exchange, routing_key=item.routing_key)
+
+
+def _key(item: Exchange | Queue | Binding) -> str:
+    return item.queue if isinstance(item, Binding) else item.name
 
 
 def _name(item: Exchange | Queue | Binding) -> str:
@@ -85,7 +88,6 @@ def _name(item: Exchange | Queue | Binding) -> str:
 
 def _explained(item: Exchange | Queue | Binding, error: BrokerError) -> TopologyError:
     """Say what the broker has, what we want, and the way out."""
-    name = item.queue if isinstance(item, Binding) else item.name
     sides = _BOTH_SIDES.search(str(error))
     if sides is not None:
         text = (
@@ -98,4 +100,4 @@ def _explained(item: Exchange | Queue | Binding, error: BrokerError) -> Topology
         text = f"{_name(item)}: this user may not do that; grant it, or declare it elsewhere and say declare='passive' here"
     else:
         text = f"{_name(item)}: {error}"
-    return TopologyError(text, name=name, code=error.code)
+    return TopologyError(text, name=_key(item), code=error.code)

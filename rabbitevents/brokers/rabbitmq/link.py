@@ -10,9 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from rabbitevents.brokers.rabbitmq.connection import RPC_DEADLINE, Address, Wire
+from rabbitevents.brokers.rabbitmq.address import Address
+from rabbitevents.brokers.rabbitmq.calls import RPC_DEADLINE
+from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.errors import BrokerError, BrokerUnavailableError
 from rabbitevents.facts import Connected, ConnectionLost, Report
+from rabbitevents.states import Check
 
 log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
@@ -25,14 +28,14 @@ SPREAD = 0.2
 _FINAL = (403, 530)
 """Reply codes on the way in that no waiting will change: login refused, virtual host not allowed or not there."""
 
-Restore = Callable[[Wire], Awaitable[None]]
+Restore = Callable[[Connection], Awaitable[None]]
 """Prepares what belongs on a new connection. Raises `BrokerError` if it cannot."""
 
 
 class Link:
     """A connection under supervision: it is made again whenever it is lost, until it is closed.
 
-    ``restore`` is called with each new `Wire` and prepares what belongs on it; the link runs once it has returned.
+    ``restore`` is called with each new `Connection` and prepares what belongs on it; the link runs once it has returned.
     """
 
     def __init__(
@@ -49,11 +52,14 @@ class Link:
         self.role = role
         self.state: str = "connecting"
         self.detail: str = ""
-        self.wire: Wire | None = None
+        self.connection: Connection | None = None
         self.running: asyncio.Event = asyncio.Event()
+        self.listeners: set[Callable[[], object]] = set()
+        """Called whenever the link runs again, and must not wait."""
         self.refused: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self._where = where
         self._next = 0
+        self._attempts = 0
         self._name = f"{name}/{role}"
         self._heartbeat = heartbeat
         self._context = context
@@ -62,6 +68,7 @@ class Link:
         self._answers: dict[str, str] = {}
         self._refusing: set[Address] = set()
         self._down_since = asyncio.get_running_loop().time()
+        self._lost_once = False
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -73,19 +80,27 @@ class Link:
     async def _supervise(self) -> None:
         """Connect, restore, wait until it is lost, and again. Ends by being cancelled, and by nothing else."""
         while True:
-            wire: Wire = await AsyncRetrying(wait=BACKOFF, retry=retry_if_exception_type(Exception))(self._connect)
-            await self._run(wire)
+            connection: Connection = await AsyncRetrying(wait=BACKOFF, retry=retry_if_exception_type(Exception))(
+                self._connect
+            )
+            await self._run(connection)
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> Connection:
         address = self._where[self._next % len(self._where)]
         self._next += 1
-        wire: Wire | None = None
+        self._attempts += 1
+        connection: Connection | None = None
         try:
-            wire = await Wire.open(
-                address, name=self._name, heartbeat=self._heartbeat, context=self._context, timeout=RPC_DEADLINE
+            connection = await Connection.open(
+                address,
+                name=self._name,
+                heartbeat=self._heartbeat,
+                context=self._context,
+                timeout=RPC_DEADLINE,
+                attempt=self._attempts - 1,
             )
             self.state = "restoring"
-            await self._restore(wire)
+            await self._restore(connection)
         except Exception as error:
             # Whatever went wrong, this supervisor tries again: it is the one that must not end.
             self.state, self.detail = "connecting", str(error)
@@ -96,41 +111,68 @@ class Link:
                 self._refusing.add(address)
                 if len(self._refusing) == len(set(self._where)) and not self.refused.done():
                     self.refused.set_result(error)
-            if wire is not None:
-                await wire.close()
+            if connection is not None:
+                await connection.close()
             raise
         except asyncio.CancelledError:
-            if wire is not None:
-                wire.tap.abort("closed")
+            if connection is not None:
+                connection.tap.abort("closed")
             raise
-        return wire
+        return connection
 
     @staticmethod
     def refuses(error: BrokerError) -> bool:
-        """Say whether waiting cannot help: the login, the virtual host or the certificate was refused."""
-        return error.code in _FINAL or "TLS: the broker's certificate" in str(error)
+        """Say whether waiting cannot help: the login, the virtual host or the certificate was refused.
 
-    async def _run(self, wire: Wire) -> None:
+        A limit of connections that is reached comes under the code of a virtual host that is not there, and only its
+        text tells them apart; it is waited out.
+        """
+        text = str(error)
+        full = "limit" in text and "reached" in text
+        return (error.code in _FINAL and not full) or "TLS: the broker's certificate" in text
+
+    async def _run(self, connection: Connection) -> None:
         now = asyncio.get_running_loop().time
-        self.wire, self.state, self.detail = wire, "running", ""
-        self._next -= 1  # a broker that served well is the first to be asked again
-        log.info("%s connection to %s stands", self.role, wire.address)
+        self.connection, self.state, self.detail = connection, "running", ""
+        self._attempts = 0
+        self._say_stands(connection)
         if self._report is not None:
-            self._report(Connected(self.role, str(wire.address), now() - self._down_since))
+            self._report(Connected(self.role, str(connection.address), now() - self._down_since))
         self.running.set()
+        for listener in tuple(self.listeners):
+            listener()
         try:
-            reason = await asyncio.shield(wire.lost)
+            reason = await asyncio.shield(connection.lost)
         finally:
             self._down_since = now()
             self.running.clear()
-            self.wire = None
+            self.connection = None
         self.state, self.detail = "connecting", reason
-        self._next += 1
-        log.warning("%s connection to %s lost: %s", self.role, wire.address, reason)
+        if not connection.fell_silent:
+            self._next -= 1  # a broker that served well is the first to be asked again, unless it fell silent
+        self._lost_once = True
+        log.warning("%s connection to %s lost: %s", self.role, connection.address, reason)
         if self._report is not None:
-            self._report(ConnectionLost(self.role, str(wire.address), reason))
-        await wire.close(0.5)
+            self._report(ConnectionLost(self.role, str(connection.address), reason))
+        await connection.close(0.5)
         await asyncio.sleep(random.uniform(0, SPREAD))
+
+    def _say_stands(self, connection: Connection) -> None:
+        """Say that the connection stands, as loud as its loss was."""
+        if self._lost_once:
+            downtime = asyncio.get_running_loop().time() - self._down_since
+            log.warning("%s connection to %s stands again, after %.1f s", self.role, connection.address, downtime)
+        else:
+            log.info("%s connection to %s stands", self.role, connection.address)
+
+    def check(self) -> Check:
+        """Say whether the connection stands, and the broker listens."""
+        problem = self.detail
+        connection = self.connection
+        if connection is not None and not problem:
+            blocked = connection.tap.blocked
+            problem = f"the broker blocks publishers: {blocked}" if blocked is not None else connection.quiet
+        return Check(f"connection {self.role}", self.state == "running" and not problem, problem)
 
     def unavailable(self, waited: float) -> BrokerUnavailableError:
         """Return the error that says where this link looked, and what each place answered."""
@@ -139,10 +181,10 @@ class Link:
 
     async def close(self, timeout: float) -> None:
         """End the supervision and the connection, within ``timeout`` seconds. Does not raise."""
-        wire = self.wire
+        connection = self.connection
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=timeout)
         self.state, self.detail = "closed", ""
-        if wire is not None:
-            await wire.close(timeout)
+        if connection is not None:
+            await connection.close(timeout)

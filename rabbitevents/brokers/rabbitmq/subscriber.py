@@ -1,4 +1,9 @@
-"""The consuming half of RabbitMQ: one queue, one channel, one consumer, never silently gone."""
+"""The consuming half of RabbitMQ: what is wanted of one queue, and a supervisor that makes it so.
+
+The wish (to consume, or not; how wide) changes at once, whoever says it and whatever becomes of them. The supervisor
+is one task that lives until the subscriber is closed: it looks at the wish and at the registration that there is,
+does the one next thing that brings them together, and looks again.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from uuid import uuid4
-
-import aiormq
-from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers import Deliver, Trusted, Verdict
-from rabbitevents.brokers.rabbitmq.connection import RPC_DEADLINE, Wire, within
-from rabbitevents.brokers.rabbitmq.inbound import InboundLane
+from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.link import Link
+from rabbitevents.brokers.rabbitmq.registration import Registration
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.facts import ConsumerLost, ConsumerRestored, Report
 from rabbitevents.message import Delivery
@@ -22,12 +23,8 @@ from rabbitevents.states import Check
 
 log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
-SETTLE_PAUSE = 0.1
-"""Seconds between the last settlement and the end of a channel: on quorum queues, settlements written just before
-the end are lost otherwise (967 of 1,000 came back, measured on 3.10, 4.0 and 4.3)."""
-
 CANCEL_DEADLINE = 2.0
-"""Seconds that the broker has to take a consumer away; stopping waits for it."""
+"""Seconds that whoever cancels, resumes or closes waits for the broker. The supervisor goes on after that."""
 
 _RETRY_PAUSE = 0.1
 _RETRY_PAUSE_MAX = 3.0
@@ -36,9 +33,12 @@ _STOOD_WELL = 5.0
 _MISMATCH_PAUSE_MAX = 30.0
 """Seconds between two tries: what stands there with other arguments will not change by itself."""
 
+Prepare = Callable[[Connection, str, bool], Awaitable[None]]
+"""Makes sure that a queue can be consumed on a connection; True: look again, it may be gone. Raises `TopologyError`."""
+
 
 class Subscriber:
-    """Keeps a consumer registered on its queue, on a fresh channel with a fresh tag whenever the last one ended.
+    """Keeps a consumer registered on its queue, on a fresh channel whenever the last one ended.
 
     The window is one delivery wide at first and opens to ``prefetch`` at the first delivery that is trusted: an event
     that crashes the process must not cost its neighbours a delivery each time. (The one that opened it does not count
@@ -54,8 +54,9 @@ class Subscriber:
         deliver: Deliver,
         trusted: Trusted | None,
         body_limit: int,
-        declare: Callable[[Wire, str], Awaitable[TopologyError | None]],
+        prepare: Prepare,
         report: Report | None,
+        closed: Callable[[Subscriber], None],
     ) -> None:
         self.queue = queue
         self.detail: str = "not registered yet"
@@ -64,93 +65,98 @@ class Subscriber:
         self._deliver = deliver
         self._trusted = trusted
         self._body_limit = body_limit
-        self._declare = declare
+        self._prepare = prepare
         self._report = report
-        self._lane: InboundLane | None = None
-        self._channel: AbstractChannel | None = None
-        self._wire: Wire | None = None
-        self._tag = ""
+        self._on_closed = closed
+        self._wanted = True
+        self._closed = False
+        self._narrow = trusted is not None
+        self._cleared: set[Delivery] = set()
+        """Suspects that did not crash the process and are unsettled: each makes the narrow window one wider."""
+        self._late: list[Delivery] = []
+        """What waits for the supervisor: handed over once the window is open, or given back once the broker has taken
+        the consumer away."""
+        self._registration: Registration | None = None
         self._generation = 0
-        self._opening: asyncio.Task[None] | None = None
-        self._down_since = asyncio.get_running_loop().time()
-        self._task: asyncio.Task[None] | None = None
-        self._registered = asyncio.Event()
+        self._pause = _RETRY_PAUSE
+        self._missing = False
+        """Whether the queue may be gone, and is to be declared before it is consumed again."""
+        self._said_lost = False
+        loop = asyncio.get_running_loop()
+        self._time = loop.time
+        self._since = loop.time()
+        """When the consumer was registered, or lost (event loop's clock)."""
+        self._turn = asyncio.Event()
         self._tried = asyncio.Event()
-        self._cancelled = False
+        self._at_rest = asyncio.Event()
+        """Set while what there is, is what is wanted."""
+        link.listeners.add(self._turn.set)
+        self._task = loop.create_task(self._supervise(), name=f"rabbitevents consumer of {queue}")
 
     # --- the seam ---
 
     @property
     def running(self) -> bool:
         """Whether the broker has our consumer at this moment."""
-        return self._registered.is_set()
-
-    def is_stale(self, delivery: Delivery) -> bool:
-        """Whether the channel that brought ``delivery`` is gone."""
-        lane = self._lane
-        return lane is None or delivery.generation != lane.generation or not lane.open
+        return self._registration is not None and self._registration.state == "consuming"
 
     def settle(self, delivery: Delivery, verdict: Verdict) -> bool:
         """Settle, unless the delivery is stale."""
-        lane = self._lane
-        if lane is None or delivery.generation != lane.generation or not lane.open:
+        registration = self._registration
+        if registration is None or delivery.channel is not registration.lane or not registration.lane.open:
             return False
+        if self._cleared:
+            self._cleared.discard(delivery)
         if verdict is Verdict.ACK:
-            lane.ack(delivery.tag)
+            registration.lane.ack(delivery.tag)
         elif verdict is Verdict.REQUEUE:
-            lane.requeue(delivery.tag)
+            registration.lane.requeue(delivery.tag)
         else:
-            lane.reject(delivery.tag)
+            registration.lane.reject(delivery.tag)
         return True
+
+    def clear(self, delivery: Delivery) -> None:
+        """Let one more come while ``delivery``, which did not crash the process, stays unsettled."""
+        if self._narrow and not delivery.stale:
+            self._cleared.add(delivery)
+            self._turn.set()
 
     async def cancel(self) -> None:
         """Have nothing more delivered; what is delivered can still be settled."""
-        self._cancelled = True
-        if self._opening is not None:
-            await asyncio.wait(
-                {self._opening}, timeout=CANCEL_DEADLINE
-            )  # cancelled in the middle, it would cost the channel
-        if not self.running:
-            await self._leave_channel()  # it may be about to register
-            return
-        channel, lane = self._channel, self._lane
-        self._registered.clear()
-        if channel is not None and lane is not None and lane.open and self._tag:
-            with suppress(BrokerError):
-                await within(
-                    CANCEL_DEADLINE, channel.basic_cancel(self._tag), f"cancelling the consumer of {self.queue!r}"
-                )
+        self._wish(wanted=False)
+        await self._until_so()
 
     async def resume(self) -> None:
-        """Register again, on a fresh channel."""
-        self._cancelled = False
-        await self._leave_channel()
-        self.start()
+        """Have deliveries again."""
+        self._wish(wanted=True)
+        await self._until_so()
 
     async def close(self) -> None:
         """Write out what was settled, then close the channel, which gives back the rest."""
-        self._cancelled = True
-        await self._leave_channel()
+        self.abandon()
+        await asyncio.wait({self._task}, timeout=CANCEL_DEADLINE + 1)
 
-    async def _leave_channel(self) -> None:
-        lane = self._lane
-        if lane is not None and lane.open:
-            lane.write_acks()
-            await asyncio.sleep(SETTLE_PAUSE)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
-        await self._drop_channel()
+    def abandon(self) -> None:
+        """Be closed as soon as it can be, without waiting for it."""
+        self._closed = True
+        self._wish(wanted=False)
+        self._link.listeners.discard(self._turn.set)
+        self._on_closed(self)
 
-    # --- supervision ---
+    def end(self) -> None:
+        """End the supervisor, which has nothing more to supervise: its connection is closed."""
+        self._task.cancel()
 
-    def start(self) -> None:
-        """Begin to register."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(
-                self._supervise(), name=f"rabbitevents consumer of {self.queue}"
-            )
+    def _wish(self, *, wanted: bool) -> None:
+        if self._wanted is not wanted:
+            self._wanted = wanted
+            self._at_rest.clear()
+        self._turn.set()
+
+    async def _until_so(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CANCEL_DEADLINE):
+                await self._at_rest.wait()
 
     async def tried(self, timeout: float) -> None:
         """Wait until the consumer is registered, or could not be; at most ``timeout`` seconds."""
@@ -158,126 +164,155 @@ class Subscriber:
             async with asyncio.timeout(timeout):
                 await self._tried.wait()
 
+    # --- supervision ---
+
     async def _supervise(self) -> None:
-        """Register, wait until the channel ends, and again, until nothing more is wanted."""
-        pause = _RETRY_PAUSE
-        while not self._cancelled:
-            await self._link.running.wait()
+        """Bring the wish and the registration together, again and again, until it is closed."""
+        while not self._closed:
+            self._turn.clear()
             try:
-                lane = await self._register()
-                stood = await self._watch(lane)
-                pause = _RETRY_PAUSE if stood > _STOOD_WELL else min(2 * pause, _RETRY_PAUSE_MAX)
-                if stood <= _STOOD_WELL:
-                    await asyncio.sleep(pause)
+                await self._step()
             except Exception as error:
                 # Whatever went wrong, this supervisor tries again: a consumer must not be silently gone.
-                if isinstance(error, TopologyError):
-                    if str(error) != self.detail:
-                        log.error("%s", error, extra={"subscription": self.queue})
-                elif not isinstance(error, BrokerError):
-                    log.exception(
-                        "the consumer of %r could not be registered", self.queue, extra={"subscription": self.queue}
-                    )
-                self.detail = str(error)
-                self._tried.set()
-                await self._drop_channel()
-                lasting = isinstance(error, TopologyError) and error.code == 406
-                pause = min(2 * pause, _MISMATCH_PAUSE_MAX if lasting else _RETRY_PAUSE_MAX)
-                await asyncio.sleep(pause)
+                self._failed(error)
+                await self._drop()
+                await self._rest(self._pause)
+        await self._drop()
 
-    async def _register(self) -> InboundLane:
-        wire = self._link.wire
-        if wire is None:
+    async def _step(self) -> None:
+        """Do the one next thing that there is to be done; wait where there is none."""
+        registration = self._registration
+        if registration is not None and registration.state == "ended":
+            await self._lost(registration)
+        elif registration is None and self._wanted and self._link.running.is_set():
+            await self._register()
+        elif registration is None:
+            await self._nothing_to_do(at_rest=not self._wanted)
+        elif not self._wanted and registration.state == "consuming":
+            await registration.cancel()
+        elif not self._wanted and self._late:
+            self._give_back_late()
+        elif self._wanted and (registration.state == "idle" or registration.window < self._window):
+            await registration.consume(self._window)
+        elif self._wanted and self._late:
+            late, self._late = self._late, []
+            self._deliver(late)
+        else:
+            await self._nothing_to_do(at_rest=True)
+
+    @property
+    def _window(self) -> int:
+        return min(self._prefetch, 1 + len(self._cleared)) if self._narrow else self._prefetch
+
+    async def _nothing_to_do(self, *, at_rest: bool) -> None:
+        if at_rest:
+            self._at_rest.set()
+        await self._turn.wait()
+        # What woke us may be a wish; until it was looked at, nobody can say that it is fulfilled.
+        self._at_rest.clear()
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait before the next try; a new wish ends the wait."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._turn.wait()
+
+    async def _register(self) -> None:
+        connection = self._link.connection
+        if connection is None:
             raise BrokerError("there is no connection to the broker")
-        mismatch = await self._declare(wire, self.queue)
-        if mismatch is not None:
-            raise mismatch
-        self._wire = wire
-        self._channel = channel = await wire.channel()
+        await self._prepare(connection, self.queue, self._missing)
         self._generation += 1
-        self._lane = lane = InboundLane(
-            channel.number,
-            wire.transport,
-            queue=self.queue,
-            generation=self._generation,
-            deliver=self._deliver if self._trusted is None or self._prefetch == 1 else self._first_delivery,
-            body_limit=self._body_limit,
+        self._narrow = self._trusted is not None
+        self._cleared.clear()
+        self._registration = registration = await Registration.open(
+            connection, self.queue, generation=self._generation, deliver=self._arrived, body_limit=self._body_limit
         )
-        wire.attach(lane)
-        await self._consume(channel, 1 if self._trusted is not None else self._prefetch)
-        return lane
-
-    async def _consume(self, channel: AbstractChannel, prefetch: int) -> None:
-        what = f"consuming from {self.queue!r}"
-        tag = f"rabbitevents-{uuid4().hex}"  # a fresh one each time: 4.3 answers a tag that was cancelled with 530
-        await within(RPC_DEADLINE, channel.basic_qos(prefetch_count=prefetch), what)
-        self._tag = tag  # before the broker answers: the first delivery may come together with its answer
-        await within(RPC_DEADLINE, channel.basic_consume(self.queue, _nobody, consumer_tag=tag), what)
-
-    async def _watch(self, lane: InboundLane) -> float:
-        """Wait until the channel ends; return how long it stood, in seconds."""
-        self.detail = ""
-        self._registered.set()
-        self._tried.set()
-        now = asyncio.get_running_loop().time
-        since = now()
-        if self._report is not None:
-            self._report(ConsumerRestored(self.queue, since - self._down_since))
+        registration.lane.ended.add_done_callback(lambda _: self._turn.set())
         try:
-            reason = await asyncio.shield(lane.ended)
-        finally:
-            self._down_since = now()
-            self._registered.clear()
-        self.detail = reason
-        log.warning("the consumer of %r is gone: %s", self.queue, reason, extra={"subscription": self.queue})
-        if self._report is not None:
-            self._report(ConsumerLost(self.queue, reason))
-        await self._drop_channel()
-        return self._down_since - since
-
-    async def _drop_channel(self) -> None:
-        """Leave the channel for good: after a cancel nothing more may be settled on it (on 4.3 a late ack revives it)."""
-        wire, channel, lane = self._wire, self._channel, self._lane
-        self._channel, self._tag = None, ""
-        if self._opening is not None:
-            self._opening.cancel()
-        if lane is not None:
-            lane.lost("the channel was left")
-        if wire is not None and channel is not None:
-            await wire.close_channel(channel, lane)
-
-    # --- the window ---
-
-    def _first_delivery(self, batch: list[Delivery]) -> None:
-        """Deliver, and open the window at the first delivery that is trusted."""
-        lane, channel = self._lane, self._channel
-        trusted = self._trusted is None or any(map(self._trusted, batch))
-        if self._opening is None and lane is not None and channel is not None and trusted:
-            self._opening = asyncio.get_running_loop().create_task(self._open_window(lane, channel))
-            self._opening.add_done_callback(self._opened)
-        self._deliver(batch)
-
-    async def _open_window(self, lane: InboundLane, channel: AbstractChannel) -> None:
-        """Register again with the full window: RabbitMQ applies a prefetch to consumers that come after it."""
-        try:
-            await within(RPC_DEADLINE, channel.basic_cancel(self._tag), f"opening the window of {self.queue!r}")
-            await self._consume(channel, self._prefetch)
+            await registration.consume(self._window)
         except BrokerError as error:
-            lane.lost(f"the window could not be opened: {error}")
+            self._missing = error.code == 404
+            raise
+        self._missing = False
+        down, self._since = self._time() - self._since, self._time()
+        if self._said_lost:
+            self._said_lost = False
+            log.warning(
+                "the consumer of %r is back, after %.1f s", self.queue, down, extra={"subscription": self.queue}
+            )
+        self.detail = ""
+        self._tried.set()
+        if self._report is not None:
+            self._report(ConsumerRestored(self.queue, down))
 
-    def _opened(self, task: asyncio.Task[None]) -> None:
-        self._opening = None
-        lane = self._lane
-        if not task.cancelled() and lane is not None and lane.open:
-            lane.deliver_to(self._deliver)
+    async def _lost(self, registration: Registration) -> None:
+        """Say that the consumer is gone, and leave its channel for good.
+
+        After a cancel by the broker nothing more may be settled on it: on 4.3 a late ack revives the consumer.
+        """
+        reason = self.detail = registration.lane.ended.result()
+        stood, self._since = self._time() - self._since, self._time()
+        if not registration.connection.lost.done():
+            self._missing = self._said_lost = True
+            log.warning("the consumer of %r is gone: %s", self.queue, reason, extra={"subscription": self.queue})
+            if self._report is not None:
+                self._report(ConsumerLost(self.queue, reason))
+        await self._drop()
+        self._pause = _RETRY_PAUSE if stood > _STOOD_WELL else min(2 * self._pause, _RETRY_PAUSE_MAX)
+        if stood <= _STOOD_WELL and self._wanted:
+            await self._rest(self._pause)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, TopologyError):
+            if str(error) != self.detail:
+                self._said_lost = True
+                log.error("%s", error, extra={"subscription": self.queue})
+        elif not isinstance(error, BrokerError):
+            log.error(
+                "the consumer of %r could not be registered",
+                self.queue,
+                exc_info=error,
+                extra={"subscription": self.queue},
+            )
+        self.detail = str(error)
+        self._tried.set()
+        lasting = isinstance(error, TopologyError) and error.code == 406
+        self._pause = min(2 * self._pause, _MISMATCH_PAUSE_MAX if lasting else _RETRY_PAUSE_MAX)
+
+    async def _drop(self) -> None:
+        registration, self._registration = self._registration, None
+        self._late.clear()
+        self._cleared.clear()
+        if registration is not None:
+            await registration.leave()
+
+    # --- deliveries ---
+
+    def _arrived(self, batch: list[Delivery]) -> None:
+        """Deliver, and open the window at the first delivery that is trusted.
+
+        That one is handed over when the window is open: acknowledged before, it would let the next one go to the
+        consumer that is being replaced, and come back at the cost of one of its deliveries (3.10).
+        """
+        if self._narrow and self._trusted is not None and any(map(self._trusted, batch)):
+            self._narrow = False
+            self._late.extend(batch)
+            self._turn.set()
+        elif self._late or not self._wanted:
+            self._late.extend(batch)
+            self._turn.set()
+        else:
+            self._deliver(batch)
+
+    def _give_back_late(self) -> None:
+        late, self._late = self._late, []
+        for delivery in late:
+            self.settle(delivery, Verdict.REQUEUE)
 
     # --- health ---
 
     def check(self) -> Check:
         """Say whether the consumer is there."""
-        ok = self.running or self._cancelled
+        ok = self.running or not self._wanted
         return Check(f"consumer {self.queue}", ok, self.detail if not ok else "")
-
-
-async def _nobody(message: aiormq.abc.DeliveredMessage) -> None:
-    """Take nothing: deliveries go to the lane, never to the client library."""

@@ -3,6 +3,7 @@
 from rabbitevents import facts
 from rabbitevents.browsing import Browsing
 from rabbitevents.bus import Bus
+from rabbitevents.consuming.current import detached
 from rabbitevents.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -74,6 +75,7 @@ __all__ = [
     "Topology",
     "TopologyError",
     "UnroutableError",
+    "detached",
     "event",
     "event_fields",
     "facts",

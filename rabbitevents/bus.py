@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from uuid import UUID
 
 import msgspec
 
@@ -20,10 +21,12 @@ from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
 from rabbitevents.browsing import HOLD, Browsing
 from rabbitevents.configuration import Configuration, Declare, Told
-from rabbitevents.consuming.dispatch import CURRENT, Dispatch, Factory, Provided
+from rabbitevents.consuming.current import CURRENT
+from rabbitevents.consuming.dispatch import Dispatch
+from rabbitevents.consuming.signatures import Factory, Provided
 from rabbitevents.consuming.workers import Workers
 from rabbitevents.consuming.workforce import Workforce
-from rabbitevents.errors import ConfigurationError, OutcomeUnknownError
+from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import Event
 from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
@@ -81,7 +84,7 @@ class Bus:
         self.exchange = exchange
         self.plugins: tuple[Plugin, ...] = tuple(plugins)
         self.routers = routers
-        self._configuration = Configuration(
+        self.configuration = Configuration(
             name=self.name,
             exchange=exchange,
             declare=declare,
@@ -94,17 +97,23 @@ class Bus:
             delivery_limit=delivery_limit,
             in_flight=in_flight,
             limits=limits or Limits(),
+            ssl_context=ssl_context,
+            heartbeat=heartbeat,
         )
         self.consumer_timeout: timedelta = consumer_timeout
-        self.limits: Limits = self._configuration.limits
-        self._broker = _broker(broker, ssl_context, heartbeat)
+        self.limits: Limits = self.configuration.limits
+        self._broker = _broker(broker, self.configuration)
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
         self._publish_chain: Publish = self.send
-        self._consuming = Workforce()
+        self._workforce = Workforce()
         self._observers: tuple[Callable[[Fact], None], ...] = ()
+        self._keeps_rejected: set[str] = set()
+        """The queues that this bus declared with a dead-letter exchange."""
         self._stack: AsyncExitStack | None = None
         self._state: Literal["new", "starting", "running", "stopping", "stopped"] = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._drain_until = 0.0
         self._stop_asked: asyncio.Event | None = None
@@ -130,7 +139,7 @@ class Bus:
         there = self._broker if broker is None else broker
         handlers = self.routers if routers is None else routers
         chain = self.plugins if plugins is None else plugins
-        told: dict[str, Any] = {**msgspec.structs.asdict(self._configuration), **settings}
+        told: dict[str, Any] = {**msgspec.structs.asdict(self.configuration), **settings}
         other = Bus(there, *handlers, plugins=chain, **told)
         other._provided = {**self._provided, Bus: Provided(other)}
         return other
@@ -186,15 +195,27 @@ class Bus:
         if self._state != "new":
             raise ConfigurationError(f"this bus is {self._state}; a bus starts once, so make another one")
         self._state = "starting"
+        self._loop = asyncio.get_running_loop()
+        self._starting = self._loop.create_task(self._start(), name="rabbitevents start")
         try:
-            await self._start()
-        except BaseException:
-            self._state = "stopped"
+            await asyncio.shield(self._starting)
+        except BaseException as error:
+            await self._give_up_starting()
+            if isinstance(error, asyncio.CancelledError) and not _is_cancelled():
+                raise ConfigurationError("the bus was stopped before it had started") from error
             raise
-        self._state = "running"
+        if self._state == "starting":
+            self._state = "running"
+
+    async def _give_up_starting(self) -> None:
+        """End a start that is under way, which leaves nothing open. Does not raise."""
+        self._state = "stopped"
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
 
     async def _start(self) -> None:
-        told = self._configuration
+        told = self.configuration
         self._publishing = self._new_publishing()
         async with AsyncExitStack() as stack:
             for router in self.routers:
@@ -204,20 +225,20 @@ class Bus:
             self._publish_chain = wrap(self.plugins, "publish", self._running.send)
             if not any(overrides(plugin, "lifespan") for plugin in everybody):
                 # What is written wrong is said before the broker is looked for.
-                self._consuming.consumers = self._new_consumers()
+                self._workforce.workers = self._new_workers()
             stack.push_async_callback(self._stop_broker)
             settings = Settings(self.name, told.start_timeout, told.in_flight, told.limits)
             await self._broker.start(settings, self.report if self._observers else None)
+            await self._declare_topology()  # before anybody publishes: plugins do so as they are entered
             for plugin in everybody:
                 await stack.enter_async_context(plugin.lifespan(self))
-            self._consuming.consumers = self._consuming.consumers or self._new_consumers()
-            await self._declare_topology()
+            self._workforce.workers = self._workforce.workers or self._new_workers()
             stack.push_async_callback(self._stop_consuming)
-            await self._consuming.start(self._broker)
+            await self._workforce.start(self._broker)
             self._stack = stack.pop_all()
 
     def _new_publishing(self) -> Publishing:
-        told = self._configuration
+        told = self.configuration
         return Publishing(
             self._broker,
             exchange=told.exchange,
@@ -234,20 +255,21 @@ class Bus:
         own = [p for subscription in self.subscriptions for p in subscription.plugins]
         return tuple(dict.fromkeys((*self.plugins, *own)))
 
-    def _new_consumers(self) -> list[Workers]:
-        return [self._consumer(subscription) for subscription in self.subscriptions]
+    def _new_workers(self) -> list[Workers]:
+        return [self._workers(subscription) for subscription in self.subscriptions]
 
-    def _consumer(self, subscription: Subscription) -> Workers:
+    def _workers(self, subscription: Subscription) -> Workers:
         plugins = standing_in(self.plugins, subscription.plugins)
         check_order(plugins, f"subscription {subscription.name!r}")
         dispatch = Dispatch(
             subscription,
             self._provided,
-            lambda: self._consuming.threads(subscription),
-            self._publish_returned,
+            lambda: self._workforce.threads(subscription),
+            self._running,
             owner=self,
             chain=wrap(plugins, "publish", self._running.send),
             stopping=lambda: self.stopping,
+            patience=self.configuration.patience,
         )
         return Workers(
             subscription,
@@ -256,25 +278,35 @@ class Bus:
             amend=_amending(plugins),
             report=self.report if self._observers else None,
             overdue=dispatch.overdue,
-            consumer_timeout=self._configuration.consumer_timeout.total_seconds(),
+            may_reject=lambda: subscription.queue in self._keeps_rejected,
+            consumer_timeout=self.configuration.consumer_timeout.total_seconds(),
         )
 
     async def _declare_topology(self) -> None:
+        told = self.configuration
         wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
         for subscription in self.subscriptions:
-            needed = topology.needed(subscription, self.exchange, self._configuration.delivery_limit)
+            needed = topology.needed(subscription, self.exchange, told.delivery_limit)
             for plugin in standing_in(self.plugins, subscription.plugins):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
-        if self._configuration.declare == "none":
-            return
-        refused = await self._broker.declare(wanted, passive=self._configuration.declare == "passive")
+        refused = (
+            {} if told.declare == "none" else await self._broker.declare(wanted, passive=told.declare == "passive")
+        )
         queues = {subscription.queue for subscription in self.subscriptions}
         for name, error in refused.items():
             if name not in queues:
                 raise error
             log.error(
                 "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
+            )
+        if told.declare == "active":
+            self._keeps_rejected = {name for name in queues - refused.keys() if topology.keeps_rejected(wanted, name)}
+        elif queues:
+            log.warning(
+                "declare=%r: nothing is known of the dead-letter exchanges of %s, so what would be rejected there is held",
+                told.declare,
+                ", ".join(sorted(queues)),
             )
 
     async def serve(self, *, grace: float | None = None, started: Callable[[], object] | None = None) -> None:
@@ -283,7 +315,7 @@ class Bus:
         ``grace`` (seconds) stands in for the bus's. ``started`` is called once the bus runs.
         """
         if grace is not None:
-            self._configuration = msgspec.structs.replace(self._configuration, grace=grace)
+            self.configuration = msgspec.structs.replace(self.configuration, grace=grace)
         stop_asked = self._stop_asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
@@ -312,11 +344,11 @@ class Bus:
     def ask_to_stop(self) -> None:
         """Let `serve` end: the first time with grace, the second time at once."""
         if self._stop_asked is not None and not self._stop_asked.is_set():
-            log.info("stopping: running handlers have %g s to end", self._configuration.grace)
+            log.info("stopping: running handlers have %g s to end", self.configuration.grace)
             self._stop_asked.set()
         else:
             log.warning("stopping at once")
-            self._consuming.hurry()
+            self._workforce.hurry()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, on an event loop of its own.
@@ -329,12 +361,22 @@ class Bus:
         """Take nothing new, let running handlers end within the grace period, give back the rest, confirm, leave.
 
         Ends at most `HARD_STOP` seconds after the grace period, whatever handlers, plugins and the broker do. Whoever
-        calls it while it is under way waits for its end.
+        calls it while it is under way waits for its end; a start that is under way ends too, and leaves nothing open.
+
+        Raises `ConfigurationError` when a handler calls it, which it would wait for.
         """
+        if asyncio.current_task() is self._starting or self._workforce.is_at_work(asyncio.current_task()):
+            raise ConfigurationError(
+                "stop() was called by what it has to wait for, a handler or a plugin's lifespan: call ask_to_stop() there, "
+                "which `serve` and `run` wait for, or leave the stopping to whoever started the bus"
+            )
+        if self._state == "starting":
+            await self._give_up_starting()
+            return
         if self._stack is not None:
             stack, self._stack = self._stack, None
             self._state = "stopping"
-            self._drain_until = asyncio.get_running_loop().time() + self._configuration.grace
+            self._drain_until = asyncio.get_running_loop().time() + self.configuration.grace
             self._closing = asyncio.ensure_future(stack.aclose())
             self._closing.add_done_callback(self._closed)
         if self._closing is None or self._closing.done():
@@ -355,7 +397,7 @@ class Bus:
             closing.exception()
 
     async def _stop_consuming(self) -> None:
-        await self._consuming.stop(self._drain_until)
+        await self._workforce.stop(self._drain_until)
 
     async def _stop_broker(self) -> None:
         self._running.close()
@@ -379,6 +421,7 @@ class Bus:
         payload: P,
         /,
         *,
+        id: UUID | str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -390,6 +433,7 @@ class Bus:
         payload: P | Event[P],
         /,
         *,
+        id: UUID | str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -398,38 +442,36 @@ class Bus:
         """Publish an event, and return it in its envelope once the broker has taken responsibility.
 
         ``payload`` is an instance of an `@event` class, or an `Event` that keeps its envelope. With ``delay`` it is
-        delivered later. ``timeout`` (seconds) stands in for the bus's. Published while another event is handled, it
-        is caused by that one, and its id repeats when the handling is repeated.
+        delivered later. ``timeout`` (seconds) stands in for the bus's.
+
+        Published while another event is handled, it is caused by that one, and its id derives from that one's and from
+        what it says: a repeated attempt repeats its ids, and no two different events share one. With ``id`` its author
+        says which event it is: a UUID is taken as it is; any other text names the event among those of its type, in a
+        handler those that the handled event causes, elsewhere those of this bus's name.
 
         Raises `EncodeError` for what cannot be written, and a `PublishError` when it was not confirmed.
         """
-        publishing = self._running
-        event = publishing.event(payload, metadata, correlation_id)
-        await self._chain()(publishing.message(event, delay, timeout))
+        event, message = self._running.prepare(
+            payload, id=id, metadata=metadata, correlation_id=correlation_id, delay=delay, timeout=timeout
+        )
+        await self._chain()(message)
         return event
 
     async def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
         """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
         publishing = self._running
-        events = [publishing.event(payload, None, None) for payload in payloads]
-        messages = [publishing.message(event, None, timeout) for event in events]
-        results = await asyncio.gather(*map(self._chain(), messages), return_exceptions=True)
-        errors = [_as_error(result, m) for result, m in zip(results, messages, strict=True) if result is not None]
-        if errors:
-            raise ExceptionGroup(f"{len(errors)} of {len(events)} events were not confirmed", errors)
-        return events
+        prepared = [publishing.prepare(payload, timeout=timeout) for payload in payloads]
+        failed = await publishing.send_all([message for _, message in prepared], self._chain())
+        if failed:
+            raise ExceptionGroup(
+                f"{len(failed)} of {len(prepared)} events were not confirmed", [error for _, error in failed]
+            )
+        return [event for event, _ in prepared]
 
     def _chain(self) -> Publish:
         """Return the publish chain: the handler's own where one of ours is at work, with the plugins that stand in there."""
         handling = CURRENT.get()
         return handling.chain if handling is not None and handling.owner is self else self._publish_chain
-
-    async def _publish_returned(self, events: list[Any]) -> None:
-        """Publish what a handler returned."""
-        if len(events) == 1:
-            await self.publish(events[0])
-        elif events:
-            await self.publish_many(events)
 
     async def send(self, message: Message, /) -> None:
         """Publish a message past every plugin, and return once the broker has taken responsibility.
@@ -442,6 +484,11 @@ class Bus:
     def _running(self) -> Publishing:
         if self._publishing is None:
             raise ConfigurationError("the bus has not started: use it inside `async with bus:`")
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                "the bus runs on another event loop, and can be used only there: from another thread, use SyncBus, or "
+                "asyncio.run_coroutine_threadsafe(bus.publish(...), loop) with the loop that started the bus"
+            )
         return self._publishing
 
     @property
@@ -462,17 +509,22 @@ class Bus:
 
     async def pause(self, subscription: str, /) -> None:
         """Stop taking deliveries for a subscription (``<router>.<handler>``); what has not begun is given back."""
-        await self._consuming[subscription].pause()
+        await self._workforce[subscription].pause()
 
     async def resume(self, subscription: str, /) -> None:
-        """Take deliveries again, once what ran when it was paused has ended."""
-        await self._consuming[subscription].resume()
+        """Take deliveries again. Raises `ConfigurationError` when a handler of that very subscription calls it."""
+        workers = self._workforce[subscription]
+        if workers.is_at_work(asyncio.current_task()):
+            raise ConfigurationError(
+                f"resume({subscription!r}) was called by a handler of that subscription, which only others can resume"
+            )
+        await workers.resume()
 
     def health(self) -> Health:
         """Say of every piece that should be running whether it runs."""
         checks = [Check("bus", self._state == "running", "" if self._state == "running" else self._state)]
         checks.extend(self._broker.health())
-        checks.extend(self._consuming.checks())
+        checks.extend(self._workforce.checks())
         for plugin in self._everybody():
             checks.extend(plugin.health())
         return Health(tuple(checks))
@@ -490,12 +542,12 @@ class Bus:
     @property
     def grace(self) -> float:
         """How long running handlers have to end when the bus stops, in seconds."""
-        return self._configuration.grace
+        return self.configuration.grace
 
     @property
     def load(self) -> Mapping[str, Load]:
         """What each subscription, and so each queue of that name, has in this process at this moment."""
-        return self._consuming.load
+        return self._workforce.load
 
     async def depth(self, queue: str, /) -> Depth | None:
         """Look how many messages a queue has ready, and how many consumers; None if there is none of that name.
@@ -513,9 +565,10 @@ class Bus:
         return Browsing(self._broker, queue, hold)
 
 
-def _as_error(result: BaseException, message: Message) -> Exception:
-    """Return what kept a publish from being confirmed; one that was cancelled has an unknown outcome."""
-    return result if isinstance(result, Exception) else OutcomeUnknownError(message, "it was cancelled")
+def _is_cancelled() -> bool:
+    """Say whether somebody cancelled the current task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Message] | None:
@@ -530,7 +583,7 @@ def _amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Messag
     return amend if hooks else None
 
 
-def _broker(broker: str | Sequence[str] | Broker, ssl_context: ssl.SSLContext | None, heartbeat: int) -> Broker:
+def _broker(broker: str | Sequence[str] | Broker, told: Configuration) -> Broker:
     """Return the broker that is meant. aio-pika is imported when an amqp URL is first used."""
     if not isinstance(broker, (str, Sequence)):
         return broker
@@ -541,4 +594,4 @@ def _broker(broker: str | Sequence[str] | Broker, ssl_context: ssl.SSLContext | 
         return EmbeddedBroker().client()
     from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
 
-    return RabbitMQ(*urls, ssl_context=ssl_context, heartbeat=heartbeat)
+    return RabbitMQ(*urls, ssl_context=told.ssl_context, heartbeat=told.heartbeat)

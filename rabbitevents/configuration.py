@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import timedelta
 from typing import Literal, TypedDict
 
@@ -29,6 +30,13 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     delivery_limit: int
     in_flight: int
     limits: Limits
+    ssl_context: ssl.SSLContext | None
+    heartbeat: int
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a delivery stays in this process at most without being settled: half of the broker's timeout."""
+        return self.consumer_timeout.total_seconds() / 2
 
 
 class Told(TypedDict, total=False):
@@ -45,4 +53,6 @@ class Told(TypedDict, total=False):
     consumer_timeout: timedelta
     delivery_limit: int
     in_flight: int
-    limits: Limits
+    limits: Limits | None
+    ssl_context: ssl.SSLContext | None
+    heartbeat: int

@@ -6,9 +6,10 @@ Source: RFC 9562, section 5.7 (48 bits of milliseconds since 1970, then 74 bits 
 from __future__ import annotations
 
 import os
+import re
 import time
-from hashlib import sha256
-from uuid import UUID
+from hashlib import blake2b
+from uuid import UUID, uuid5
 
 _VERSION = 0x7 << 76
 _VARIANT = 0x2 << 62
@@ -20,15 +21,57 @@ def _uuid7(milliseconds: int, rest: int) -> UUID:
     return UUID(int=(milliseconds & 0xFFFFFFFFFFFF) << 80 | _VERSION | rest & _RAND_A | _VARIANT | rest & _RAND_B)
 
 
+_random: list[int] = []
+"""Random numbers of 80 bits, made many at a time (a system call costs more than all the rest). Taking one is atomic."""
+
+_POOL = 256
+_NUMBER = 10
+"""Bytes of one of them."""
+
+
+def _number() -> int:
+    try:
+        return _random.pop()
+    except IndexError:
+        pool = os.urandom(_NUMBER * _POOL)
+        _random.extend(int.from_bytes(pool[at : at + _NUMBER], "big") for at in range(_NUMBER, len(pool), _NUMBER))
+        return int.from_bytes(pool[:_NUMBER], "big")
+
+
+os.register_at_fork(after_in_child=_random.clear)  # a child must not give the ids that its parent gives
+
+
 def new_id() -> UUID:
     """Return a new id, of this moment."""
-    return _uuid7(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big"))
+    return _uuid7(time.time_ns() // 1_000_000, _number())
 
 
-def derived_id(cause: UUID, subscription: str, type: str, ordinal: int) -> UUID:
-    """Return the id of the ``ordinal``-th event of ``type`` that ``subscription`` publishes while it handles ``cause``.
+def derived_id(cause: UUID, subscription: str, said: bytes, number: int = 0) -> UUID:
+    """Return the id of what ``subscription`` publishes that says ``said`` while it handles ``cause``.
 
-    The same arguments give the same id, with the time bits of the cause: a repeated attempt repeats its ids.
+    ``number`` tells apart those that say the same. The same arguments give the same id, with the time bits of the
+    cause: a repeated attempt repeats its ids, whatever else it leaves out, adds or does in another order.
     """
-    text = f"{cause.hex}\0{subscription}\0{type}\0{ordinal}"
-    return _uuid7(cause.int >> 80, int.from_bytes(sha256(text.encode()).digest()[:10], "big"))
+    digest = blake2b(said, digest_size=_NUMBER, key=cause.bytes)
+    digest.update(f"\0{subscription}\0{number}".encode())
+    return _uuid7(cause.int >> 80, int.from_bytes(digest.digest(), "big"))
+
+
+_NAMED = UUID("0d9e7a1c-58f6-5c0b-9f3e-2f6d4b7a1e35")
+"""The namespace of ids that authors name."""
+
+
+def named_id(source: str, type: str, name: str) -> UUID:
+    """Return the id of the event of ``type`` that ``source`` calls ``name``: always the same one."""
+    return uuid5(_NAMED, f"{source}\0{type}\0{name}")
+
+
+_CANONICAL = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def canonical(text: str) -> UUID | None:
+    """Return the UUID that ``text`` is in its canonical form; None for any other text.
+
+    Python reads much more than that as a UUID (braces, dashes anywhere, underscores), and so makes one of two ids.
+    """
+    return UUID(text) if len(text) == 36 and _CANONICAL.fullmatch(text) else None

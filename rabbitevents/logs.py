@@ -20,7 +20,7 @@ from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
-from rabbitevents.consuming.dispatch import CURRENT
+from rabbitevents.consuming.current import CURRENT
 from rabbitevents.fields import Fields, event_fields
 
 Form: TypeAlias = Literal["text", "json"]
@@ -42,7 +42,7 @@ to the last ``@`` before a space. What to write, with ``user:password@host``, is
 def event_context() -> Fields:
     """Return the fields of the event that is being handled here, also in a handler's thread; elsewhere nothing."""
     handling = CURRENT.get()
-    if handling is None:
+    if handling is None or handling.ended:
         return {}
     return {**event_fields(handling.delivery), "correlation_id": handling.correlation_id}
 

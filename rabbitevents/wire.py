@@ -20,7 +20,7 @@ import msgspec
 from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.events import Document, Event, Metadata, now
 from rabbitevents.message import Delivery, Message, as_uuid
-from rabbitevents.payload.codec import Codec, read_document
+from rabbitevents.payload.codec import read_document
 from rabbitevents.properties import Headers, HeaderValue, Properties, encode_properties, short
 
 P = TypeVar("P")
@@ -69,9 +69,8 @@ class Limits(msgspec.Struct, frozen=True):
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def write(event: Event[P], codec: Codec[P], form: Form) -> tuple[bytes, Properties]:
-    """Return the body and the properties that ``event`` travels as. Raises `EncodeError`."""
-    body = codec.encode(event.payload)
+def write(event: Event[P], body: bytes, form: Form) -> tuple[bytes, Properties]:
+    """Return the body and the properties that ``event`` travels as; ``body`` is its payload as JSON. Raises `EncodeError`."""
     if form == "amqp":
         return body, _properties(event, JSON, _headers(event))
     if form == "cloudevents-binary":

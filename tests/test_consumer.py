@@ -261,20 +261,23 @@ async def test_when_half_the_window_is_held_the_subscription_takes_nothing_new_a
         assert len(tries) == 50
 
 
-async def test_what_is_held_is_given_back_before_the_consumer_timeout() -> None:
-    router, counts = Router("work"), list[int]()
+async def test_what_is_held_is_given_back_before_the_consumer_timeout_and_spends_no_delivery() -> None:
+    router, tags, counts = Router("work"), set[int](), set[int]()
 
     @router.on(JobGiven)
     async def do(job: JobGiven, delivery: Delivery) -> None:
-        counts.append(delivery.delivery_count)
+        tags.add(delivery.tag)
+        counts.add(delivery.delivery_count)
         raise ValueError
 
-    bus = Bus("amqp://x", router, consumer_timeout=timedelta(seconds=0.2))
+    bus = Bus("amqp://x", router, consumer_timeout=timedelta(seconds=0.2), delivery_limit=2)
     async with running(bus) as probe:
         await probe.bus.publish(JobGiven(1))
-        await eventually(lambda: counts[-1:] == [2], "two returns")
+        await eventually(lambda: len(tags) == 5, "four returns")
 
-    assert counts.count(0) > 1
+        assert probe.waiting("work.do.dead") == 0
+
+    assert counts == {0}
 
 
 async def test_a_forward_that_cannot_be_published_is_tried_again_and_the_handler_is_not() -> None:

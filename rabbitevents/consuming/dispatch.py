@@ -1,88 +1,40 @@
-"""How a function becomes the innermost link of a chain: decode, call, publish what it returned.
-
-Signatures are resolved here once, at start; per event there is no inspection, only what was decided.
-"""
+"""How a function becomes the innermost link of a chain: decode, call, publish what it returned."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import types
-import typing
+import itertools
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack
-from contextvars import ContextVar
-from functools import partial
-from typing import Any, Union, cast, get_args, get_origin
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Protocol, cast
 
-import msgspec
-
+from rabbitevents.consuming.current import CURRENT, Handling
+from rabbitevents.consuming.signatures import Provided, Signature, callee
 from rabbitevents.consuming.threads import Threads
-from rabbitevents.errors import ConfigurationError, DecodeError
+from rabbitevents.consuming.work import WORK
+from rabbitevents.errors import ConfigurationError, DecodeError, NotSentError, OutcomeUnknownError, RefusedError
 from rabbitevents.events import Event, event_type, is_event
-from rabbitevents.ids import derived_id
-from rabbitevents.message import ACK, Delivery, Settlement
+from rabbitevents.fields import event_fields
+from rabbitevents.message import ACK, REQUEUE, Delivery, Message, Outcome, Settlement
 from rabbitevents.payload.codec import Codec, read_document
 from rabbitevents.plugin import Publish
 from rabbitevents.routing import Handler, Subscription, matches
 from rabbitevents.wire import Received, read
 
-Factory = Callable[[Delivery], Any]
-"""Makes what a handler asked for: a value, or an async context manager that is entered around the handler."""
+log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
-PublishAll = Callable[[list[Any]], Awaitable[None]]
+_KEPT = 1024
 
-_DISPATCH_KEPT = 1024
+_PAUSES = (0.5, 1.0, 2.0, 5.0)
+"""Seconds before what a handler returned is published again; the last one for ever."""
+
+_PASSING = (NotSentError, OutcomeUnknownError, RefusedError)
+"""Why a publish may fail now and succeed later."""
 
 OVERDUE = 2.0
 """Seconds that a handler may take to end once its timeout has passed, before health says that it is stuck."""
-
-
-class Provided(msgspec.Struct, frozen=True):
-    """What handlers may ask for by type: a value, or a factory of one for each delivery."""
-
-    value: Any = None
-    factory: Factory | None = None
-
-
-class Handling:
-    """What is being handled, for what is published meanwhile: its ids derive from this one's.
-
-    ``owner`` is the bus that handles it, ``chain`` the publish chain of its subscription.
-    """
-
-    __slots__ = ("_ordinals", "_received", "_subscription", "chain", "owner")
-
-    def __init__(self, received: Received, subscription: str, owner: object, chain: Publish) -> None:
-        self.owner: object = owner
-        self.chain: Publish = chain
-        self._received = received
-        self._subscription = subscription
-        self._ordinals: dict[str, int] = {}
-
-    def next_id(self, type: str) -> Any:
-        """Return the id of the next event of ``type``: the same ones in the same order at every attempt."""
-        ordinal = self._ordinals[type] = self._ordinals.get(type, -1) + 1
-        return derived_id(self._received.delivery.id, self._subscription, type, ordinal)
-
-    @property
-    def delivery(self) -> Delivery:
-        """What is being handled."""
-        return self._received.delivery
-
-    @property
-    def id(self) -> str:
-        """The id of the event that is handled."""
-        return str(self._received.delivery.id)
-
-    @property
-    def correlation_id(self) -> str:
-        """What everything in this cascade shares: the handled event's correlation id, or its id."""
-        return self._received.envelope(None).metadata.correlation_id or self.id
-
-
-CURRENT: ContextVar[Handling | None] = ContextVar("rabbitevents_handling", default=None)
-"""The handling that the current task is part of."""
 
 
 class Invocation:
@@ -93,7 +45,7 @@ class Invocation:
     ) -> None:
         self.handler = handler
         self.where = where
-        signature = _Signature(handler, where, provided)
+        signature = Signature(handler, where, provided)
         self._takes_payload_only = signature.takes_payload_only
         self._positional = signature.positional
         self._keywords = signature.keywords
@@ -132,25 +84,44 @@ class Invocation:
         return self._function(*args, **kwargs)
 
 
+class Outward(Protocol):
+    """The way out for what handlers return."""
+
+    def prepare_all(self, events: list[Any]) -> list[Message]:
+        """Write events as messages, caused by what is handled here. Raises `EncodeError`."""
+        ...
+
+    async def send_all(self, messages: list[Message], chain: Publish) -> list[tuple[Message, Exception]]:
+        """Publish all of them through ``chain``; return those that were not confirmed, and why."""
+        ...
+
+
 class Dispatch:
-    """The innermost link of a subscription's chain: find the handler, call it, publish what it returns, acknowledge."""
+    """The innermost link of a subscription's chain: find the handler, call it, publish what it returns, acknowledge.
+
+    Once a handler has succeeded it is not called again because what it returned could not be published: that alone is
+    repeated, here, for up to ``patience`` seconds; after that, and for what no waiting can change, the error goes on,
+    and whoever tries again in this process repeats the publishing alone.
+    """
 
     def __init__(
         self,
         subscription: Subscription,
         provided: Mapping[type, Provided],
         threads: Callable[[], Threads],
-        publish: PublishAll,
+        outward: Outward,
         *,
         owner: object,
         chain: Publish,
         stopping: Callable[[], bool],
+        patience: float,
     ) -> None:
         self._stopping = stopping
         self._name = subscription.name
-        self._publish = publish
+        self._outward = outward
         self._owner = owner
         self._chain = chain
+        self._patience = patience
         self._invocations = [
             Invocation(handler, _where(subscription, handler), provided, threads) for handler in subscription.handlers
         ]
@@ -160,20 +131,63 @@ class Dispatch:
         self._limits: set[asyncio.Timeout] = set()
 
     async def __call__(self, delivery: Delivery) -> Settlement:
-        """Handle a delivery. Raises `DecodeError` for one that cannot be read, and what the handler raises."""
+        """Handle a delivery. Raises `DecodeError` for one that cannot be read, and what the handler raises.
+
+        A delivery that is stale is not handled, and its failure is nobody's to decide about: it comes again.
+        """
+        if delivery.stale:
+            return REQUEUE
+        work = WORK.get()
+        if work is not None and work.unpublished is not None:
+            return await self._publish(delivery, work.unpublished)
         received = read(delivery)
         invocation = self._known.get(received.type) or self._find(received)
-        CURRENT.set(Handling(received, self._name, self._owner, self._chain))
+        handling = Handling(received, self._name, self._owner, self._chain)
+        CURRENT.set(handling)
         try:
             if self._timeout is None:
                 result = await invocation(received)
             else:
                 result = await self._limited(invocation, received)
-        except BaseException:
-            self._forget_cancellation()
-            raise
-        if result is not None:
-            await self._publish(_events(result, invocation.where))
+            if result is None:
+                return ACK
+            messages = self._outward.prepare_all(_events(result, invocation.where))
+        except (Exception, asyncio.CancelledError) as error:
+            # The plugins further out decide about a failure; where there is nothing to decide, it ends here.
+            if not delivery.stale or self._stopping():
+                raise
+            return _in_vain(delivery, error)
+        finally:
+            handling.ended = True
+            if self._is_cancelled():
+                await self._take_back_cancellations()
+        return await self._publish(delivery, messages)
+
+    async def _publish(self, delivery: Delivery, messages: list[Message]) -> Settlement:
+        """Publish what the handler returned, and again what was not confirmed."""
+        work = WORK.get()
+        now = asyncio.get_running_loop().time
+        until = now() + self._patience
+        pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
+        while failed := await self._outward.send_all(messages, self._chain):
+            messages, error = [message for message, _ in failed], failed[0][1]
+            if work is not None:
+                work.unpublished, work.error = messages, f"what it returned is not published: {type(error).__name__}"
+            if delivery.stale or self._stopping():
+                return Settlement(Outcome.REQUEUE, error=error)
+            pause = next(pauses)
+            if not isinstance(error, _PASSING) or now() + pause > until:
+                raise error
+            log.warning(
+                "%s is handled, and what it returned is published again in %g s: %s",
+                delivery.describe(),
+                pause,
+                error,
+                extra=event_fields(delivery),
+            )
+            await asyncio.sleep(pause)
+        if work is not None:
+            work.unpublished, work.error = None, ""
         return ACK
 
     async def _limited(self, invocation: Invocation, received: Received) -> Any:
@@ -189,26 +203,44 @@ class Dispatch:
         latest = asyncio.get_running_loop().time() - OVERDUE
         return sum(1 for limit in self._limits if (ends := limit.when()) is not None and ends < latest)
 
-    def _forget_cancellation(self) -> None:
-        """Take back the cancellations that a handler left on the worker, unless the bus stops.
+    def _is_cancelled(self) -> bool:
+        """Say whether a handler left its worker cancelled, though the bus does not stop."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0 and not self._stopping()
+
+    @staticmethod
+    async def _take_back_cancellations() -> None:
+        """Take back the cancellations that a handler left on the worker.
 
         Before Python 3.13, a TaskGroup whose child fails while the group is being left cancels its task, and never takes
-        that back: each later failure on that worker would look as if the process stopped.
+        that back; and a handler may cancel the task that it runs in, and return. The next event would pay for either.
         """
         task = asyncio.current_task()
-        while task is not None and task.cancelling() and not self._stopping():
+        while task is not None and task.cancelling():
             task.uncancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)  # one that is still on its way arrives here, and goes no further
 
     def _find(self, received: Received) -> Invocation:
         for key in (received.type, received.delivery.routing_key):
             for invocation in self._invocations:
                 if any(matches(pattern, key) for pattern in invocation.handler.routing_keys):
-                    if key == received.type and len(self._known) < _DISPATCH_KEPT:
+                    if key == received.type and len(key) <= 255 and len(self._known) < _KEPT:
                         self._known[key] = invocation
                     return invocation
         raise DecodeError(
             f"no handler of queue {received.delivery.queue!r} is for {received.type!r}", type=received.type
         )
+
+
+def _in_vain(delivery: Delivery, error: BaseException) -> Settlement:
+    log.warning(
+        "%s failed, and its connection was lost meanwhile: the broker delivers it again",
+        delivery.describe(),
+        exc_info=error,
+        extra=event_fields(delivery),
+    )
+    return Settlement(Outcome.REQUEUE, error=error)
 
 
 def _where(subscription: Subscription, handler: Handler) -> str:
@@ -238,16 +270,7 @@ def _is_payload_or_event(value: object) -> bool:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_callee(function))
-
-
-def _callee(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that is called in the end: that of a partial, the method of an object that can be called."""
-    target = function
-    while isinstance(target, partial):
-        inner: Callable[..., Any] = target.func
-        target = inner
-    return target if inspect.isroutine(target) else getattr(target, "__call__", target)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(callee(function))
 
 
 def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., Awaitable[Any]]:
@@ -268,117 +291,3 @@ def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., 
             raise
 
     return handler
-
-
-# --- signatures ----------------------------------------------------------------------------------------------------
-
-Get = Callable[[Received, Any, Mapping[type, Any]], Any]
-"""Gets one argument: from what was received, the decoded payload, and what factories made."""
-
-
-def _get_payload(received: Received, payload: Any, made: Mapping[type, Any]) -> Any:
-    return payload
-
-
-def _get_envelope(received: Received, payload: Any, made: Mapping[type, Any]) -> Any:
-    return received.envelope(payload)
-
-
-def _get_delivery(received: Received, payload: Any, made: Mapping[type, Any]) -> Any:
-    return received.delivery
-
-
-class _Signature:
-    """What a handler's parameters ask for. Raises `ConfigurationError` for one that nobody can serve."""
-
-    def __init__(self, handler: Handler, where: str, provided: Mapping[type, Provided]) -> None:
-        self.positional: list[Get] = []
-        self.keywords: dict[str, Get] = {}
-        self.factories: dict[type, Factory] = {}
-        self.classes: tuple[type, ...] = handler.classes
-        self.accepts_any = False
-        self.reads_payload = False
-        self._handler = handler
-        self._where = where
-        self._provided = provided
-        if inspect.isasyncgenfunction(_callee(handler.function)):
-            raise ConfigurationError(f"{where} is an async generator; return a list of events instead")
-        for parameter, hint in _parameters(handler.function, where):
-            get = self._serve(parameter, hint)
-            if get is None:
-                continue
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                self.keywords[parameter.name] = get
-            else:
-                self.positional.append(get)
-        self.takes_payload_only = self.positional == [_get_payload] and not self.keywords
-
-    def _serve(self, parameter: inspect.Parameter, hint: Any) -> Get | None:
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            return None
-        if hint is Delivery:
-            return _get_delivery
-        if hint is Event or get_origin(hint) is Event:
-            self._expect(_members(get_args(hint)[0]) if get_args(hint) else (), parameter)
-            return _get_envelope
-        members = _members(hint)
-        if members and all(map(is_event, members)):
-            self._expect(members, parameter)
-            return _get_payload
-        if isinstance(hint, type) and hint in self._provided:
-            return self._get_provided(hint)
-        if parameter.default is not inspect.Parameter.empty:
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                return None
-            default = parameter.default
-            return lambda received, payload, made: default
-        raise ConfigurationError(
-            f"{self._where}: nobody can serve its parameter {_shown(parameter, hint)}; a handler may ask for its event class, "
-            "Event, Delivery, Bus, and whatever was given to bus.provide()"
-        )
-
-    def _get_provided(self, hint: type) -> Get:
-        there = self._provided[hint]
-        if there.factory is None:
-            return lambda received, payload, made: there.value
-        self.factories[hint] = there.factory
-        return lambda received, payload, made: made[hint]
-
-    def _expect(self, members: tuple[Any, ...], parameter: inspect.Parameter) -> None:
-        """Note the classes that a parameter takes; Event without one, or Event[Any], takes whatever comes."""
-        self.reads_payload = True
-        if not members or Any in members or object in members:
-            self.accepts_any = True
-            return
-        wrong = next((m for m in members if not is_event(m)), None)
-        if wrong is not None:
-            raise ConfigurationError(
-                f"{self._where}: {_shown(parameter, wrong)} is no event class; put @event(...) above it"
-            )
-        missing = [cls.__name__ for cls in self._handler.classes if cls not in members]
-        if missing:
-            raise ConfigurationError(
-                f"{self._where} is registered for {', '.join(missing)}, which its parameter {parameter.name!r} does not take"
-            )
-        self.classes = tuple(members)
-
-
-def _parameters(function: Callable[..., Any], where: str) -> list[tuple[inspect.Parameter, Any]]:
-    try:
-        hints = typing.get_type_hints(inspect.unwrap(_callee(function)))
-    except (NameError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{where}: its annotations cannot be resolved ({error}); classes used there must be importable from the module's top level"
-        ) from error
-    parameters = inspect.signature(function).parameters.values()
-    return [(p, hints.get(p.name, inspect.Parameter.empty)) for p in parameters]
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _shown(parameter: inspect.Parameter, hint: Any) -> str:
-    if hint is inspect.Parameter.empty:
-        return f"{parameter.name!r}, which has no annotation"
-    return f"'{parameter.name}: {getattr(hint, '__name__', hint)}'"

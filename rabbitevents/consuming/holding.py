@@ -10,12 +10,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import msgspec
-
+from rabbitevents.consuming.work import State, Work
 from rabbitevents.errors import DecodeError, RabbitEventsError
-from rabbitevents.facts import Held, Paused, Released, Resumed
+from rabbitevents.facts import Fact, Held, Paused, Released, Resumed
 from rabbitevents.fields import event_fields
-from rabbitevents.message import Delivery, Settlement
+from rabbitevents.message import Delivery
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
@@ -24,20 +23,8 @@ LONGEST_PAUSE = 300.0
 """Seconds before a held delivery is tried again: doubled each time, from the first to the longest."""
 
 
-class Holding(msgspec.Struct, eq=False):
-    """A delivery that is held. ``since`` and ``timer`` are on the event loop's clock."""
-
-    delivery: Delivery
-    since: float
-    tries: int
-    error: str
-    settlement: Settlement | None
-    """What is to be done with it, where only that failed; None: it is handled again."""
-    timer: asyncio.TimerHandle | None = None
-
-
-class Holdings:
-    """The deliveries of one subscription that are held; more than ``limit`` of them stop it from taking new ones.
+class Holding:
+    """Holds the deliveries of one subscription; more than ``limit`` of them stop it from taking new ones.
 
     ``retry`` is called when one is to be tried again, ``give_back`` when one has been held for ``give_back_after``
     seconds: before the broker's consumer timeout would take the channel, and its neighbours with it.
@@ -49,9 +36,9 @@ class Holdings:
         *,
         limit: int,
         give_back_after: float,
-        retry: Callable[[Holding], None],
-        give_back: Callable[[Holding], None],
-        tell: Callable[..., None],
+        retry: Callable[[Work], None],
+        give_back: Callable[[Work], None],
+        tell: Callable[[Callable[..., Fact], tuple[object, ...]], None],
     ) -> None:
         self._name = name
         self._limit = limit
@@ -59,7 +46,7 @@ class Holdings:
         self._on_retry = retry
         self._on_give_back = give_back
         self._tell = tell
-        self._held: dict[tuple[int, int], Holding] = {}
+        self._held: dict[Work, None] = {}
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
@@ -70,26 +57,23 @@ class Holdings:
         """Whether so many are held that nothing new is taken."""
         return len(self._held) >= self._limit
 
-    def all(self) -> list[Holding]:
-        """Return those that are held now."""
-        return list(self._held.values())
-
-    def hold(
-        self, delivery: Delivery, before: Holding | None, error: BaseException, settlement: Settlement | None
-    ) -> None:
-        """Hold a delivery, again if it was held ``before``. One that cannot be decoded is not tried again here."""
+    def hold(self, work: Work, error: BaseException) -> None:
+        """Hold a delivery, or hold it again. One that cannot be decoded is not tried again here."""
         now = self._loop.time()
-        tries = before.tries + 1 if before is not None else 1
-        since = before.since if before is not None else now
-        pause = None if isinstance(error, DecodeError) else min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
-        holding = Holding(delivery, since, tries, _named(error), settlement)
-        was_full, self._held[_place(delivery)] = self.full, holding
-        give_back_in = max(0.0, since + self._give_back_after - now)
+        work.tries += 1
+        work.error = named(error)
+        if work not in self._held:
+            work.held_since = now
+        pause = None if isinstance(error, DecodeError) else min(FIRST_PAUSE * 2 ** (work.tries - 1), LONGEST_PAUSE)
+        was_full = self.full
+        self._held[work] = None
+        work.state = State.HELD
+        give_back_in = max(0.0, work.held_since + self._give_back_after - now)
         if pause is not None and pause < give_back_in:
-            holding.timer = self._loop.call_later(pause, self._on_retry, holding)
+            work.timer = self._loop.call_later(pause, self._on_retry, work)
         else:
-            holding.timer = self._loop.call_later(give_back_in, self._on_give_back, holding)
-        self._say(holding, error, pause)
+            work.timer = self._loop.call_later(give_back_in, self._on_give_back, work)
+        self._say(work, error, pause)
         if self.full and not was_full:
             log.error(
                 "%s takes nothing new: half of its window is held (%d deliveries)",
@@ -97,45 +81,42 @@ class Holdings:
                 len(self),
                 extra={"subscription": self._name},
             )
-            self._tell(Paused, self._name, f"{len(self)} deliveries are held")
+            self._tell(Paused, (self._name, f"{len(self)} deliveries are held"))
 
-    def _say(self, holding: Holding, error: BaseException, pause: float | None) -> None:
+    def _say(self, work: Work, error: BaseException, pause: float | None) -> None:
         log.error(
             "%s failed and no plugin took care of it; it is held, and %s: %s",
-            holding.delivery.describe(),
+            work.delivery.describe(),
             f"tried again in {pause:g} s" if pause is not None else "not tried again before a restart",
-            holding.error,
+            work.error,
             exc_info=None if isinstance(error, RabbitEventsError) else error,
-            extra=event_fields(holding.delivery),
+            extra=event_fields(work.delivery),
         )
-        self._tell(Held, self._name, *_type_and_id(holding.delivery), holding.error, pause)
+        self._tell(Held, (self._name, *_type_and_id(work.delivery), work.error, pause))
 
-    def release(self, holding: Holding) -> None:
-        """Hold a delivery no longer."""
+    def release(self, work: Work) -> None:
+        """Hold a delivery no longer; nothing, if it is not held."""
         was_full = self.full
-        current = self._held.pop(_place(holding.delivery), None)
-        if current is None:
+        if work.timer is not None:
+            work.timer.cancel()
+            work.timer = None
+        if work not in self._held:
             return
-        if current.timer is not None:
-            current.timer.cancel()
-        self._tell(Released, self._name, _type_and_id(holding.delivery)[1])
+        del self._held[work]
+        self._tell(Released, (self._name, _type_and_id(work.delivery)[1]))
         if was_full and not self.full:
-            self._tell(Resumed, self._name)
+            self._tell(Resumed, (self._name,))
 
     def problems(self) -> list[str]:
         """Say what is the matter, for health."""
         if not self._held:
             return []
-        last = next(reversed(self._held.values()))
+        last = next(reversed(self._held))
         full = ["takes nothing new until fewer are held"] if self.full else []
         return [f"{len(self)} held, the last because of {last.error}", *full]
 
 
-def _place(delivery: Delivery) -> tuple[int, int]:
-    return delivery.generation, delivery.tag
-
-
-def _named(error: BaseException) -> str:
+def named(error: BaseException) -> str:
     """Name an error; the text of one that is not ours may hold what was in the event, and is left to the log."""
     return f"{type(error).__name__}: {error}" if isinstance(error, RabbitEventsError) else type(error).__name__
 

@@ -1,21 +1,21 @@
-"""A subscription at work: N workers over what was delivered, and the one place where a delivery is settled."""
+"""A subscription at work: N workers over what was delivered, each delivery in one place until it is settled."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
-from time import monotonic
-
-import msgspec
+from typing import Any
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
-from rabbitevents.consuming.dispatch import CURRENT
-from rabbitevents.consuming.holding import Holding, Holdings
-from rabbitevents.errors import DecodeError, RabbitEventsError
-from rabbitevents.facts import Fact, Forwarded, Paused, Report, Resumed, Stale
-from rabbitevents.message import Delivery, Message, Outcome, Settlement
+from rabbitevents.consuming.holding import Holding
+from rabbitevents.consuming.isolation import isolated
+from rabbitevents.consuming.settling import Settling
+from rabbitevents.consuming.work import WORK, State, Work
+from rabbitevents.errors import DecodeError
+from rabbitevents.facts import Fact, Paused, Report, Resumed, Stale
+from rabbitevents.message import Channel, Delivery, Message, Settlement
 from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
 from rabbitevents.states import Check, Load
@@ -26,17 +26,28 @@ log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 SUSPECT_COUNT = 3
 """From this broker's delivery count on, an event may be what crashes the process, and is handled alone."""
 
+SLICE = 0.01
+"""Seconds that a subscription's workers compute at a stretch; then the rest of the process has its turn."""
+
 
 def trusted(delivery: Delivery) -> bool:
-    """Say whether ``delivery`` came back so seldom that it cannot be what crashed the process."""
+    """Say whether ``delivery`` came back so seldom that it cannot be what crashed the process.
+
+    The count is the broker's word only for what it delivers again; else it is a header that anybody can send.
+    """
     try:
-        return delivery.delivery_count < SUSPECT_COUNT
+        return not delivery.redelivered or delivery.delivery_count < SUSPECT_COUNT
     except DecodeError:
         return True  # unreadable properties are decoded in the chain, where they crash nothing
 
 
 class Workers:
-    """Works one subscription off: takes what is delivered, runs the chain, settles, holds what failed, drains."""
+    """Works one subscription off: takes what is delivered, runs the chain, has it settled, holds what failed, drains.
+
+    ``forward`` publishes a copy of a delivery; ``amend`` is what plugins do to it before. ``may_reject`` says whether the
+    queue keeps what is rejected. ``overdue`` counts the handlers that do not end. ``consumer_timeout`` is the broker's,
+    in seconds.
+    """
 
     def __init__(
         self,
@@ -47,6 +58,7 @@ class Workers:
         amend: Callable[[Delivery, Message], Message] | None = None,
         report: Report | None,
         overdue: Callable[[], int] = lambda: 0,
+        may_reject: Callable[[], bool] = lambda: True,
         consumer_timeout: float,
     ) -> None:
         self.subscription = subscription
@@ -54,41 +66,48 @@ class Workers:
         self.paused: str | None = None
         self._options = subscription.options
         self._chain = chain
-        self._forward = forward
-        self._amend = amend
         self._report = report
         self._overdue = overdue
         self._too_long = consumer_timeout / 2
-        self._held = Holdings(
+        self._settling = Settling(
+            subscription.name,
+            subscription.queue,
+            forward=forward,
+            amend=amend,
+            may_reject=may_reject,
+            tell=self._tell,
+        )
+        self._holding = Holding(
             subscription.name,
             limit=max(1, subscription.options.prefetch // 2),
             give_back_after=consumer_timeout / 2,
-            retry=self._retry,
+            retry=self._due,
             give_back=self._give_back,
             tell=self._tell,
         )
-        self._ready: deque[Delivery] = deque()
-        self._retries: deque[Holding] = deque()
-        self._running: dict[Delivery, float] = {}
-        """What is being handled, and since when (monotonic clock)."""
-        self._given_back: set[Delivery] = set()
-        self._returning: list[Delivery] = []
-        """What is to be given back once the broker has taken the consumer away: given back before, it would come again
-        at once, and spend its delivery limit in a moment."""
-        self._generation = 0
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self._workers: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._works: dict[Delivery, Work] = {}
+        """Every delivery that is in this process and not settled."""
+        self._ready: deque[Work] = deque()
+        """Those that wait for a worker, in the order in which they are to be taken."""
+        self._running = 0
+        self._channel: Channel | None = None
         self._consumer: Consumer | None = None
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._waking = False
+        self._slice_ends = 0.0
+        self._slice_is_over = False
+        self._drained = asyncio.Event()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._returning: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     # --- life ---
 
     async def start(self, broker: Broker) -> None:
         """Begin to consume. Raises `BrokerUnavailableError`."""
-        self._consumer = await broker.consume(
+        self._consumer = self._settling.consumer = await broker.consume(
             self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=trusted
         )
         if not self._stopping:
@@ -103,11 +122,9 @@ class Workers:
     def _worker_ended(self, worker: asyncio.Task[None], number: int) -> None:
         """Put another worker in the place of one that ended otherwise than by a stop: that is a defect, and is said."""
         self._workers.discard(worker)
-        if self._stopping:
-            if not worker.cancelled():
-                worker.exception()
-            return
         error = None if worker.cancelled() else worker.exception()
+        if self._stopping:
+            return
         log.critical(
             "%s: a worker ended; another one takes its place",
             self.name,
@@ -118,54 +135,64 @@ class Workers:
 
     async def pause(self, reason: str = "paused by the application") -> None:
         """Take nothing more, and give back what has not begun. What runs, runs on."""
-        if self._consumer is not None and self.paused is None:
+        if self._consumer is None or self._stopping:
+            return
+        if self.paused is None:
             self.paused = reason
-            self._tell(Paused, self.name, reason)
-            await self._cancel_consumer(self._consumer)
+            self._tell(Paused, (self.name, reason))
+        await self._consumer.cancel()
+        if self.paused is not None:
+            self._give_back_waiting()
 
     async def resume(self) -> None:
-        """Take deliveries again, once those that ran have ended (they belong to the channel that is left)."""
-        if self._consumer is not None and self.paused is not None:
-            await self._quiet.wait()
-            if self._stopping:
-                return
-            self.paused = None
-            self._returning.clear()
-            await self._consumer.resume()
-            self._tell(Resumed, self.name)
+        """Take deliveries again."""
+        if self._consumer is None or self._stopping or self.paused is None:
+            return
+        self.paused = None
+        self._tell(Resumed, (self.name,))
+        self._wake()
+        await self._consumer.resume()
 
     async def cancel(self) -> None:
-        """First step of stopping: have nothing more delivered, and give back what has not begun. Does not raise."""
-        self._stopping = True
-        self._retries.clear()
-        for holding in self._held.all():
-            if holding.delivery not in self._running:
-                self._held.release(holding)
-                self._returning.append(holding.delivery)
-        if self._consumer is not None:
-            await self._cancel_consumer(self._consumer)
+        """First step of stopping: have nothing more delivered, and give back what has not begun. Does not raise.
 
-    async def _cancel_consumer(self, consumer: Consumer) -> None:
-        """Have the broker take the consumer away, and only then give back what has not begun."""
-        self._returning.extend(self._ready)
-        self._ready.clear()
+        Given back before the broker has taken the consumer away, it would come again at once, and spend its delivery
+        limit in a moment.
+        """
+        self._stopping = True
+        for work in list(self._works.values()):
+            self._holding.release(work)
+            if work.state is State.HELD:
+                work.state = State.WAITING
+                self._ready.append(work)
         try:
-            await consumer.cancel()
+            if self._consumer is not None:
+                await self._consumer.cancel()
         finally:
-            returning, self._returning = self._returning, []
-            for delivery in returning:
-                self._settle(delivery, Verdict.REQUEUE)
+            self._give_back_waiting()
+
+    def _give_back_waiting(self) -> None:
+        while self._ready:
+            work = self._ready.popleft()
+            self._holding.release(work)
+            del self._works[work.delivery]
+            self._settling.settle(work.delivery, Verdict.REQUEUE)
 
     async def drain(self) -> None:
         """Second step: wait until what runs has ended. The caller bounds the wait."""
-        await self._quiet.wait()
+        while self._running:
+            self._drained.clear()
+            await self._drained.wait()
 
     async def close(self) -> None:
         """Last step: end the workers, give back what still runs, and leave the queue. Does not raise."""
         await self._cancel_workers(0.5)
-        for delivery in list(self._running):
-            self._settle(delivery, Verdict.REQUEUE)
-            self._given_back.add(delivery)  # a handler that will not be cancelled may still end, and settle: too late
+        for work in list(self._works.values()):
+            if work.state is not State.GIVEN_BACK:
+                self._settling.settle(work.delivery, Verdict.REQUEUE)
+                work.state = (
+                    State.GIVEN_BACK
+                )  # a handler that will not be cancelled may still end, and settle: too late
         if self._consumer is not None:
             await self._consumer.close()
         await self._cancel_workers(0.5)  # the second time, a handler's thread is not waited for any more
@@ -173,172 +200,184 @@ class Workers:
     def abandon(self) -> None:
         """End the workers without waiting: for a stop that has run out of time."""
         self._stopping = True
-        for worker in self._workers:
-            worker.cancel()
+        for task in (*self._workers, *self._returning):
+            task.cancel()
 
     async def _cancel_workers(self, timeout: float) -> None:
         self.abandon()
         if self._workers:
             await asyncio.wait(self._workers, timeout=timeout)
 
-    def _give_back_ready(self) -> None:
-        while self._ready:
-            self._settle(self._ready.popleft(), Verdict.REQUEUE)
+    def is_at_work(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether ``task`` is one of the workers, and so a handler's."""
+        return task in self._workers
 
-    # --- workers ---
+    # --- what is delivered ---
 
     def deliver(self, batch: list[Delivery]) -> None:
         """Take what arrived together."""
-        if batch[0].generation != self._generation:
-            self._forget_stale(batch[0].generation)
-        if self._stopping or self.paused is not None:
-            self._returning.extend(batch)  # what still comes after the cancel goes back with the channel
-            return
-        self._ready.extend(batch)
+        if batch[0].channel is not self._channel:
+            self._forget_stale(batch[0].channel)
+        works, ready = self._works, self._ready
+        for delivery in batch:
+            works[delivery] = work = Work(delivery)
+            ready.append(work)
         self._wake()
 
-    def _forget_stale(self, generation: int) -> None:
-        """Let go of what an earlier channel brought and is held: the broker delivers it again."""
-        self._generation = generation
-        for holding in self._held.all():
-            if holding.delivery.generation != generation and holding.delivery not in self._running:
-                self._release(holding)
+    def _forget_stale(self, channel: Channel | None) -> None:
+        """Let go of what an earlier channel brought and nobody has in hand: the broker delivers it again."""
+        self._channel = channel
+        for work in list(self._works.values()):
+            if work.state is State.HELD and work.delivery.stale:
+                self._done(work)
+
+    # --- workers ---
 
     def _wake(self) -> None:
-        """Wake one worker; it wakes the next when it finds more than it can begin."""
-        while self._idle:
+        """Wake one worker; it hands on to the next one when it has to wait and there is more to do."""
+        while self._idle and not self._waking:
             sleeper = self._idle.popleft()
             if not sleeper.done():
+                self._waking = True
                 sleeper.set_result(None)
-                return
 
-    async def _work(self) -> None:
-        """Handle one after the other. A worker that never has to wait drains a whole batch in one go."""
-        ready, retries = self._ready, self._retries
-        while True:
-            while not retries and (not ready or self._held.full):
-                sleeper: asyncio.Future[None] = self._loop.create_future()
-                self._idle.append(sleeper)
-                await sleeper
-            if retries:
-                holding = retries.popleft()
-                self._wake_if_more()
-                await self._handle(holding.delivery, holding)
-            else:
-                delivery = ready.popleft()
-                self._wake_if_more()
-                await self._handle(delivery, None)
-
-    def _wake_if_more(self) -> None:
-        if (self._ready or self._retries) and self._idle:
+    def _hand_on(self) -> None:
+        if self._ready and self._idle:
             self._wake()
 
-    async def _handle(self, delivery: Delivery, holding: Holding | None) -> None:
-        """Run the chain and settle: the one place where that is decided."""
-        consumer = self._consumer
-        if consumer is not None and delivery.stale:
-            self._drop_stale(delivery, holding)
-            return
-        self._running[delivery] = monotonic()
-        self._quiet.clear()
-        CURRENT.set(None)
+    async def _work(self) -> None:
+        """Handle one after the other. A worker that never has to wait drains a whole batch in one go, slice by slice."""
+        ready = self._ready
+        while True:
+            if not ready or self._takes_nothing(ready[0]):
+                await self._sleep()
+                continue
+            now = self._time()
+            if now >= self._slice_ends:
+                await self._next_slice()
+                continue
+            await isolated(self._handle(ready.popleft(), now), self._hand_on)
+
+    def _takes_nothing(self, first: Work) -> bool:
+        return self._stopping or self.paused is not None or (self._holding.full and first.state is State.WAITING)
+
+    async def _sleep(self) -> None:
+        sleeper: asyncio.Future[None] = self._loop.create_future()
+        self._idle.append(sleeper)
         try:
-            if holding is None:
-                identify(delivery)
-            settlement = holding.settlement if holding is not None else None
+            await sleeper
+        finally:
+            self._waking = False
+        if not self._slice_is_over:
+            self._slice_ends = self._time() + SLICE
+
+    async def _next_slice(self) -> None:
+        """Let the event loop turn: handlers that compute must not keep its other tasks from it, nor its heartbeats."""
+        if not self._slice_is_over:
+            self._slice_is_over = True
+            self._loop.call_soon(self._begin_slice)
+        await asyncio.sleep(0)
+
+    def _begin_slice(self) -> None:
+        self._slice_is_over = False
+        self._slice_ends = self._time() + SLICE
+
+    async def _handle(self, work: Work, now: float) -> None:
+        """Run the chain, and have done what comes of it."""
+        delivery = work.delivery
+        if delivery.stale:
+            self._tell(Stale, (self.subscription.queue, work.state is State.DUE))
+            self._done(work)
+            return
+        work.state, work.since = State.RUNNING, now
+        self._running += 1
+        WORK.set(work)
+        try:
+            settlement = work.settlement
             if settlement is None:
-                settlement = await self._chain(delivery)
-                if self._amend is not None and settlement.message is not None:
-                    settlement = msgspec.structs.replace(settlement, message=self._amend(delivery, settlement.message))
-            await self._execute(delivery, settlement, holding)
+                identify(delivery)
+                settlement = self._settling.amended(delivery, await self._chain(delivery))
+            await self._settle(work, settlement)
         except asyncio.CancelledError as error:
-            self._cancelled(delivery, holding, error)
+            self._cancelled(work, error)
         except Exception as error:
             # Whatever a handler or a plugin raised ends here: held, said, tried again. Nothing is dropped.
-            self._hold(delivery, holding, error, None)
+            self._hold(work, error)
         except BaseException as error:
             # A group that holds a CancelledError, what test libraries raise: no less a failure. Those that end the
             # process do so, and the delivery comes again.
-            self._hold(delivery, holding, error, None)
+            self._hold(work, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
         finally:
-            del self._running[delivery]
+            self._running -= 1
             if not self._running:
-                self._quiet.set()
+                self._drained.set()
 
-    def _cancelled(self, delivery: Delivery, holding: Holding | None, error: asyncio.CancelledError) -> None:
+    async def _settle(self, work: Work, settlement: Settlement) -> None:
+        if work.state is State.GIVEN_BACK:
+            return
+        problem = await self._settling.carry_out(work.delivery, settlement)
+        if problem is None:
+            self._done(work)
+        else:
+            work.settlement = settlement
+            self._hold(work, problem)
+
+    def _cancelled(self, work: Work, error: asyncio.CancelledError) -> None:
         """Tell our own cancellation (the end of the grace period) from one that a handler let loose."""
         task = asyncio.current_task()
         if self._stopping and task is not None and task.cancelling():
-            self._settle(delivery, Verdict.REQUEUE)
+            self._hold(work, error)
             raise error
         while task is not None and task.cancelling():
             task.uncancel()
-        self._hold(delivery, holding, error, None)
+        self._hold(work, error)
 
-    # --- settling ---
-
-    async def _execute(self, delivery: Delivery, settlement: Settlement, holding: Holding | None) -> None:
-        outcome = settlement.outcome
-        if outcome is Outcome.ACK:
-            self._settle(delivery, Verdict.ACK)
-        elif outcome is Outcome.FORWARD and settlement.message is not None:
-            try:
-                await self._forward(settlement.message)
-            except RabbitEventsError as error:
-                self._hold(delivery, holding, error, settlement)
-                return
-            self._settle(delivery, Verdict.ACK)
-            if self._report is not None:
-                self._forwarded(delivery, settlement.message)
-        else:
-            self._settle(delivery, Verdict.REQUEUE if outcome is Outcome.REQUEUE else Verdict.REJECT)
-        if holding is not None:
-            self._release(holding)
-
-    def _forwarded(self, delivery: Delivery, message: Message) -> None:
-        after = message.after.total_seconds() if message.after is not None else 0.0
-        to = message.exchange or message.routing_key
-        self._tell(Forwarded, self.name, message.type, message.id, to, after)
-
-    def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
-        if delivery in self._given_back:
-            return
-        if self._consumer is not None and not self._consumer.settle(delivery, verdict):
-            self._tell(Stale, self.subscription.queue, True)
-
-    def _drop_stale(self, delivery: Delivery, holding: Holding | None) -> None:
-        if holding is not None:
-            self._release(holding)
-        self._tell(Stale, self.subscription.queue, holding is not None)
+    def _done(self, work: Work) -> None:
+        """Let go of a delivery: it is settled, or the broker delivers it again."""
+        if self._works.pop(work.delivery, None) is not None and work.tries:
+            self._holding.release(work)
+            self._wake()
 
     # --- holding ---
 
-    def _hold(
-        self, delivery: Delivery, holding: Holding | None, error: BaseException, settlement: Settlement | None
-    ) -> None:
+    def _hold(self, work: Work, error: BaseException) -> None:
         """Hold what nobody took care of; while stopping, give it back."""
+        if work.state is State.GIVEN_BACK:
+            return
         if self._stopping:
-            self._settle(delivery, Verdict.REQUEUE)
+            self._settling.settle(work.delivery, Verdict.REQUEUE)
+            self._done(work)
+        elif work.delivery.stale:
+            self._tell(Stale, (self.subscription.queue, True))
+            self._done(work)
         else:
-            self._held.hold(delivery, holding, error, settlement)
+            self._holding.hold(work, error)
+            if self._consumer is not None:
+                self._consumer.clear(work.delivery)
 
-    def _retry(self, holding: Holding) -> None:
-        self._retries.append(holding)
+    def _due(self, work: Work) -> None:
+        work.state = State.DUE
+        self._ready.appendleft(work)
         self._wake()
 
-    def _give_back(self, holding: Holding) -> None:
-        if self._held.full:
-            self._give_back_ready()
-        self._release(holding)
-        self._settle(holding.delivery, Verdict.REQUEUE)
+    def _give_back(self, work: Work) -> None:
+        """Give back what was held for too long; and what waits behind it, which has been here as long."""
+        works = [work]
+        if self._holding.full:
+            works.extend(self._ready)
+            self._ready.clear()
+        for each in works:
+            self._done(each)
+        returning = self._loop.create_task(self._give_all_back([each.delivery for each in works]))
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
 
-    def _release(self, holding: Holding) -> None:
-        self._held.release(holding)
-        self._wake()
+    async def _give_all_back(self, deliveries: list[Delivery]) -> None:
+        await asyncio.gather(*map(self._settling.give_back, deliveries))
 
-    def _tell(self, fact: Callable[..., Fact], *values: object) -> None:
+    def _tell(self, fact: Callable[..., Fact], values: tuple[object, ...]) -> None:
         if self._report is not None:
             self._report(fact(*values))
 
@@ -347,19 +386,27 @@ class Workers:
     @property
     def load(self) -> Load:
         """How many deliveries there are in this process."""
-        return Load(len(self._ready), len(self._running), len(self._held))
+        found = Counter(work.state for work in self._works.values())
+        return Load(found[State.WAITING], found[State.RUNNING] + found[State.GIVEN_BACK], len(self._holding))
 
     def checks(self) -> list[Check]:
         """Say how the subscription is."""
         stuck = [*([self.paused] if self.paused is not None else []), *self._stuck()]
-        problems = [*stuck, *self._held.problems()]
-        degraded = bool(problems) and not stuck and not self._held.full
+        problems = [*stuck, *self._unpublished(), *self._holding.problems()]
+        degraded = bool(problems) and not stuck and not self._holding.full
         return [Check(f"subscription {self.name}", not problems, "; ".join(problems), degraded)]
+
+    def _unpublished(self) -> Iterator[str]:
+        """Say for how many handlers that have succeeded what they returned is not published yet."""
+        waiting = [work for work in self._works.values() if work.state is State.RUNNING and work.unpublished]
+        if waiting:
+            yield f"{len(waiting)} handled, but {waiting[-1].error}"
 
     def _stuck(self) -> Iterator[str]:
         """Say which handlers do not end: their events are settled by nobody, and their workers do nothing else."""
         if overdue := self._overdue():
             yield f"{overdue} running on past the timeout"
-        latest = monotonic() - self._too_long
-        if too_long := sum(1 for since in self._running.values() if since < latest):
+        latest = self._time() - self._too_long
+        running = (State.RUNNING, State.GIVEN_BACK)
+        if too_long := sum(1 for work in self._works.values() if work.state in running and work.since < latest):
             yield f"{too_long} running for more than half of the consumer timeout"

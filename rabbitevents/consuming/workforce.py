@@ -1,4 +1,4 @@
-"""All that a bus consumes: its consumers, begun together and ended together, within one grace period."""
+"""All that a bus consumes: its workers, begun together and ended together, within one grace period."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log: logging.Logger = logging.getLogger("rabbitevents.bus")
 
 
 class Workforce:
-    """The consumers of one bus, and the threads of those whose handlers are plain functions."""
+    """The workers of one bus, and the threads of those whose handlers are plain functions."""
 
     def __init__(self) -> None:
-        self.consumers: list[Workers] = []
+        self.workers: list[Workers] = []
         self._threads: list[Threads] = []
         self._hurry = asyncio.Event()
 
@@ -33,22 +33,22 @@ class Workforce:
 
     async def start(self, broker: Broker) -> None:
         """Begin to consume, everything at once. Where one cannot, the others do not begin either."""
-        starting = [asyncio.ensure_future(consumer.start(broker)) for consumer in self.consumers]
+        starting = [asyncio.ensure_future(each.start(broker)) for each in self.workers]
         try:
             await asyncio.gather(*starting)
         finally:
-            for each in starting:
-                each.cancel()
+            for beginning in starting:
+                beginning.cancel()
 
     async def stop(self, grace_ends: float) -> None:
         """Take nothing new, let running handlers end until ``grace_ends`` (event loop's clock), give back the rest."""
         try:
-            await asyncio.gather(*(consumer.cancel() for consumer in self.consumers))
+            await asyncio.gather(*(each.cancel() for each in self.workers))
             await self._drained(grace_ends)
-            await asyncio.gather(*(consumer.close() for consumer in self.consumers))
+            await asyncio.gather(*(each.close() for each in self.workers))
         finally:
-            for consumer in self.consumers:
-                consumer.abandon()
+            for each in self.workers:
+                each.abandon()
             for threads in self._threads:
                 threads.close()
 
@@ -56,8 +56,12 @@ class Workforce:
         """Do not wait for running handlers any longer."""
         self._hurry.set()
 
+    def is_at_work(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether ``task`` is a handler's."""
+        return any(each.is_at_work(task) for each in self.workers)
+
     async def _drained(self, grace_ends: float) -> None:
-        drained = asyncio.ensure_future(_all(consumer.drain() for consumer in self.consumers))
+        drained = asyncio.ensure_future(_all(each.drain() for each in self.workers))
         hurry = asyncio.ensure_future(self._hurry.wait())
         left = max(0.0, grace_ends - asyncio.get_running_loop().time())
         await asyncio.wait({drained, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -68,21 +72,21 @@ class Workforce:
         hurry.cancel()
 
     def __getitem__(self, name: str) -> Workers:
-        for consumer in self.consumers:
-            if consumer.name == name:
-                return consumer
-        there = ", ".join(consumer.name for consumer in self.consumers)
+        for each in self.workers:
+            if each.name == name:
+                return each
+        there = ", ".join(each.name for each in self.workers)
         raise ConfigurationError(f"there is no subscription {name!r}; there are {there or 'none'}")
 
     @property
     def load(self) -> Mapping[str, Load]:
         """What each subscription has in this process."""
-        return {consumer.name: consumer.load for consumer in self.consumers}
+        return {each.name: each.load for each in self.workers}
 
     def checks(self) -> Iterable[Check]:
         """Say how each subscription is."""
-        for consumer in self.consumers:
-            yield from consumer.checks()
+        for each in self.workers:
+            yield from each.checks()
 
 
 async def _all(waits: Iterable[Any]) -> None:

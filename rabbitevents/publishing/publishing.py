@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from hashlib import blake2b
 from typing import Any, Literal, TypeVar, cast
+from uuid import UUID
 
 from rabbitevents.brokers import Broker
-from rabbitevents.consuming.dispatch import CURRENT
-from rabbitevents.errors import UnroutableError
-from rabbitevents.events import Event, Metadata, event_type, now
+from rabbitevents.consuming.current import CURRENT
+from rabbitevents.errors import ConfigurationError, OutcomeUnknownError, UnroutableError
+from rabbitevents.events import Event, EventType, Metadata, event_type, now
 from rabbitevents.facts import Report, Returned
 from rabbitevents.fields import event_fields
-from rabbitevents.ids import new_id
+from rabbitevents.ids import canonical, named_id, new_id
 from rabbitevents.message import Message
 from rabbitevents.payload.codec import Codec
+from rabbitevents.plugin import Publish
 from rabbitevents.publishing.delay import Delays
 from rabbitevents.wire import Form, text_of, write
 
@@ -59,44 +63,77 @@ class Publishing:
         self._codecs: dict[type, Codec[Any]] = {}
         self._time = asyncio.get_running_loop().time
 
-    def event(self, payload: P | Event[P], metadata: dict[str, str] | None, correlation_id: str | None) -> Event[P]:
-        """Put a payload into its envelope; one that is in its envelope already keeps it.
+    def prepare(
+        self,
+        payload: P | Event[P],
+        *,
+        id: UUID | str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        correlation_id: str | None = None,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> tuple[Event[P], Message]:
+        """Put a payload into its envelope, and write it as a message. One that is in its envelope already keeps it.
 
-        Made while another event is handled, it is caused by that one, and its id derives from that one's.
+        Raises `EncodeError` for what cannot be written, and `ConfigurationError` for an ``id`` that cannot be one.
         """
         if isinstance(payload, Event):
-            return cast("Event[P]", payload)
+            if id is not None:
+                raise ConfigurationError("an Event has an id of its own; publish its payload to give it another one")
+            event = cast("Event[P]", payload)
+            inner: object = event.payload
+            body = self._codec(type(inner)).encode(inner)
+        else:
+            body = self._codec(type(payload)).encode(payload)
+            event = self._event(payload, body, id, metadata or {}, correlation_id, delay)
+        written, properties = write(event, body, self._form)
+        return event, Message(
+            exchange=self._exchange,
+            routing_key=event.type,
+            body=written,
+            properties=properties,
+            after=delay,
+            timeout=timeout,
+        )
+
+    def prepare_all(self, payloads: Iterable[Any], timeout: float | None = None) -> list[Message]:
+        """Write several payloads or events as messages."""
+        return [self.prepare(payload, timeout=timeout)[1] for payload in payloads]
+
+    def _event(
+        self,
+        payload: P,
+        body: bytes,
+        id: UUID | str | None,
+        metadata: Mapping[str, str],
+        correlation_id: str | None,
+        delay: timedelta | None,
+    ) -> Event[P]:
+        """Make an event. While another one is handled, it is caused by that one, and its id derives from that one's."""
         spec = event_type(type(payload))
         handling = CURRENT.get()
         cause: str | None = None
         if handling is None:
-            id = new_id()
-            correlation_id = correlation_id or text_of(id)
+            own = new_id() if id is None else _said_id(id) or named_id(self._source, spec.name, str(id))
+            correlation_id = correlation_id or text_of(own)
         else:
-            id, cause = handling.next_id(spec.name), handling.id
+            cause = handling.id
             correlation_id = correlation_id or handling.correlation_id
+            if id is not None:
+                own = _said_id(id) or handling.named_id(spec.name, str(id))
+            elif handling.ended:
+                own = new_id()
+            else:
+                own = handling.next_id(_digest(spec, body, metadata, correlation_id, delay))
         return Event(
-            id,
+            own,
             spec.name,
             spec.version,
             spec.entity,
             spec.entity_id(payload),
             now(),
             payload,
-            Metadata(correlation_id, cause, self._source, metadata or {}),
-        )
-
-    def message(self, event: Event[Any], delay: timedelta | None, timeout: float | None) -> Message:
-        """Write an event as a message. Raises `EncodeError`."""
-        payload: object = event.payload
-        body, properties = write(event, self._codec(type(payload)), self._form)
-        return Message(
-            exchange=self._exchange,
-            routing_key=event.type,
-            body=body,
-            properties=properties,
-            after=delay,
-            timeout=timeout,
+            Metadata(correlation_id, cause, self._source, metadata),
         )
 
     def _codec(self, kind: type[Any]) -> Codec[Any]:
@@ -108,8 +145,29 @@ class Publishing:
     async def send(self, message: Message) -> None:
         """Publish a message; one that reaches no queue is what ``unroutable`` says. Raises a `PublishError`."""
         publish = self._broker.publish if message.after is None else self._delays.publish
-        if not await publish(message, self._deadline(message)):
-            self._note_unroutable(message)
+        if not await publish(message, self._deadline(message)) and (error := self._unroutable_error(message)):
+            raise error
+
+    async def send_all(self, messages: Sequence[Message], chain: Publish) -> list[tuple[Message, Exception]]:
+        """Publish through ``chain``, in flight together; return those that were not confirmed, and why."""
+        if not messages:
+            return []
+        if len(messages) > 1 and chain == self.send and not any(message.after for message in messages):
+            results = await self._send_together(messages)
+        else:
+            results = await asyncio.gather(*map(chain, messages), return_exceptions=True)
+        return [(m, _as_error(result, m)) for result, m in zip(results, messages, strict=True) if result is not None]
+
+    async def _send_together(self, messages: Sequence[Message]) -> list[BaseException | None]:
+        """Publish past every plugin, without a task for each."""
+        results: list[BaseException | None] = []
+        routed = await self._broker.publish_many(messages, self._deadline(messages[0]))
+        for message, result in zip(messages, routed, strict=True):
+            if result is False:
+                results.append(self._unroutable_error(message))
+            else:
+                results.append(None if result is True else result)
+        return results
 
     async def forward(self, message: Message) -> None:
         """Publish a copy of a delivery; one that reaches no queue is an error here. Raises a `PublishError`."""
@@ -123,11 +181,12 @@ class Publishing:
     def _deadline(self, message: Message) -> float:
         return self._time() + (self._timeout if message.timeout is None else message.timeout)
 
-    def _note_unroutable(self, message: Message) -> None:
+    def _unroutable_error(self, message: Message) -> UnroutableError | None:
+        """Return the error that it is that no queue is bound for a message, or say so and return None."""
         if self._on_unroutable == "raise" or message.exchange != self._exchange:
-            raise UnroutableError(message)
+            return UnroutableError(message)
         if self._on_unroutable == "ignore":
-            return
+            return None
         self.unroutable[message.type] += 1
         if self.unroutable[message.type] == 1:
             log.warning(
@@ -136,3 +195,29 @@ class Publishing:
                 extra=event_fields(message),
             )
         self._report(Returned(message.type, message.id))
+        return None
+
+
+def _said_id(id: UUID | str) -> UUID | None:
+    """Return the UUID that an author gave as an event's id; None for a name of another form."""
+    if isinstance(id, UUID):
+        return id
+    if not id.strip():
+        raise ConfigurationError("publish(id=...) is blank: say a UUID, or a name that is this event's alone")
+    return canonical(id)
+
+
+def _digest(
+    spec: EventType, body: bytes, metadata: Mapping[str, str], correlation_id: str, delay: timedelta | None
+) -> bytes:
+    """Return a digest of all that an event says, but its id and its time."""
+    digest = blake2b(f"{spec.name}\0{spec.version}\0{correlation_id}\0{delay}\0".encode(), digest_size=16)
+    for name, value in sorted(metadata.items()):
+        digest.update(f"{name}\0{value}\0".encode("utf-8", "surrogatepass"))
+    digest.update(body)
+    return digest.digest()
+
+
+def _as_error(result: BaseException, message: Message) -> Exception:
+    """Return what kept a publish from being confirmed; one that was cancelled has an unknown outcome."""
+    return result if isinstance(result, Exception) else OutcomeUnknownError(message, "it was cancelled")

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import ssl
 import threading
 from collections.abc import Awaitable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Self, TypeVar, Unpack, cast, overload
+from uuid import UUID
 
 from rabbitevents.bus import HARD_STOP, Bus
-from rabbitevents.configuration import Declare
+from rabbitevents.configuration import Told
 from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.events import Event
 from rabbitevents.plugin import Plugin
-from rabbitevents.publishing.publishing import Unroutable
 from rabbitevents.states import Check, Health
 from rabbitevents.sync.background import Background
-from rabbitevents.wire import Form, Limits
 
 P = TypeVar("P")
 
@@ -48,42 +46,17 @@ class SyncBus:
         broker: str | Sequence[str],
         *,
         plugins: Sequence[Plugin] = (),
-        name: str | None = None,
-        exchange: str = "events",
-        declare: Declare = "active",
-        unroutable: Unroutable = "warn",
-        form: Form = "amqp",
-        start_timeout: float = 30.0,
-        publish_timeout: float = 30.0,
-        in_flight: int = 1000,
-        limits: Limits | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-        heartbeat: int = 10,
+        **settings: Unpack[Told],
     ) -> None:
         if not isinstance(cast("object", broker), (str, Sequence)):
             raise ConfigurationError(f"SyncBus takes URLs, since each process connects by itself; not {broker!r}")
-        self._new_bus = partial(
-            Bus,
-            broker,
-            plugins=plugins,
-            name=name,
-            exchange=exchange,
-            declare=declare,
-            unroutable=unroutable,
-            form=form,
-            start_timeout=start_timeout,
-            publish_timeout=publish_timeout,
-            grace=GRACE,
-            in_flight=in_flight,
-            limits=limits,
-            ssl_context=ssl_context,
-            heartbeat=heartbeat,
-        )
-        self._start_timeout = start_timeout
-        self._publish_timeout = publish_timeout
+        settings.setdefault("grace", GRACE)
+        self._new_bus = partial(Bus, broker, plugins=plugins, **settings)
+        told = self._new_bus().configuration  # what was written wrong is said here
+        self._start_timeout = told.start_timeout
+        self._publish_timeout = told.publish_timeout
         self._closed = False
         self._processes: dict[int, _Process] = {}
-        self._new_bus()  # so that what was written wrong is said here
 
     # --- life ---
 
@@ -159,6 +132,7 @@ class SyncBus:
         payload: P,
         /,
         *,
+        id: UUID | str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -170,6 +144,7 @@ class SyncBus:
         payload: P | Event[P],
         /,
         *,
+        id: UUID | str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -190,7 +165,7 @@ class SyncBus:
         def work() -> Awaitable[Event[P]]:
             left = max(0.0, deadline - monotonic())
             return life.bus.publish(
-                cast("P", payload), delay=delay, timeout=left, metadata=metadata, correlation_id=correlation_id
+                cast("P", payload), id=id, delay=delay, timeout=left, metadata=metadata, correlation_id=correlation_id
             )
 
         return life.call(work, deadline + MARGIN)

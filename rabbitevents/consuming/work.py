@@ -1,0 +1,49 @@
+"""A delivery in this process, from its arrival to its settlement: what is known of it, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from enum import Enum
+
+import msgspec
+
+from rabbitevents.message import Delivery, Message, Settlement
+
+
+class State(Enum):
+    """Where a delivery stands in this process."""
+
+    WAITING = "waiting"
+    """for a worker"""
+    RUNNING = "running"
+    """in a worker's hands"""
+    HELD = "held"
+    """until it is tried again, or given back"""
+    DUE = "due"
+    """held before, and waiting for a worker again"""
+    GIVEN_BACK = "given back"
+    """while its handler would not end; whatever that says now comes too late"""
+
+
+class Work(msgspec.Struct, eq=False):
+    """One delivery, and how far it has come. Times are on the event loop's clock."""
+
+    delivery: Delivery
+    state: State = State.WAITING
+    since: float = 0.0
+    """When its handling began."""
+    settlement: Settlement | None = None
+    """What is to be done with it, where only that failed; None: it is handled."""
+    unpublished: list[Message] | None = None
+    """What its handler returned, where only publishing that failed; its handler is not called again."""
+    held_since: float = 0.0
+    tries: int = 0
+    """How often it was held."""
+    error: str = ""
+    """Why it is held, or why what its handler returned is not published yet."""
+    timer: asyncio.TimerHandle | None = None
+
+
+WORK: ContextVar[Work | None] = ContextVar("rabbitevents_work", default=None)
+"""The delivery that a worker has in its hands, for the innermost link of its chain."""

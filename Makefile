@@ -5,6 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 TESTS ?=
+DEBIAN ?=
 # Two test processes, each with a RabbitMQ node of its own; a file's tests stay together. One is enough for a part.
 workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
 
@@ -15,43 +16,44 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types test-rabbitmq4 docs clean venv debian
+.PHONY: help demo test check lint types test-rabbitmq4 test-debian docs clean venv-demo venv-dev debian
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: venv ## a shop of five services, every effect counted; ARGS="--orders 2000 --json", ARGS=--help
+demo: venv-demo ## a shop of five services, every effect counted; ARGS="--orders 2000 --json", ARGS=--help
 	@$(run) rabbitevents demo $(ARGS)
 
-test: venv debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
+test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
 	@$(run) pytest $(workers) $(TESTS)
 
 check: lint types test ## all that CI runs
 
-lint: venv ## ruff: rules and format
+lint: venv-dev ## ruff: rules and format
 	@$(run) ruff check
 	@$(run) ruff format --check
 
-types: venv ## mypy and pyright, both strict
+types: venv-dev ## mypy and pyright, both strict
 	@$(run) mypy
 	@$(run) pyright
 
-test-rabbitmq4: venv debian ## conformance and integration tests on RabbitMQ 4, in a Debian 13 root folder (needs root)
-	@scripts/debian-packages debootstrap
-	@root=$$(scripts/rabbitmq4 | tail -n 1) && RABBITEVENTS_TEST_ROOT=$$root $(run) pytest $(TESTS)
+test-rabbitmq4: venv-dev debian ## the tests on RabbitMQ 4.0, Debian trixie's; DEBIAN=sid is 4.3 (needs root)
+	@scripts/rabbitmq4 $(or $(DEBIAN),trixie) $(run) pytest $(TESTS)
 
-docs: venv debian ## build the documentation into docs/_build/html, and check that all that it says runs
+test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookworm, trixie or sid (needs root)
+	@scripts/in-debian $(or $(DEBIAN),bookworm)
+
+docs: venv-dev debian ## build the documentation into docs/_build/html, and check that all that it says runs
 	@$(run) sphinx -q -E -a -W --keep-going -b html docs docs/_build/html
 	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_site.py tests/test_wire_contract.py
 	@echo "docs/_build/html/index.html"
 
-clean: ## remove what was made here: the environment, caches, the Debian 13 root folder
-	@if [ -e .work/debian13 ]; then scripts/rabbitmq4 --clean; fi
-	rm -rf .venv .work build dist docs/_build *.egg-info .mypy_cache .ruff_cache .hypothesis
+clean: ## remove what was made here: the environment, caches, the root folders of other Debians
+	rm -rf --one-file-system .venv .work build dist docs/_build *.egg-info .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-venv:
-	@scripts/venv
+venv-demo venv-dev: venv-%:
+	@scripts/venv $*
 
 debian:
 ifndef RABBITEVENTS_TEST_AMQP_URL

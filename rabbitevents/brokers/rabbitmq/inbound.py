@@ -6,29 +6,44 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from rabbitevents.brokers import Deliver
-from rabbitevents.brokers.rabbitmq.tap import (
+from rabbitevents.brokers import Deliver, Verdict
+from rabbitevents.brokers.rabbitmq.frames import (
     BASIC_ACK,
     BASIC_CANCEL,
     BASIC_DELIVER,
     BASIC_NACK,
     BASIC_REJECT,
+    BODY,
     CHANNEL_CLOSE,
+    CHANNEL_CLOSE_OK,
+    CONTENT_HEAD,
+    HEADER,
     METHOD,
+    FrameError,
     close_reason,
+    content_size,
+    delivery_address,
     frame,
+    named,
+    read_tag,
 )
 from rabbitevents.message import Delivery
 
 _MULTIPLE: Final = b"\x01"
 _SINGLE: Final = b"\x00"
+_REQUEUE: Final = b"\x02"  # and not multiple
+_DROP: Final = b"\x00"
 
 
 class InboundLane:
     """The content frames of one consuming channel.
 
-    It is open until the channel ends, by whatever way; ``ended`` then says why. Deliveries come out with its
-    ``generation``, so that nobody settles on a channel what another one brought.
+    It is ``open`` until the channel ends, by whatever way, or is left; ``ended`` then says why. It ends before its
+    channel does: nothing is written to a channel that is closing. Deliveries come out with its ``generation``, so that
+    nobody settles on a channel what another one brought.
+
+    A channel's frames have one order: a delivery, its header, its body; and the delivery tags count up from 1 without
+    a gap (rabbit_channel's ``next_tag``, the same from 3.10 to 4.3). What breaks that order is a `FrameError`.
     """
 
     def __init__(
@@ -41,31 +56,31 @@ class InboundLane:
         deliver: Deliver,
         body_limit: int,
     ) -> None:
+        loop = asyncio.get_running_loop()
         self.number = number
         self.generation = generation
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.open: bool = True
+        """Whether the channel stands, and settlements on it mean something."""
+        self.ended: asyncio.Future[str] = loop.create_future()
         self.close_code: int = 0
         self._transport = transport
         self._queue = queue
         self._deliver = deliver
         self._body_limit = body_limit
         self._batch: list[Delivery] = []
+        self._expected = METHOD
         self._address_bytes = b""
         self._address = ("", "")
         self._tag = 0
         self._redelivered = False
         self._properties = b""
         self._size = 0
-        self._got = 0
+        self._left = 0
         self._pieces: list[bytes] = []
         self._settled = Settled()
+        self._outstanding = self._settled.outstanding
         self._flushing = False
-        self._call_soon: Callable[[Callable[[], None]], object] = asyncio.get_running_loop().call_soon
-
-    @property
-    def open(self) -> bool:
-        """Whether the channel stands, and settlements on it mean something."""
-        return not self.ended.done()
+        self._call_soon: Callable[[Callable[[], None]], object] = loop.call_soon
 
     def deliver_to(self, deliver: Deliver) -> None:
         """Send what comes from now on to ``deliver``."""
@@ -75,62 +90,88 @@ class InboundLane:
 
     def method(self, buffer: bytes, at: int, end: int) -> bool:
         """Take a delivery's head; note a cancel or a close, which aiormq answers."""
+        if self._expected != METHOD:
+            raise self._unexpected(METHOD)
         kind = buffer[at : at + 4]
-        if kind == BASIC_DELIVER:
-            at += 5 + buffer[at + 4]
-            self._tag = int.from_bytes(buffer[at : at + 8], "big")
-            self._redelivered = buffer[at + 8] == 1
-            address = buffer[at + 9 : end]
-            if address != self._address_bytes:
-                self._address_bytes, self._address = address, _address(address)
-            return True
+        if kind != BASIC_DELIVER:
+            self._other_method(kind, buffer, at, end)
+            return False
+        at += 5 + buffer[at + 4]
+        if end - at < 11:  # delivery tag, redelivered, and the lengths of exchange and routing key
+            raise FrameError("a basic.deliver that is shorter than its fields")
+        tag, redelivered = read_tag(buffer, at)
+        if tag != self._tag + 1:
+            raise FrameError(f"delivery {tag} after delivery {self._tag}")
+        address = buffer[at + 9 : end]
+        if address != self._address_bytes:
+            self._address_bytes, self._address = address, delivery_address(address)
+        self._tag, self._redelivered, self._expected = tag, redelivered == 1, HEADER
+        return True
+
+    def _other_method(self, kind: bytes, buffer: bytes, at: int, end: int) -> None:
+        if end - at < 4:
+            raise FrameError(f"a method of {end - at} bytes")
         if kind == BASIC_CANCEL:
             self.lost("the broker cancelled the consumer")
         elif kind == CHANNEL_CLOSE:
-            self.close_code, text, _, _ = close_reason(buffer, at)
-            self.lost(f"the broker closed the channel: {self.close_code} {text}")
-        return False
+            self.close_code, said, _, _ = close_reason(buffer, at, end)
+            self.lost(f"the broker closed the channel: {self.close_code} {said}")
+        elif kind == CHANNEL_CLOSE_OK:
+            self.lost("the channel was closed")
 
     def header(self, buffer: bytes, at: int, end: int) -> None:
         """Take a delivery's properties, as bytes, and how long its body is."""
-        self._size = int.from_bytes(buffer[at + 4 : at + 12], "big")
-        self._properties = buffer[at + 12 : end]
-        self._got = 0
-        if not self._size:
+        if self._expected != HEADER:
+            raise self._unexpected(HEADER)
+        self._size = self._left = content_size(buffer, at, end)
+        self._properties = buffer[at + CONTENT_HEAD : end]
+        self._expected = BODY
+        if not self._left:
             self._complete(b"")
 
     def body(self, buffer: bytes, at: int, end: int) -> None:
         """Take a piece of a delivery's body; nothing of one over the limit is kept."""
-        length = end - at
+        length, left = end - at, self._left
+        if self._expected != BODY:
+            raise self._unexpected(BODY)
+        if not 0 < length <= left:
+            raise FrameError(f"a body frame of {length} bytes where {left} are left")
         if length == self._size and length <= self._body_limit:
             self._complete(buffer[at:end])
             return
-        self._got += length
+        self._left = left - length
         if self._size <= self._body_limit:
             self._pieces.append(buffer[at:end])
-        if self._got >= self._size:
+        if not self._left:
             body = b"".join(self._pieces)
             self._pieces = []
             self._complete(body)
 
     def _complete(self, body: bytes) -> None:
+        self._expected = METHOD
+        tag, size = self._tag, self._size
         exchange, routing_key = self._address
-        self._settled.delivered(self._tag)
-        oversize = self._size if self._size > self._body_limit else 0
+        self._outstanding[tag] = None
         self._batch.append(
             Delivery(
                 self._queue,
-                self._tag,
+                tag,
                 self.generation,
                 self._redelivered,
                 exchange,
                 routing_key,
                 body,
                 self._properties,
-                oversize,
-                channel=self,
+                size if size > self._body_limit else 0,
+                None,
+                0,
+                self,
             )
         )
+
+    def _unexpected(self, kind: int) -> FrameError:
+        where = f"inside delivery {self._tag}" if self._expected != METHOD else f"after delivery {self._tag}"
+        return FrameError(f"{named(kind)} {where}, where {named(self._expected)} belongs")
 
     def flush(self) -> None:
         """Deliver what came together."""
@@ -139,47 +180,56 @@ class InboundLane:
             if self.open:
                 self._deliver(batch)
 
+    # --- the end ---
+
     def lost(self, reason: str) -> None:
         """Learn that the channel, or its consumer, is gone: nothing more is settled here."""
-        if not self.ended.done():
+        if self.open:
+            self.open = False
             self._batch = []
             self.ended.set_result(reason)
+
+    def leave(self, reason: str) -> None:
+        """End, before whoever calls closes the channel: write out what was acknowledged, and nothing after that."""
+        self.write_acks()
+        self.lost(reason)
 
     def writable(self) -> None:
         """Nothing waits here: settlements are few bytes, and the transport keeps them."""
 
     # --- out ---
 
-    def ack(self, tag: int) -> None:
-        """Acknowledge, by the end of this turn of the loop."""
-        if self._settled.add(tag) and not self._flushing:
-            self._flushing = True
-            self._call_soon(self.write_acks)
+    def settle(self, tag: int, verdict: Verdict) -> bool:
+        """Settle a delivery: an acknowledgement by the end of this turn of the loop, anything else at once.
 
-    def requeue(self, tag: int) -> None:
-        """Give back to the queue, at once."""
-        if self._settled.add_written(tag):
-            self._write(BASIC_NACK + tag.to_bytes(8, "big") + b"\x02")  # requeue, not multiple
-
-    def reject(self, tag: int) -> None:
-        """Give to the broker's dead-lettering, at once."""
-        if self._settled.add_written(tag):
-            self._write(BASIC_REJECT + tag.to_bytes(8, "big") + b"\x00")
+        False, and nothing is done, when it is settled already or the lane has ended.
+        """
+        if not self.open or tag not in self._outstanding:
+            return False
+        if verdict is Verdict.ACK:
+            self._settled.add(tag)
+            if not self._flushing:
+                self._flushing = True
+                self._call_soon(self.write_acks)
+        else:
+            self._settled.add_written(tag)
+            method, bits = (BASIC_NACK, _REQUEUE) if verdict is Verdict.REQUEUE else (BASIC_REJECT, _DROP)
+            self._write(method, tag, bits)
+        return True
 
     def write_acks(self) -> None:
         """Write the acknowledgements that have come together."""
         self._flushing = False
-        upto, singles = self._settled.take()
         if not self.open:
             return
+        upto, singles = self._settled.take()
         if upto:
-            self._write(BASIC_ACK + upto.to_bytes(8, "big") + _MULTIPLE)
+            self._write(BASIC_ACK, upto, _MULTIPLE)
         for tag in singles:
-            self._write(BASIC_ACK + tag.to_bytes(8, "big") + _SINGLE)
+            self._write(BASIC_ACK, tag, _SINGLE)
 
-    def _write(self, payload: bytes) -> None:
-        if self.open:
-            self._transport.write(frame(METHOD, self.number, payload))
+    def _write(self, method: bytes, tag: int, bits: bytes) -> None:
+        self._transport.write(frame(METHOD, self.number, method + tag.to_bytes(8, "big") + bits))
 
 
 class Settled:
@@ -189,26 +239,18 @@ class Settled:
     """
 
     def __init__(self) -> None:
-        self._outstanding: dict[int, None] = {}
+        self.outstanding: dict[int, None] = {}
+        """The tags of what is delivered and not settled, counting up. Who delivers adds to it."""
         self._untold: list[int] = []
 
-    def delivered(self, tag: int) -> None:
-        """Note a delivery. Tags count up."""
-        self._outstanding[tag] = None
-
-    def add(self, tag: int) -> bool:
-        """Note an acknowledgement that is to be told; False for a tag that is settled already."""
-        if not self.add_written(tag):
-            return False
+    def add(self, tag: int) -> None:
+        """Note an acknowledgement, of an outstanding tag, that is to be told."""
+        del self.outstanding[tag]
         self._untold.append(tag)
-        return True
 
-    def add_written(self, tag: int) -> bool:
-        """Note a tag that is settled by a frame of its own; False for one that is settled already."""
-        if tag not in self._outstanding:
-            return False
-        del self._outstanding[tag]
-        return True
+    def add_written(self, tag: int) -> None:
+        """Note that an outstanding tag is settled by a frame of its own."""
+        del self.outstanding[tag]
 
     def take(self) -> tuple[int, list[int]]:
         """Return what to tell: the tag of one ``multiple`` ack (0: none), and single tags beyond what is outstanding.
@@ -216,14 +258,7 @@ class Settled:
         A ``multiple`` ack must name a tag that the broker still holds, or it closes the channel (406).
         """
         untold, self._untold = self._untold, []
-        first = next(iter(self._outstanding), None)
+        first = next(iter(self.outstanding), None)
         if first is None:
             return max(untold, default=0), []
         return max((tag for tag in untold if tag < first), default=0), sorted(tag for tag in untold if tag > first)
-
-
-def _address(data: bytes) -> tuple[str, str]:
-    """Read exchange and routing key, two short strings."""
-    split = 1 + data[0]
-    exchange = data[1:split].decode("utf-8", "surrogateescape")
-    return exchange, data[split + 1 : split + 1 + data[split]].decode("utf-8", "surrogateescape")

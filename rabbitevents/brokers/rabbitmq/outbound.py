@@ -9,18 +9,25 @@ from itertools import takewhile
 
 import msgspec
 
-from rabbitevents.brokers.rabbitmq.tap import (
+from rabbitevents.brokers.rabbitmq.frames import (
     BASIC_ACK,
     BASIC_NACK,
     BASIC_PUBLISH,
     BASIC_RETURN,
     BODY,
     CHANNEL_CLOSE,
+    CHANNEL_CLOSE_OK,
+    CONTENT_HEAD,
     HEADER,
     METHOD,
     OVERHEAD,
+    FrameError,
+    answered,
     close_reason,
+    content_size,
     frame,
+    named,
+    returned_from,
 )
 from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.message import Message
@@ -28,8 +35,6 @@ from rabbitevents.properties import decode_properties, short
 
 _MANDATORY = b"\x01"
 _CONTENT = b"\x00\x3c\x00\x00"
-_CONTENT_HEAD = 12
-"""Bytes of a content header before the properties: class, weight, body size."""
 _METHODS_KEPT = 1024
 
 
@@ -78,7 +83,9 @@ class OutboundLane:
         self._methods: dict[tuple[str, str], bytes] = {}
         self._header_head = bytes((HEADER,)) + number.to_bytes(2, "big")
         self._body_head = b"\xce" + bytes((BODY,)) + number.to_bytes(2, "big")
-        self._returning: tuple[str, str] | None = None
+        self._expected = METHOD
+        self._left = 0
+        self._returning = ("", "")
         self._last_returned = 0
 
     @property
@@ -115,7 +122,7 @@ class OutboundLane:
 
     def check(self, properties: bytes, message: Message) -> None:
         """Raise `EncodeError` for properties that do not fit one frame of this connection."""
-        if len(properties) + _CONTENT_HEAD > self._chunk:
+        if len(properties) + CONTENT_HEAD > self._chunk:
             raise EncodeError(
                 f"{message.type}: its headers are {len(properties):,} bytes, and the broker's frames hold {self._chunk:,}"
             )
@@ -148,25 +155,32 @@ class OutboundLane:
 
     def method(self, buffer: bytes, at: int, end: int) -> bool:
         """Take an answer; note a close, which aiormq answers."""
+        if self._expected != METHOD:
+            raise self._unexpected(METHOD)
         kind = buffer[at : at + 4]
         if kind == BASIC_ACK:
-            tag = int.from_bytes(buffer[at + 4 : at + 12], "big")
-            self._answered(tag, buffer[at + 12] & 1 == 1, Answer.CONFIRMED)
+            self._answered(*answered(buffer, at, end), Answer.CONFIRMED)
             return True
         if kind == BASIC_NACK:
-            tag = int.from_bytes(buffer[at + 4 : at + 12], "big")
-            self._answered(tag, buffer[at + 12] & 1 == 1, Answer.REFUSED)
+            self._answered(*answered(buffer, at, end), Answer.REFUSED)
             return True
         if kind == BASIC_RETURN:
-            self._returning = _returned_from(buffer, at)
+            self._returning = returned_from(buffer, at, end)
+            self._expected = HEADER
             return True
+        if end - at < 4:
+            raise FrameError(f"a method of {end - at} bytes")
         if kind == CHANNEL_CLOSE:
-            self.close_code, text, class_id, method_id = close_reason(buffer, at)
+            self.close_code, said, class_id, method_id = close_reason(buffer, at, end)
             self.closed_by_publish = (class_id, method_id) == (60, 40)
-            self.lost(f"the broker closed the channel: {self.close_code} {text}")
+            self.lost(f"the broker closed the channel: {self.close_code} {said}")
+        elif kind == CHANNEL_CLOSE_OK:
+            self.lost("the channel was closed")
         return False
 
     def _answered(self, tag: int, multiple: bool, answer: Answer) -> None:
+        if not 0 < tag <= self._tag:
+            raise FrameError(f"an answer to publish {tag} of {self._tag}")
         pending = self.pending
         for each in list(takewhile(tag.__ge__, pending)) if multiple else (tag,):
             publish = pending.pop(each, None)
@@ -176,14 +190,28 @@ class OutboundLane:
 
     def header(self, buffer: bytes, at: int, end: int) -> None:
         """Take the properties of a returned message, and find the publish that it was."""
-        if self._returning is None:
-            return
+        if self._expected != HEADER:
+            raise self._unexpected(HEADER)
+        self._left = content_size(buffer, at, end)
+        self._expected = BODY if self._left else METHOD
         try:
-            message_id = decode_properties(buffer[at + 12 : end]).message_id
+            message_id = decode_properties(buffer[at + CONTENT_HEAD : end]).message_id
         except DecodeError:
             message_id = None
         self._mark_returned(*self._returning, message_id)
-        self._returning = None
+
+    def body(self, buffer: bytes, at: int, end: int) -> None:
+        """Pass over the body of a returned message: we have it."""
+        if self._expected != BODY:
+            raise self._unexpected(BODY)
+        if not at < end <= at + self._left:
+            raise FrameError(f"a body frame of {end - at} bytes where {self._left} are left")
+        self._left -= end - at
+        if not self._left:
+            self._expected = METHOD
+
+    def _unexpected(self, kind: int) -> FrameError:
+        return FrameError(f"{named(kind)} where {named(self._expected)} belongs")
 
     def _mark_returned(self, exchange: str, routing_key: str, message_id: str | None) -> None:
         """Mark the oldest publish of this exchange, key and id that is not marked yet.
@@ -203,9 +231,6 @@ class OutboundLane:
                 publish.returned = True
                 self._last_returned = tag
                 return
-
-    def body(self, buffer: bytes, at: int, end: int) -> None:
-        """Pass over the body of a returned message: we have it."""
 
     def flush(self) -> None:
         """Let publishers use the room that answers made."""
@@ -228,12 +253,3 @@ class OutboundLane:
         for publish in self.pending.values():
             if publish.deadline <= now and not publish.answer.done():
                 publish.answer.set_result(Answer.EXPIRED)
-
-
-def _returned_from(buffer: bytes, at: int) -> tuple[str, str]:
-    """Read exchange and routing key of a basic.return: after the reply code and the reply text."""
-    at += 7 + buffer[at + 6]
-    exchange_end = at + 1 + buffer[at]
-    exchange = buffer[at + 1 : exchange_end].decode("utf-8", "surrogateescape")
-    key_end = exchange_end + 1 + buffer[exchange_end]
-    return exchange, buffer[exchange_end + 1 : key_end].decode("utf-8", "surrogateescape")

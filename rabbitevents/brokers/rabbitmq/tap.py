@@ -5,46 +5,51 @@ each inbound frame, hands the content frames of channels that have a lane (deliv
 and bodies that follow) to that `Lane`, and feeds everything else on, as if nothing had happened. Outbound, a lane
 writes whole messages, once per turn of the event loop.
 
-Source: AMQP 0-9-1, sections 2.3.5 (frames), 4.2.6 (content), 1.8 (basic); RabbitMQ's confirms, returns and cancels
-(https://www.rabbitmq.com/docs/confirms, https://www.rabbitmq.com/docs/consumer-cancel).
+A stream that contradicts itself ends the connection, and nothing of its last read is delivered: where one frame is
+not what it says, the next ones are not either.
+
+Source: RabbitMQ's confirms, returns and cancels (https://www.rabbitmq.com/docs/confirms,
+https://www.rabbitmq.com/docs/consumer-cancel).
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
-HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-METHOD, HEADER, BODY = 1, 2, 3
-FRAME_END: Final = 0xCE
-OVERHEAD: Final = 8
-"""Bytes of a frame around its payload: type, channel, size, end."""
-
-FRAME_LIMIT: Final = 1_048_576
-"""The largest frame in bytes that is taken for one, unless a larger one was agreed upon."""
+from rabbitevents.brokers.rabbitmq.frames import (
+    BODY,
+    CONNECTION_BLOCKED,
+    CONNECTION_CLOSE,
+    CONNECTION_CLOSE_OK,
+    CONNECTION_UNBLOCKED,
+    FRAME_END,
+    FRAME_LIMIT,
+    HEADER,
+    HEARTBEAT,
+    KINDS,
+    METHOD,
+    OVERHEAD,
+    FrameError,
+    blocked_because,
+    close_reason,
+    named,
+    read_head,
+)
 
 READ_SIZE: Final = 262_144
 """Bytes that one read takes at most."""
 
-_HEAD = struct.Struct(">BHI").unpack_from
-
-CHANNEL_CLOSE: Final = b"\x00\x14\x00\x28"
-BASIC_CANCEL: Final = b"\x00\x3c\x00\x1e"
-BASIC_PUBLISH: Final = b"\x00\x3c\x00\x28"
-BASIC_RETURN: Final = b"\x00\x3c\x00\x32"
-BASIC_DELIVER: Final = b"\x00\x3c\x00\x3c"
-BASIC_ACK: Final = b"\x00\x3c\x00\x50"
-BASIC_REJECT: Final = b"\x00\x3c\x00\x5a"
-BASIC_NACK: Final = b"\x00\x3c\x00\x78"
-CONNECTION_CLOSE: Final = b"\x00\x0a\x00\x32"
-CONNECTION_BLOCKED: Final = b"\x00\x0a\x00\x3c"
-CONNECTION_UNBLOCKED: Final = b"\x00\x0a\x00\x3d"
+_HEARTBEAT_PAUSE: Final = 1.0
+"""Seconds between two heartbeats that aiormq is fed while lanes are busy."""
 
 
 class Lane(Protocol):
-    """What one channel's content frames go to. ``at`` and ``end`` bound a frame's payload in ``buffer``."""
+    """What one channel's content frames go to. ``at`` and ``end`` bound a frame's payload in ``buffer``.
+
+    `method`, `header` and `body` raise `FrameError` for a frame that cannot stand where it stands.
+    """
 
     @property
     def number(self) -> int:
@@ -90,20 +95,28 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         self.blocked: str | None = None
         self.paused: bool = False
         self.on_blocked: Callable[[str | None], None] = _ignore
-        self._time = loop.time
-        self._space = memoryview(bytearray(READ_SIZE))
-        self._control = reader
         self.frame_limit = FRAME_LIMIT
         self.closed: tuple[int, str] | None = None
         """Why the broker closed the connection, if it did: reply code and text."""
+        self._time = loop.time
+        self._space = memoryview(bytearray(READ_SIZE))
+        self._control = reader
         self._rest = b""
         self._fed = 0.0
         self._raw = False
-        self._transport_of_ours: asyncio.BaseTransport | None = None
+        self._over = ""
+        """Why no lane stands here any more."""
+        self._transport_of_ours: asyncio.Transport | None = None
+
+    def attach(self, lane: Lane) -> None:
+        """Lead a channel's content frames to ``lane``. It ends at once on a connection that has ended."""
+        self.lanes[lane.number] = lane
+        if self._over:
+            lane.lost(self._over)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport, to be able to break it off."""
-        self._transport_of_ours = transport
+        self._transport_of_ours = cast("asyncio.Transport", transport)  # uvloop's is one in all but its ancestry
         super().connection_made(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -119,80 +132,93 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._space[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        """Walk through the frames in ``data``; a frame that is not complete waits for the rest."""
+        """Take frames; one that is not complete waits for the rest."""
         self.received = self._time()
         if self._raw:
             self._control.feed_data(data)
-            return
-        buffer = self._rest + data if self._rest else data
-        at, size, touched = 0, len(buffer), None
-        while size - at >= OVERHEAD:
-            kind, channel, length = _HEAD(buffer, at)
-            end = at + length + OVERHEAD
-            if end > size:
-                if kind not in (METHOD, HEADER, BODY, 8) or length > self.frame_limit:
-                    self._not_amqp(buffer[at:], kind)
-                    return
-                break
-            if buffer[end - 1] != FRAME_END:
-                self._not_amqp(buffer[at:], kind)
-                return
-            lane = self.lanes.get(channel)
-            if lane is None or kind == 8:
-                self._to_control(buffer, at, end, channel, kind)
-            else:
-                touched = lane
-                self._to_lane(lane, kind, buffer, at, end)
-            at = end
-        self._rest = buffer[at:]
-        if touched is not None:
-            self._after_lanes()
+        elif not self.lost.done():
+            self._walk(self._rest + data if self._rest else data)
 
-    def _to_lane(self, lane: Lane, kind: int, buffer: bytes, at: int, end: int) -> None:
-        if kind == METHOD:
-            if not lane.method(buffer, at + 7, end - 1):
-                self._control.feed_data(buffer[at:end])
-        elif kind == HEADER:
-            lane.header(buffer, at + 7, end - 1)
-        else:
-            lane.body(buffer, at + 7, end - 1)
+    def _walk(self, buffer: bytes) -> None:
+        """Lead each frame to where it belongs."""
+        lanes, limit, size = self.lanes, self.frame_limit, len(buffer)
+        touched: list[Lane] = []
+        last: Lane | None = None
+        at = channel = 0
+        try:
+            while size - at >= OVERHEAD:
+                kind, channel, length = read_head(buffer, at)
+                end = at + length + OVERHEAD
+                if end > size or length > limit:
+                    if kind in KINDS and length <= limit:
+                        break
+                    self._not_amqp(buffer[at:], f"{named(kind)} of {length} bytes")
+                    return
+                if buffer[end - 1] != FRAME_END:
+                    self._not_amqp(buffer[at:], f"{named(kind)} that does not end where it says")
+                    return
+                lane = lanes.get(channel)
+                if lane is None:
+                    self._to_control(buffer, at, end, channel, kind)
+                else:
+                    if lane is not last:
+                        last = lane
+                        touched.append(lane)
+                    if kind == METHOD:
+                        if not lane.method(buffer, at + 7, end - 1):
+                            self._control.feed_data(buffer[at:end])
+                    elif kind == HEADER:
+                        lane.header(buffer, at + 7, end - 1)
+                    elif kind == BODY:
+                        lane.body(buffer, at + 7, end - 1)
+                    else:
+                        raise FrameError(named(kind))
+                at = end
+        except FrameError as error:
+            self.abort(f"the broker sent what is no AMQP: {error}, on channel {channel}")
+            return
+        self._rest = buffer[at:]
+        if touched:
+            self._after_lanes(touched)
 
     def _to_control(self, buffer: bytes, at: int, end: int, channel: int, kind: int) -> None:
+        if kind not in KINDS and self.lanes:
+            raise FrameError(named(kind))
         if channel == 0 and kind == METHOD:
             method = buffer[at + 7 : at + 11]
             if method == CONNECTION_BLOCKED:
-                self.blocked = buffer[at + 12 : end - 1].decode("utf-8", "replace")
+                self.blocked = blocked_because(buffer, at + 7, end - 1)
                 self.on_blocked(self.blocked)
             elif method == CONNECTION_UNBLOCKED:
                 self.blocked = None
                 self.on_blocked(None)
             elif method == CONNECTION_CLOSE:
-                code, text, _, _ = close_reason(buffer, at + 7)
-                self.closed = (code, text)
-                self.end_lanes(f"the broker closed the connection: {code} {text}")  # aiormq answers, and ends it
+                self.closed = close_reason(buffer, at + 7, end - 1)[:2]
+                self.end_lanes("the broker closed the connection: {} {}".format(*self.closed))  # aiormq answers
+            elif method == CONNECTION_CLOSE_OK:
+                self.end_lanes("the connection was closed")
         self._control.feed_data(buffer[at:end])
 
-    def _after_lanes(self) -> None:
-        for lane in tuple(self.lanes.values()):
+    def _after_lanes(self, touched: list[Lane]) -> None:
+        for lane in touched if len(touched) == 1 else dict.fromkeys(touched):
             lane.flush()
-        if self.received - self._fed >= 1.0:
+        if self.received - self._fed >= _HEARTBEAT_PAUSE:
             # The broker sends no heartbeats while other traffic flows, and aiormq sees only what it is fed:
             # it would call a busy connection stuck after three intervals.
             self._fed = self.received
             self._control.feed_data(HEARTBEAT)
 
-    def _not_amqp(self, buffer: bytes, kind: int) -> None:
-        """Hand a stream that is not made of frames to aiormq, which says what is wrong; once lanes stand, break it off."""
+    def _not_amqp(self, rest: bytes, what: str) -> None:
+        """Hand a stream that is not made of frames to aiormq, which says what is wrong; once lanes stand, end it."""
         if self.lanes:
-            self.abort(f"the broker sent what is no AMQP frame (type {kind})")
-            return
+            raise FrameError(what)
         self._raw = True
-        self._control.feed_data(buffer)
+        self._control.feed_data(rest)
 
     def abort(self, reason: str) -> None:
-        """Break the connection off at once, without a word to the broker."""
+        """Break the connection off at once, without a word to the broker, whatever still waits to be written."""
         self._end(reason)
-        if isinstance(self._transport_of_ours, asyncio.Transport):
+        if self._transport_of_ours is not None:
             self._transport_of_ours.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -206,10 +232,13 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         self.end_lanes(reason)
 
     def end_lanes(self, reason: str) -> None:
-        """End every lane: nothing more is written on this connection, and nobody waits for it."""
+        """End every lane: nothing more is written on this connection, and nobody waits for it.
+
+        They stay where they are, and take what still comes for them: aiormq is not there for it.
+        """
+        self._over = self._over or reason
         for lane in tuple(self.lanes.values()):
             lane.lost(reason)
-        self.lanes.clear()
 
     def pause_writing(self) -> None:
         """Hold the lanes' publishers: the socket is full."""
@@ -226,17 +255,3 @@ class Tap(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
 
 def _ignore(_: str | None) -> None:
     """Nobody asked."""
-
-
-def close_reason(buffer: bytes, at: int) -> tuple[int, str, int, int]:
-    """Read a channel.close at ``at``: reply code, text, and the class and method that caused it."""
-    code = int.from_bytes(buffer[at + 4 : at + 6], "big")
-    text_end = at + 7 + buffer[at + 6]
-    text = buffer[at + 7 : text_end].decode("utf-8", "replace")
-    cause = buffer[text_end : text_end + 4]
-    return code, text, int.from_bytes(cause[:2], "big"), int.from_bytes(cause[2:], "big")
-
-
-def frame(kind: int, channel: int, payload: bytes) -> bytes:
-    """Return one whole frame."""
-    return b"".join((bytes((kind,)), channel.to_bytes(2, "big"), len(payload).to_bytes(4, "big"), payload, b"\xce"))

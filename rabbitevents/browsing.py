@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -21,12 +20,16 @@ PATIENCE: Final = 3.0
 RETURN: Final = 2.0
 """Seconds that leaving waits at most until what goes back is there again (somebody else may have taken it)."""
 
+LEAVE: Final = 10.0
+"""Seconds that one who is cut off while leaving waits at most until the consumer is gone; it goes in any case."""
+
 
 class Browsing:
     """One look into a queue, bounded by what it held when the look began: iterate over it for its deliveries.
 
     Each is kept until it is acknowledged, and whatever was not goes back to its place at the end. While ``hold`` are
-    kept, no further one comes, and the iteration ends. Made by `Bus.browse`, as an async context manager.
+    kept, no further one comes, and the iteration ends. Made by `Bus.browse`, as an async context manager. Wherever it is
+    cut off, nothing is left at the broker.
     """
 
     def __init__(self, broker: Broker, queue: str, hold: int) -> None:
@@ -38,16 +41,20 @@ class Browsing:
         self._broker = broker
         self._hold = hold
         self._consumer: Consumer | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._arrived: asyncio.Queue[Delivery] = asyncio.Queue()  # bounded by the prefetch
         self._kept: set[Delivery] = set()
         self._seen = 0
 
     async def __aenter__(self) -> Self:
+        if self._consumer is not None or self._leaving is not None:
+            raise ConfigurationError(f"this look into queue {self.queue!r} was entered before; ask the bus for another")
         depth = await self._broker.depth(self.queue)
         if depth is None:
             raise ConfigurationError(f"there is no queue {self.queue!r} at this broker (in this virtual host)")
         self.depth = depth.ready
         if depth.ready:
+            # The last thing that is awaited: a broker whose `consume` is cut off leaves nothing behind.
             self._consumer = await self._broker.consume(
                 self.queue, prefetch=self._hold, deliver=self._deliver, trusted=None
             )
@@ -56,10 +63,14 @@ class Browsing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._consumer is not None:
-            await self._consumer.cancel()
-            await self._consumer.close()
+        if self._consumer is None:
+            return
+        self._leaving = asyncio.ensure_future(_leave(self._consumer))
+        try:
+            await asyncio.shield(self._leaving)
             await self._until_back()
+        finally:
+            await asyncio.wait({self._leaving}, timeout=LEAVE)  # done, unless it was cut off
 
     async def _until_back(self) -> None:
         """Wait a moment until what was kept is back: the broker gives it back after the channel has ended."""
@@ -81,19 +92,23 @@ class Browsing:
         """Whether as many are kept as may be: those behind them cannot be seen."""
         return len(self._kept) >= self._hold
 
-    async def __aiter__(self) -> AsyncIterator[Delivery]:
-        while self._consumer is not None and self._seen < self.depth and not self.full:
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    delivery = await self._arrived.get()
-            except TimeoutError:
-                self._check(self._consumer)
-                return
-            if delivery.stale:
-                raise _broken_off(self.queue)
-            self._seen += 1
-            self._kept.add(delivery)
-            yield delivery
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        if self._consumer is None or self._leaving is not None or self._seen >= self.depth or self.full:
+            raise StopAsyncIteration
+        try:
+            async with asyncio.timeout(PATIENCE):
+                delivery = await self._arrived.get()
+        except TimeoutError:
+            self._check(self._consumer)
+            raise StopAsyncIteration from None
+        if delivery.stale:
+            raise _broken_off(self.queue)
+        self._seen += 1
+        self._kept.add(delivery)
+        return delivery
 
     def _check(self, consumer: Consumer) -> None:
         if not consumer.running or any(each.stale for each in self._kept):
@@ -104,6 +119,12 @@ class Browsing:
         self._kept.discard(delivery)
         if self._consumer is None or not self._consumer.settle(delivery, Verdict.ACK):
             raise _broken_off(self.queue)
+
+
+async def _leave(consumer: Consumer) -> None:
+    """Have nothing more, and give back what is kept."""
+    await consumer.cancel()
+    await consumer.close()
 
 
 def _broken_off(queue: str) -> BrokerError:

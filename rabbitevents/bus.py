@@ -19,6 +19,7 @@ import msgspec
 
 from rabbitevents import topology
 from rabbitevents.brokers import Broker, Settings
+from rabbitevents.brokers.home import Home
 from rabbitevents.browsing import HOLD, Browsing
 from rabbitevents.configuration import Configuration, Declare, Told
 from rabbitevents.consuming.current import CURRENT
@@ -112,7 +113,7 @@ class Bus:
         """The queues that this bus declared with a dead-letter exchange."""
         self._stack: AsyncExitStack | None = None
         self._state: Literal["new", "starting", "running", "stopping", "stopped"] = "new"
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._home = Home()
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._drain_until = 0.0
@@ -195,8 +196,8 @@ class Bus:
         if self._state != "new":
             raise ConfigurationError(f"this bus is {self._state}; a bus starts once, so make another one")
         self._state = "starting"
-        self._loop = asyncio.get_running_loop()
-        self._starting = self._loop.create_task(self._start(), name="rabbitevents start")
+        self._home.settle()
+        self._starting = asyncio.get_running_loop().create_task(self._start(), name="rabbitevents start")
         try:
             await asyncio.shield(self._starting)
         except BaseException as error:
@@ -484,11 +485,7 @@ class Bus:
     def _running(self) -> Publishing:
         if self._publishing is None:
             raise ConfigurationError("the bus has not started: use it inside `async with bus:`")
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError(
-                "the bus runs on another event loop, and can be used only there: from another thread, use SyncBus, or "
-                "asyncio.run_coroutine_threadsafe(bus.publish(...), loop) with the loop that started the bus"
-            )
+        self._home.check()
         return self._publishing
 
     @property

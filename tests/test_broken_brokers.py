@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from rabbitevents.brokers import Deliver, Trusted
-from rabbitevents.brokers.embedded.broker import EmbeddedBroker, MemoryClient
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.embedded.queues import MemoryQueue, Reader, Stored
 from rabbitevents.message import Message
 from rabbitevents.testing import bench
@@ -65,16 +65,10 @@ class ReaderBroken(EmbeddedBroker):
 
     kind: type[Reader] = Reader
 
-    def client(self) -> MemoryClient:
-        kind = self.kind
-
-        class Client(MemoryClient):
-            def server_reader(
-                self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted | None
-            ) -> Reader:
-                return kind(queue, generation, prefetch, deliver, trusted)
-
-        return Client(self)
+    def make_reader(
+        self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted | None
+    ) -> Reader:
+        return self.kind(queue, generation, prefetch, deliver, trusted)
 
 
 async def test_a_broker_that_confirms_early_is_caught() -> None:

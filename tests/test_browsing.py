@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rabbitevents import BrokerError, Bus, ConfigurationError, Depth, Message
+from rabbitevents.brokers import Deliver, Trusted
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
+from rabbitevents.brokers.embedded.client import MemoryClient
+from rabbitevents.brokers.embedded.consumer import MemoryConsumer
 from rabbitevents.properties import Properties
 from tests.bed.proxy import Proxy
 from tests.shop import Effects, eventually, recording
@@ -138,6 +141,107 @@ async def test_a_look_that_lost_its_connection_says_so_and_loses_nothing(rabbit_
         left = await bodies(bus)
         assert left[-7:] == [str(i) for i in range(3, 10)]
         assert len(left) <= 10
+
+
+async def test_looks_that_are_left_are_forgotten(bus: Bus) -> None:
+    await fill(bus, 2)
+    before = {check.name for check in bus.health().checks}
+
+    for _ in range(5):
+        assert await bodies(bus) == ["0", "1"]
+    async with bus.browse(QUEUE) as look:
+        async for _ in look:
+            break  # cut off by the one who iterates
+
+    after = {check.name for check in bus.health().checks}
+    assert not [name for name in after - before if name.startswith("consumer")]
+    assert await bus.depth(QUEUE) == Depth(2, 0)
+
+
+class Slow(MemoryConsumer):
+    """A consumer of a broker that takes its time, and is asked in the middle of it."""
+
+    async def cancel(self) -> None:
+        await asyncio.sleep(0.02)
+        await super().cancel()
+        await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        await asyncio.sleep(0.02)
+        await super().close()
+        await asyncio.sleep(0.02)
+
+
+class SlowClient(MemoryClient):
+    """A client with slow consumers."""
+
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> MemoryConsumer:
+        consumer = Slow(self.server, queue, prefetch, deliver, trusted, left=self._consumers.remove)
+        self._consumers.append(consumer)
+        consumer.register()
+        return consumer
+
+
+@pytest.fixture
+async def slow() -> AsyncIterator[tuple[EmbeddedBroker, Bus]]:
+    """A broker that takes its time, and a bus on it; there are 3 messages in the queue."""
+    server = EmbeddedBroker()
+    async with Bus(server.client(), recording(Effects())):
+        pass
+    async with Bus(SlowClient(server), declare="none") as bus:
+        await fill(bus, 3)
+        yield server, bus
+
+
+@pytest.mark.parametrize("after", [0, 0.01, 0.03, 0.05, 0.07])
+async def test_leaving_that_is_cut_off_leaves_all_the_same_before_it_ends(
+    slow: tuple[EmbeddedBroker, Bus], after: float
+) -> None:
+    server, bus = slow
+    leaving = asyncio.Event()
+
+    async def look() -> None:
+        async with bus.browse(QUEUE) as entered:
+            async for _ in entered:
+                pass
+            leaving.set()
+
+    task = asyncio.create_task(look())
+    await leaving.wait()
+    await asyncio.sleep(after)
+    task.cancel()
+    await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert (server.queues[QUEUE].ready, server.queues[QUEUE].readers) == (3, 0)
+
+
+async def test_leaving_that_is_cut_off_again_and_again_leaves_all_the_same(slow: tuple[EmbeddedBroker, Bus]) -> None:
+    server, bus = slow
+
+    async def look() -> None:
+        async with bus.browse(QUEUE) as entered:
+            async for _ in entered:
+                await asyncio.sleep(1)
+
+    task = asyncio.create_task(look())
+    await eventually(lambda: not server.queues[QUEUE].ready, "the look to have begun")
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+
+    await eventually(lambda: server.queues[QUEUE].ready == 3, "what was kept to be back")
+    assert server.queues[QUEUE].readers == 0
+
+
+async def test_a_look_is_entered_once(bus: Bus) -> None:
+    await fill(bus, 1)
+
+    async with bus.browse(QUEUE) as look:
+        with pytest.raises(ConfigurationError, match="ask the bus for another"):
+            await look.__aenter__()
+
+    assert await bus.depth(QUEUE) == Depth(1, 0)
 
 
 def test_more_than_a_quorum_queue_allows_is_not_asked_for() -> None:

@@ -31,7 +31,9 @@ from rabbitevents import (
     forward,
 )
 from rabbitevents.brokers import Deliver, Trusted, Verdict
-from rabbitevents.brokers.embedded.broker import EmbeddedBroker, MemoryClient, MemoryConsumption
+from rabbitevents.brokers.embedded.broker import EmbeddedBroker
+from rabbitevents.brokers.embedded.client import MemoryClient
+from rabbitevents.brokers.embedded.consumer import MemoryConsumer
 from rabbitevents.consuming import holding
 from rabbitevents.plugin import Consume
 from rabbitevents.testing import running
@@ -51,7 +53,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holding, "LONGEST_PAUSE", 0.05)
 
 
-class CountingConsumption(MemoryConsumption):
+class CountingConsumer(MemoryConsumer):
     """Counts what is settled, by channel and tag."""
 
     settled: Counter[tuple[int, int, Verdict]]
@@ -63,20 +65,18 @@ class CountingConsumption(MemoryConsumption):
 
 
 class CountingClient(MemoryClient):
-    """A client whose consumptions count."""
+    """A client whose consumers count."""
 
     def __init__(self, server: EmbeddedBroker) -> None:
         super().__init__(server)
         self.settled: Counter[tuple[int, int, Verdict]] = Counter()
 
-    async def consume(
-        self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None
-    ) -> MemoryConsumption:
-        consumption = CountingConsumption(self, queue, prefetch, deliver, trusted)
-        consumption.settled = self.settled
-        self._consumptions.append(consumption)
-        consumption.register()
-        return consumption
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> MemoryConsumer:
+        consumer = CountingConsumer(self.server, queue, prefetch, deliver, trusted, left=self._consumers.remove)
+        consumer.settled = self.settled
+        self._consumers.append(consumer)
+        consumer.register()
+        return consumer
 
 
 async def returns_nothing() -> None:
@@ -495,7 +495,7 @@ async def test_resuming_during_a_stop_spends_nobodys_delivery_limit() -> None:
     assert broker.queues["work.do.dead"].ready == 0
 
 
-class SlowToCancel(MemoryConsumption):
+class SlowToCancel(MemoryConsumer):
     """A broker that goes on delivering for a while after it was asked to stop."""
 
     async def cancel(self) -> None:
@@ -514,11 +514,11 @@ async def test_while_the_broker_takes_the_consumer_away_nothing_is_given_back_an
     class Client(MemoryClient):
         async def consume(
             self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None
-        ) -> MemoryConsumption:
-            consumption = SlowToCancel(self, queue, prefetch, deliver, trusted)
-            self._consumptions.append(consumption)
-            consumption.register()
-            return consumption
+        ) -> MemoryConsumer:
+            consumer = SlowToCancel(self.server, queue, prefetch, deliver, trusted, left=self._consumers.remove)
+            self._consumers.append(consumer)
+            consumer.register()
+            return consumer
 
     bus = Bus(Client(broker), router, delivery_limit=1, grace=1)
     async with bus:
@@ -544,7 +544,7 @@ async def test_a_start_that_fails_leaves_nothing_running() -> None:
     class Client(MemoryClient):
         async def consume(
             self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None
-        ) -> MemoryConsumption:
+        ) -> MemoryConsumer:
             if queue == "work.bad":
                 raise BrokerUnavailableError("no more channels")
             await asyncio.sleep(0.01)

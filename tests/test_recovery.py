@@ -23,7 +23,7 @@ from rabbitevents import (
     PublishError,
     RefusedError,
 )
-from rabbitevents.brokers.rabbitmq import publisher, subscriber
+from rabbitevents.brokers.rabbitmq import subscriber
 from rabbitevents.facts import ConnectionLost, ConsumerLost, ConsumerRestored
 from rabbitevents.properties import Properties
 from tests.bed.fake_broker import FakeBroker

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 from uuid import uuid4
 
 from rabbitevents.brokers import Broker, Consumer, Trusted, Verdict
+from rabbitevents.errors import BrokerError
 from rabbitevents.message import Delivery, Message
 from rabbitevents.properties import Headers, Properties
+from rabbitevents.states import Depth
 from rabbitevents.topology import Argument, Binding, Exchange, Queue, Topology, quorum
 
 PATIENCE = 15.0
@@ -67,6 +70,20 @@ async def eventually(condition: Callable[[], bool], what: str, seconds: float = 
     while not condition():
         assert asyncio.get_running_loop().time() < end, f"{what}: not within {seconds:g} s"
         await asyncio.sleep(0.005)
+
+
+async def until_depth(
+    broker: Broker, queue: str, fits: Callable[[Depth], bool], what: str, seconds: float = PATIENCE
+) -> None:
+    """Wait until what is seen of ``queue`` fits; a look that fails, because a connection was cut, is repeated."""
+    end, seen = deadline(seconds), Depth(0, 0)
+    while True:
+        with suppress(BrokerError):
+            seen = await broker.depth(queue) or seen
+            if fits(seen):
+                return
+        assert asyncio.get_running_loop().time() < end, f"{what}: {seen} after {seconds:g} s"
+        await asyncio.sleep(0.01)
 
 
 class Collector:

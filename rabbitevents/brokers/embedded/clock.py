@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections.abc import Callable
 from itertools import count
 
@@ -24,10 +25,14 @@ class Clock:
         """Return the time in seconds; only differences mean something."""
         return asyncio.get_running_loop().time() + self._ahead
 
+    def date(self) -> int:
+        """Return the time in seconds since 1970, moved like the rest."""
+        return int(time.time() + self._ahead)
+
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
         """Call ``callback`` at ``when``. There is no taking back: it must look whether it is still wanted."""
         heapq.heappush(self._due, (when, next(self._number), callback))
-        self._arm()
+        self.wind()
 
     def next_due(self) -> float | None:
         """Return when the next thing is due; None when nothing is."""
@@ -38,7 +43,8 @@ class Clock:
         self._ahead += max(0.0, when - self.time())
         self._run()
 
-    def _arm(self) -> None:
+    def wind(self) -> None:
+        """Wait for what is due next, on the running loop; an earlier loop's timer is let go of."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -49,9 +55,9 @@ class Clock:
         now = self.time()
         while self._due and self._due[0][0] <= now:
             heapq.heappop(self._due)[2]()
-        self._arm()
+        self.wind()
 
     def stop(self) -> None:
         """Do nothing more."""
         self._due.clear()
-        self._arm()
+        self.wind()

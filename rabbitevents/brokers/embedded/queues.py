@@ -1,7 +1,7 @@
 """The embedded broker's queues: RabbitMQ's quorum queue semantics, in one process.
 
 In order, returned messages at their old place; prefetch; redelivered flag and delivery count; delivery limit; TTL at
-the head; max-length; dead-lettering with ``x-death`` and cycle detection (https://www.rabbitmq.com/docs/dlx).
+the head; max-length; dead-lettering (https://www.rabbitmq.com/docs/dlx).
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from typing import Any
 
 import msgspec
 
 from rabbitevents.brokers import Deliver, Trusted, Verdict
 from rabbitevents.brokers.embedded.clock import Clock
+from rabbitevents.brokers.embedded.copies import further_keys, without
+from rabbitevents.brokers.embedded.deaths import after_death, death
 from rabbitevents.message import Delivery
-from rabbitevents.properties import HeaderValue, Properties
+from rabbitevents.properties import Properties
 from rabbitevents.topology import Argument, Arguments
 
 _sequence = count()
@@ -38,35 +39,22 @@ class Stored(msgspec.Struct, eq=False):
     def __repr__(self) -> str:
         return f"<Stored {self.properties.message_id}>"
 
-    def with_death(self, queue: str, reason: str, now: float) -> Stored:
-        """Return it as it leaves ``queue`` for a dead letter exchange: ``x-death`` says so, newest first."""
-        headers = dict(self.properties.headers)
-        deaths: Any = headers.get("x-death", [])
-        entries = [dict(d) for d in deaths if not (d["queue"] == queue and d["reason"] == reason)]
-        earlier = next((d for d in deaths if d["queue"] == queue and d["reason"] == reason), None)
-        entry: dict[str, HeaderValue] = {
-            "queue": queue,
-            "reason": reason,
-            "count": 1 + (earlier["count"] if earlier else 0),
-            "exchange": self.exchange,
-            "routing-keys": [self.routing_key],
-            "time": int(now),
-        }
-        headers["x-death"] = [entry, *entries]
-        headers.setdefault("x-first-death-queue", queue)
-        headers.setdefault("x-first-death-reason", reason)
-        headers.setdefault("x-first-death-exchange", self.exchange)
-        properties = msgspec.structs.replace(self.properties, headers=headers, expiration=None)
+    def after_death(self, queue: str, reason: str, date: int) -> Stored:
+        """Return it as it leaves ``queue`` for a dead letter exchange: ``x-death`` says so, and it expires no more."""
+        old = self.properties
+        keys = [self.routing_key, *further_keys(old.headers, "CC")]
+        noted = death(queue, reason, exchange=self.exchange, routing_keys=keys, date=date, expiration=old.expiration)
+        properties = msgspec.structs.replace(old, headers=after_death(old.headers, noted), expiration=None)
         return Stored(self.exchange, self.routing_key, self.body, properties)
 
-    def would_cycle(self, queue: str) -> bool:
-        """Whether it has been in ``queue`` before, with no rejection since: RabbitMQ drops such a message."""
-        deaths: Any = self.properties.headers.get("x-death", [])
-        return any(d["queue"] == queue for d in deaths) and not any(d["reason"] == "rejected" for d in deaths)
+    def without_copies(self) -> Stored:
+        """Return it without ``CC``: a dead letter that goes by a key of its queue's goes by no other."""
+        properties = msgspec.structs.replace(self.properties, headers=without(self.properties.headers, "CC"))
+        return Stored(self.exchange, self.routing_key, self.body, properties)
 
 
-DeadLetter = Callable[[Stored, str, str], bool]
-"""Publishes a dead letter to an exchange with a routing key; False when no queue is bound there."""
+DeadLetter = Callable[[Stored, str, str | None, str], bool]
+"""Publishes a dead letter to an exchange, with a routing key or (None) its own, for a reason; False when no queue took it."""
 
 
 class Reader:
@@ -85,6 +73,8 @@ class Reader:
         self._deliver = deliver
         self._trusted = trusted
         self._tag = 0
+        self._cleared: set[int] = set()
+        """Those that do not count while the window is narrow."""
         self._batch: list[Delivery] = []
 
     @property
@@ -95,7 +85,22 @@ class Reader:
     @property
     def has_room(self) -> bool:
         """Whether it takes one more delivery."""
-        return not self.cancelled and not self.closed and len(self.unsettled) < self._window
+        taken = len(self.unsettled)
+        return (
+            not self.cancelled
+            and not self.closed
+            and taken - len(self._cleared) < self._window
+            and taken < self._prefetch
+        )
+
+    def cancel(self) -> None:
+        """Take nothing more; what is taken can still be settled."""
+        self.cancelled = True
+
+    def resume(self) -> None:
+        """Take deliveries again."""
+        self.cancelled = False
+        self.queue.dispatch()
 
     def take(self, stored: Stored) -> None:
         """Deliver, together with what else comes in this turn of the loop."""
@@ -128,6 +133,7 @@ class Reader:
 
     def settle(self, tag: int, verdict: Verdict) -> bool:
         """Settle one delivery; False for one that is settled already, or whose channel is gone."""
+        self._cleared.discard(tag)
         stored = self.unsettled.pop(tag, None)
         if stored is None or self.closed:
             return False
@@ -138,10 +144,11 @@ class Reader:
         self.queue.dispatch()
         return True
 
-    def clear(self) -> None:
-        """Let one more come than the window says."""
-        self._window += 1
-        self.queue.dispatch()
+    def clear(self, tag: int) -> None:
+        """Let one more come while this one, which is suspected no longer, stays unsettled."""
+        if self._window < self._prefetch and tag in self.unsettled:
+            self._cleared.add(tag)
+            self.queue.dispatch()
 
     def close(self) -> None:
         """End the channel: what is unsettled goes back to the queue."""
@@ -207,7 +214,7 @@ class MemoryQueue:
 
     def _expiry(self, stored: Stored) -> float | None:
         waits = [self.arguments.get("x-message-ttl"), stored.properties.expiration]
-        limits = [int(ms) for ms in waits if ms is not None]
+        limits = [int(ms) for ms in waits if ms is not None]  # both were looked at when they were declared or published
         return self._clock.time() + min(limits) / 1000 if limits else None
 
     def _insert(self, stored: Stored) -> None:
@@ -260,12 +267,23 @@ class MemoryQueue:
             self.stuck.append((stored, reason))
 
     def _lead_on(self, stored: Stored, reason: str) -> bool:
-        exchange = str(self.arguments["x-dead-letter-exchange"])
-        routing_key = str(self.arguments.get("x-dead-letter-routing-key", stored.routing_key))
-        led = self._dead_letter(stored.with_death(self.name, reason, self._clock.time()), exchange, routing_key)
+        exchange, key = str(self.arguments["x-dead-letter-exchange"]), self.arguments.get("x-dead-letter-routing-key")
+        letter = stored.after_death(self.name, reason, self._clock.date())
+        if key is None:
+            led = self._dead_letter(letter, exchange, None, reason)
+        else:
+            led = self._dead_letter(letter.without_copies(), exchange, str(key), reason)
         return led or self.arguments.get("x-dead-letter-strategy") != "at-least-once"
 
     def retry_stuck(self) -> None:
         """Try dead letters again that no queue was bound for."""
         stuck, self.stuck = self.stuck, []
         self.stuck += [(stored, reason) for stored, reason in stuck if not self._lead_on(stored, reason)]
+
+    def clear(self) -> None:
+        """Be deleted: with what waits, without dead letters, and with nobody reading any more."""
+        self.arguments.clear()
+        for reader in list(self._readers):
+            reader.close()
+        self._ready.clear()
+        self.stuck.clear()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from rabbitevents.brokers.embedded.bindings import Bindings
 from rabbitevents.brokers.embedded.clock import Clock
+from rabbitevents.brokers.embedded.copies import further_keys, without
+from rabbitevents.brokers.embedded.deaths import is_cycle
+from rabbitevents.brokers.embedded.declaring import STANDARD, refusal
 from rabbitevents.brokers.embedded.queues import MemoryQueue, Stored
 from rabbitevents.errors import TopologyError
 from rabbitevents.message import Message
-from rabbitevents.routing import matches
 from rabbitevents.topology import Arguments, Binding, Exchange, Queue
 
 
@@ -15,81 +22,113 @@ class Routes:
 
     def __init__(self) -> None:
         self.clock: Clock = Clock()
-        self.exchanges: dict[str, Exchange] = {}
+        self.exchanges: dict[str, Exchange] = {each.name: each for each in STANDARD}
         self.queues: dict[str, MemoryQueue] = {}
-        self.bindings: list[Binding] = []
+        self.bindings: Bindings = Bindings()
+
+    # --- declaring ---
 
     def declare(self, item: Exchange | Queue | Binding, *, passive: bool) -> TopologyError | None:
         """Declare one thing; return what is the matter if it is otherwise there, or not there at all."""
-        match item:
-            case Exchange():
-                there = self.exchanges.get(item.name)
-                if there is None and not passive:
-                    self.exchanges[item.name] = there = item
-                return _compared(f"exchange {item.name!r}", item.name, there, item, passive)
-            case Queue():
-                queue = self.queues.get(item.name)
-                if queue is None and not passive:
-                    queue = self.queues[item.name] = self.make_queue(item.name, item.arguments)
-                current = None if queue is None else Queue(item.name, queue.arguments)
-                return _compared(f"queue {item.name!r}", item.name, current, item, passive)
-            case Binding():
-                return None if passive else self._bind(item)
+        return next(iter(self.declare_all([item], passive=passive).values()), None)
+
+    def declare_all(self, items: Iterable[Exchange | Queue | Binding], *, passive: bool) -> dict[str, TopologyError]:
+        """Declare things in order, or with ``passive`` only look; return what is refused, by name."""
+        refused: dict[str, TopologyError] = {}
+        before = len(self.bindings)
+        for item in items:
+            error = self._declare(item, passive=passive)
+            if error is not None:
+                refused.setdefault(error.name, error)
+        if len(self.bindings) > before:
+            self._retry_stuck()
+        return refused
+
+    def _declare(self, item: Exchange | Queue | Binding, *, passive: bool) -> TopologyError | None:
+        if isinstance(item, Binding):
+            return None if passive else self._bind(item)
+        error = refusal(self._there(item), item, passive=passive)
+        if error is None and not passive:
+            if isinstance(item, Exchange):
+                self.exchanges.setdefault(item.name, item)
+            elif item.name not in self.queues:
+                self.queues[item.name] = self.make_queue(item.name, item.arguments)
+        return error
+
+    def _there(self, item: Exchange | Queue) -> Exchange | Queue | None:
+        if isinstance(item, Exchange):
+            return self.exchanges.get(item.name)
+        queue = self.queues.get(item.name)
+        return None if queue is None else Queue(queue.name, queue.arguments)
 
     def make_queue(self, name: str, arguments: Arguments) -> MemoryQueue:
         """Make a queue."""
         return MemoryQueue(name, arguments, self.clock, self._dead_letter)
 
     def _bind(self, binding: Binding) -> TopologyError | None:
-        if binding.exchange not in self.exchanges or binding.queue not in self.queues:
-            missing = binding.exchange if binding.exchange not in self.exchanges else binding.queue
+        exchange = self.exchanges.get(binding.exchange)
+        if not binding.exchange:
+            return TopologyError("nothing can be bound to the default exchange", name=binding.queue, code=403)
+        if exchange is None or binding.queue not in self.queues:
+            missing = binding.exchange if exchange is None else binding.queue
             return TopologyError(f"{missing!r} does not exist: nothing can be bound", name=binding.queue, code=404)
-        if binding not in self.bindings:
-            self.bindings.append(binding)
-            for queue in self.queues.values():
-                queue.retry_stuck()
+        self.bindings.add(binding, exchange)
         return None
+
+    def forget_queue(self, name: str) -> None:
+        """Delete a queue and its bindings. Raises KeyError for one that is not there."""
+        self.queues.pop(name).clear()
+        self.bindings.remove_queue(name)
+
+    # --- the ways ---
 
     def store(self, queue: MemoryQueue, message: Message) -> None:
         """Put a published message into a queue."""
-        queue.put(Stored(message.exchange, message.routing_key, message.body, message.properties))
+        properties = message.properties
+        if "BCC" in properties.headers:
+            properties = msgspec.structs.replace(properties, headers=without(properties.headers, "BCC"))
+        queue.put(Stored(message.exchange, message.routing_key, message.body, properties))
 
-    def route(self, exchange: str, routing_key: str) -> list[MemoryQueue]:
-        """Return the queues that a message goes to, each once; those of the alternate exchange if there are none."""
-        if exchange == "":
-            return [self.queues[routing_key]] if routing_key in self.queues else []
-        there = self.exchanges[exchange]
-        bound = [binding for binding in self.bindings if binding.exchange == exchange]
-        names = dict.fromkeys(b.queue for b in bound if _leads(there, b.routing_key, routing_key))
-        alternate = there.arguments.get("alternate-exchange")
-        if not names and isinstance(alternate, str) and alternate in self.exchanges:
-            return self.route(alternate, routing_key)
-        return [self.queues[name] for name in names]
+    def route(self, exchange: str, routing_keys: Iterable[str]) -> list[MemoryQueue]:
+        """Return the queues that a message goes to, each once; those of the alternate exchange if there are none.
 
-    def _dead_letter(self, stored: Stored, exchange: str, routing_key: str) -> bool:
+        Alternate exchanges that lead round in a circle lead nowhere.
+        """
+        keys, seen = list(routing_keys), set[str]()
+        while exchange not in seen:
+            seen.add(exchange)
+            names = dict.fromkeys(self._lead(exchange, keys))
+            if names:
+                return [self.queues[name] for name in names]
+            there = self.exchanges.get(exchange)
+            alternate = there.arguments.get("alternate-exchange") if there is not None else None
+            exchange = alternate if isinstance(alternate, str) and alternate in self.exchanges else exchange
+        return []
+
+    def _lead(self, exchange: str, keys: list[str]) -> Iterator[str]:
+        if not exchange:
+            yield from (key for key in keys if key in self.queues)
+            return
+        for key in keys:
+            yield from self.bindings.lead(self.exchanges[exchange], key)
+
+    def _dead_letter(self, stored: Stored, exchange: str, routing_key: str | None, reason: str) -> bool:
+        """Publish a dead letter with ``routing_key``, or with those that it had; False when no queue took it."""
         if exchange and exchange not in self.exchanges:
             return False
-        queues = self.route(exchange, routing_key)
+        keys = (
+            [routing_key]
+            if routing_key is not None
+            else [stored.routing_key, *further_keys(stored.properties.headers, "CC")]
+        )
+        queues = self.route(exchange, keys)
+        if reason != "rejected":
+            queues = [queue for queue in queues if not is_cycle(stored.properties.headers, queue.name)]
         for queue in queues:
-            if not stored.would_cycle(queue.name):
-                queue.put(Stored(exchange, routing_key, stored.body, stored.properties))
+            queue.put(Stored(exchange, keys[0], stored.body, stored.properties))
         return bool(queues)
 
-
-def _leads(exchange: Exchange, binding_key: str, routing_key: str) -> bool:
-    """Say whether a binding of ``exchange`` takes a message with ``routing_key``."""
-    if exchange.kind == "topic":
-        return matches(binding_key, routing_key)
-    return exchange.kind == "fanout" or binding_key == routing_key
-
-
-def _compared(
-    what: str, name: str, there: Exchange | Queue | None, wanted: Exchange | Queue, passive: bool
-) -> TopologyError | None:
-    if there is None:
-        return TopologyError(f"{what} does not exist: have it declared, or let this bus declare", name=name, code=404)
-    if there == wanted or passive:
-        return None
-    return TopologyError(
-        f"{what} exists with other arguments: it is {there}, and this bus wants {wanted}", name=name, code=406
-    )
+    def _retry_stuck(self) -> None:
+        """Try dead letters again that no queue was bound for: there are new bindings."""
+        for queue in self.queues.values():
+            queue.retry_stuck()

@@ -20,7 +20,8 @@ from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers.rabbitmq.address import Address
 from rabbitevents.brokers.rabbitmq.calls import CLOSE_DEADLINE, RPC_DEADLINE, look, within
-from rabbitevents.brokers.rabbitmq.tap import FRAME_LIMIT, OVERHEAD, Lane, Tap
+from rabbitevents.brokers.rabbitmq.frames import FRAME_LIMIT, OVERHEAD
+from rabbitevents.brokers.rabbitmq.tap import Lane, Tap
 from rabbitevents.brokers.rabbitmq.transport import Transport
 from rabbitevents.errors import BrokerError
 

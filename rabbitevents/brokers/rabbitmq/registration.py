@@ -92,8 +92,7 @@ class Registration:
     async def leave(self) -> None:
         """Write out what was settled, and close the channel, which gives back the rest. Does not raise."""
         written = self.lane.open
-        self.lane.write_acks()
-        self.lane.lost("the channel was left")
+        self.lane.leave("the channel was left")
         if written:
             await asyncio.sleep(SETTLE_PAUSE)
         await self.connection.close_channel(self._channel, self.lane)

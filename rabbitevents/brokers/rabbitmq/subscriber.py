@@ -103,17 +103,11 @@ class Subscriber:
     def settle(self, delivery: Delivery, verdict: Verdict) -> bool:
         """Settle, unless the delivery is stale."""
         registration = self._registration
-        if registration is None or delivery.channel is not registration.lane or not registration.lane.open:
+        if registration is None or delivery.channel is not registration.lane:
             return False
         if self._cleared:
             self._cleared.discard(delivery)
-        if verdict is Verdict.ACK:
-            registration.lane.ack(delivery.tag)
-        elif verdict is Verdict.REQUEUE:
-            registration.lane.requeue(delivery.tag)
-        else:
-            registration.lane.reject(delivery.tag)
-        return True
+        return registration.lane.settle(delivery.tag, verdict)
 
     def clear(self, delivery: Delivery) -> None:
         """Let one more come while ``delivery``, which did not crash the process, stays unsettled."""

@@ -19,8 +19,8 @@ from rabbitevents import (
     Delivery,
     Router,
     facts,
-    holding,
 )
+from rabbitevents.consuming import holding
 from rabbitevents.testing import running
 from rabbitevents.testing.bench import eventually
 from rabbitevents_retry import Retry

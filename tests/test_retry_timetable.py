@@ -33,7 +33,7 @@ from tenacity import (
 from tenacity.stop import stop_base
 
 from rabbitevents import Bus, ConfigurationError, Plugin, Router
-from rabbitevents import delay as core
+from rabbitevents.publishing import delay as core
 from rabbitevents.testing import running
 from rabbitevents_retry import Retry
 from rabbitevents_retry.policy import LONGEST, Policy

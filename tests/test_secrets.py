@@ -9,7 +9,7 @@ import pytest
 from attrs import frozen
 
 from rabbitevents import Bus, Message, PublishError, Router, UnroutableError, event
-from rabbitevents.brokers.rabbitmq.connection import Address
+from rabbitevents.brokers.rabbitmq.address import Address
 from rabbitevents.properties import Properties
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode

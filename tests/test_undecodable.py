@@ -10,8 +10,10 @@ import pytest
 from pamqp import commands
 
 from rabbitevents import BrokerError, Bus
-from rabbitevents.brokers.rabbitmq.connection import Address, Wire, within
-from rabbitevents.brokers.rabbitmq.tap import BODY, HEADER, METHOD, frame
+from rabbitevents.brokers.rabbitmq.address import Address
+from rabbitevents.brokers.rabbitmq.calls import within
+from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.brokers.rabbitmq.frames import BODY, HEADER, METHOD, frame
 from rabbitevents.properties import short
 from tests.bed.fake_broker import FakeBroker
 from tests.bed.rabbitmq import RabbitNode
@@ -55,19 +57,19 @@ REFUSED = {"unknown field type Z", "headers longer than they are"}
 
 async def taken_by_the_broker(url: str, properties: bytes) -> bool:
     """Publish frames that no client library would write to the handler's queue; say whether the broker took them."""
-    wire = await Wire.open(Address(url), name="raw", heartbeat=0, context=None, timeout=10)
-    channel = await wire.channel()
+    connection = await Connection.open(Address(url), name="raw", heartbeat=0, context=None, timeout=10)
+    channel = await connection.channel()
     body = b'{"order_id": "bad"}'
     publish = b"\x00\x3c\x00\x28\x00\x00" + short("") + short("shop.record") + b"\x00"
     head = b"\x00\x3c\x00\x00" + len(body).to_bytes(8, "big") + properties
     frames = ((METHOD, publish), (HEADER, head), (BODY, body))
-    wire.transport.write(b"".join(frame(kind, channel.number, payload) for kind, payload in frames))
+    connection.transport.write(b"".join(frame(kind, channel.number, payload) for kind, payload in frames))
     try:
         await within(10, channel.basic_qos(prefetch_count=1), "a question after it")
     except BrokerError:
         return False
     finally:
-        await wire.close()
+        await connection.close()
     return True
 
 

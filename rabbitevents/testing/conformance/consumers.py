@@ -195,7 +195,7 @@ class TestingConsumers:
         assert [reader.settle(delivery) for delivery in reader.deliveries] == [False, False]
         assert [delivery.stale for delivery in reader.deliveries] == [True, True]
         assert reader.bodies == ["0", "1"]
-        assert await _left_in(broker, queue) == [("0", 1), ("1", 1)]
+        assert sorted(await _left_in(broker, queue)) == [("0", 1), ("1", 1)]
 
     async def test_a_close_that_is_cut_off_anywhere_leaves_no_consumer(self, bench: Bench) -> None:
         broker, queue, _, first = await _holding(bench, 0)
@@ -258,6 +258,7 @@ class TestingConsumers:
     async def test_a_hundred_looks_leave_nothing_behind(self, bench: Bench) -> None:
         broker, queue, _, first = await _holding(bench, 2)
         await first.close()
+        await _ready(broker, queue, 2)
         lines = _health(broker)
 
         for number in range(100):
@@ -268,7 +269,7 @@ class TestingConsumers:
 
         await _consumers(broker, queue, 0)
         assert _health(broker) == lines
-        assert [body for body, _ in await _left_in(broker, queue)] == ["0", "1"]
+        assert sorted(body for body, _ in await _left_in(broker, queue)) == ["0", "1"]
 
     async def test_a_look_that_is_cut_off_anywhere_leaves_nothing_behind(self, bench: Bench) -> None:
         broker, queue, _, first = await _holding(bench, 2)
@@ -361,9 +362,13 @@ async def _published(broker: Broker, queue: str, number: int) -> None:
 
 
 async def _agree(broker: Broker, queue: str, consumer: Consumer, *, wanted: bool) -> None:
-    """Wait until the queue has its one consumer, or none, and the consumer knows it."""
-    await _consumers(broker, queue, int(wanted))
+    """Wait until the queue has its consumer, or none, and the consumer knows it.
+
+    (RabbitMQ counts one that was cancelled for as long as something that it was delivered is unsettled.)
+    """
     await eventually(lambda: consumer.running is wanted, f"the consumer says that it runs: {wanted}", SOON)
+    if wanted:
+        await until_depth(broker, queue, lambda depth: depth.consumers >= 1, "a consumer", SOON)
 
 
 async def _settled_on(broker: Broker, queue: str, consumer: Consumer, *, wanted: bool, story: list[str]) -> None:

@@ -71,7 +71,7 @@ class InboundLane:
         self._expected = METHOD
         self._address_bytes = b""
         self._address = ("", "")
-        self._tag = 0
+        self._tag: int = 0
         self._redelivered = False
         self._properties = b""
         self._size = 0

@@ -51,12 +51,14 @@ class Answer(Enum):
 
 
 class Pending(msgspec.Struct, eq=False):
-    """A publish that waits for its answer. ``deadline`` is on the event loop's clock."""
+    """A publish that the broker has not answered. ``deadline`` is on the event loop's clock."""
 
     answer: asyncio.Future[Answer]
     deadline: float
     message: Message
     returned: bool = False
+    given_up: bool = False
+    """Whether it was seen that nobody waits for it any more: its deadline has passed, or its caller was cancelled."""
 
 
 class OutboundLane:
@@ -68,7 +70,9 @@ class OutboundLane:
         loop = asyncio.get_running_loop()
         self.number = number
         self.pending: dict[int, Pending] = {}
-        """By delivery tag, in the order of publishing."""
+        """What the broker has not answered, by delivery tag, in the order of publishing."""
+        self.unanswered: int = 0
+        """How many of those nobody waits for any more. They stay, so that late answers and returns find them."""
         self.ended: asyncio.Future[str] = loop.create_future()
         self.close_code: int = 0
         self.closed_by_publish: bool = False
@@ -100,18 +104,31 @@ class OutboundLane:
 
     # --- out ---
 
+    @property
+    def waiting(self) -> int:
+        """How many publishes somebody still waits for."""
+        return len(self.pending) - self.unanswered
+
     def publish(self, message: Message, properties: bytes, deadline: float) -> asyncio.Future[Answer]:
-        """Write a message, ``mandatory``, by the end of this turn of the loop; the future is its answer."""
+        """Write a message, ``mandatory``, by the end of this turn of the loop; the future is its answer.
+
+        Raises `EncodeError` for one that cannot be written, and nothing of it is: others go out as if it had not been.
+        """
         key = (message.exchange, message.routing_key)
         method = self._methods.get(key) or self._method(key)
+        body = message.body
+        if type(body) is not bytes:  # a class of its own may say another length than it has
+            raise EncodeError(f"{message.type}: its body is no bytes, but {type(body).__name__}")
+        size = len(body)
+        header = _CONTENT + size.to_bytes(8, "big") + properties
+        if len(header) > self._chunk:
+            self.check(properties, message)
         self._tag = tag = self._tag + 1
         future: asyncio.Future[Answer] = self._create_future()
         self.pending[tag] = Pending(future, deadline, message)
-        out, body = self._out, message.body
+        out = self._out
         if not out:
             self._call_soon(self._write)
-        size = len(body)
-        header = _CONTENT + size.to_bytes(8, "big") + properties
         if size <= self._chunk:
             out += (method, self._header_head, len(header).to_bytes(4, "big"), header)
             out += (self._body_head, size.to_bytes(4, "big"), body, b"\xce") if size else (b"\xce",)
@@ -143,9 +160,14 @@ class OutboundLane:
         return method
 
     def _write(self) -> None:
-        if not self.ended.done():
-            self._transport.write(b"".join(self._out))
-        self._out.clear()
+        out, self._out = self._out, []
+        if self.ended.done():
+            return
+        try:
+            self._transport.write(b"".join(out))
+        except (RuntimeError, OSError) as error:
+            # The broker counts publishes as we do: after one that it did not get, every answer would be another's.
+            self.lost(f"what was published could not be written: {error}")
 
     def writable(self) -> None:
         """Let publishers go on."""
@@ -184,7 +206,11 @@ class OutboundLane:
         pending = self.pending
         for each in list(takewhile(tag.__ge__, pending)) if multiple else (tag,):
             publish = pending.pop(each, None)
-            if publish is not None and not publish.answer.done():
+            if publish is None:
+                continue
+            if publish.given_up:
+                self.unanswered -= 1
+            elif not publish.answer.done():
                 returned = publish.returned and answer is Answer.CONFIRMED
                 publish.answer.set_result(Answer.RETURNED if returned else answer)
 
@@ -219,8 +245,10 @@ class OutboundLane:
         A return names no delivery tag. Returns come in the order of publishing and before their ack (measured on
         3.10, 4.0 and 4.3), so the search goes on where the last one ended.
         """
-        for tag, publish in self.pending.items():
-            if tag <= self._last_returned:
+        oldest = next(iter(self.pending), self._tag + 1)
+        for tag in range(max(oldest, self._last_returned + 1), self._tag + 1):
+            publish = self.pending.get(tag)
+            if publish is None:
                 continue
             message = publish.message
             if (
@@ -242,14 +270,22 @@ class OutboundLane:
             return
         self.ended.set_result(reason)
         pending, self.pending = self.pending, {}
-        self.unanswered_at_end = len(pending)
+        self.unanswered_at_end, self.unanswered = len(pending), 0
         for publish in pending.values():
             if not publish.answer.done():
                 publish.answer.set_result(Answer.LOST)
         self._on_room()
 
     def expire(self, now: float) -> None:
-        """Answer those whose deadline has passed. They keep their place until the broker answers, or the channel ends."""
+        """Answer those whose deadline has passed. What nobody waits for any more makes room for others."""
+        given_up = 0
         for publish in self.pending.values():
-            if publish.deadline <= now and not publish.answer.done():
+            if publish.given_up or (publish.deadline > now and not publish.answer.done()):
+                continue
+            publish.given_up = True
+            given_up += 1
+            if not publish.answer.done():
                 publish.answer.set_result(Answer.EXPIRED)
+        if given_up:
+            self.unanswered += given_up
+            self._on_room()

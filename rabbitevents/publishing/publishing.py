@@ -89,7 +89,7 @@ class Publishing:
     def message(self, event: Event[Any], delay: timedelta | None, timeout: float | None) -> Message:
         """Write an event as a message. Raises `EncodeError`."""
         payload: object = event.payload
-        body, properties = write(event, self._codec(type(payload)), self._form)
+        body, properties = write(event, self._codec(type(payload)).encode(payload), self._form)
         return Message(
             exchange=self._exchange,
             routing_key=event.type,

@@ -6,10 +6,11 @@ Source: RFC 9562, section 5.7 (48 bits of milliseconds since 1970, then 74 bits 
 from __future__ import annotations
 
 import os
-import re
 import time
 from hashlib import blake2b
 from uuid import UUID, uuid5
+
+import msgspec
 
 _VERSION = 0x7 << 76
 _VARIANT = 0x2 << 62
@@ -66,7 +67,8 @@ def named_id(source: str, type: str, name: str) -> UUID:
     return uuid5(_NAMED, f"{source}\0{type}\0{name}")
 
 
-_CANONICAL = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_CANONICAL = 36
+"""Signs of a UUID in its canonical form: 8-4-4-4-12 hexadecimal digits (RFC 9562, section 4)."""
 
 
 def canonical(text: str) -> UUID | None:
@@ -74,4 +76,9 @@ def canonical(text: str) -> UUID | None:
 
     Python reads much more than that as a UUID (braces, dashes anywhere, underscores), and so makes one of two ids.
     """
-    return UUID(text) if len(text) == 36 and _CANONICAL.fullmatch(text) else None
+    if len(text) != _CANONICAL:
+        return None
+    try:
+        return msgspec.convert(text, UUID)
+    except msgspec.ValidationError:
+        return None

@@ -14,8 +14,8 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import msgspec
 
 from rabbitevents.errors import DecodeError
-from rabbitevents.ids import new_id
-from rabbitevents.properties import NO_HEADERS, Headers, HeaderValue, Properties, decode_properties
+from rabbitevents.ids import canonical, new_id
+from rabbitevents.properties import NO_HEADERS, Headers, HeaderValue, Properties, Table, decode_properties
 
 ATTEMPT: Final = "attempt"
 """The header that counts deliveries of one event to one handler, ours: 1 when absent. The broker's counts differ
@@ -106,14 +106,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
             raise DecodeError(f"{delivery.describe()}: its body ({delivery.oversize:,} bytes) is over the limit")
         old = delivery.properties
         kept = {
-            k: v for k, v in old.headers.items() if k not in NEVER_COPIED and not k.startswith(_NEVER_COPIED_PREFIXES)
+            k: v
+            for k, v in delivery.headers.items()
+            if k not in NEVER_COPIED and not k.startswith(_NEVER_COPIED_PREFIXES)
         }
         kept[ORIGIN_EXCHANGE] = delivery.exchange
         kept[ORIGIN_ROUTING_KEY] = delivery.routing_key
         properties = msgspec.structs.replace(
             old,
             headers=_merged(kept, headers),
-            message_id=old.message_id or str(delivery.id),
+            message_id=str(delivery.id) if says_no_id(old.message_id) else old.message_id,
             delivery_mode=2,
             expiration=None,
             user_id=None,
@@ -164,6 +166,10 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     """The attempt's number where an attempt further out is repeated in this process; 0: as the header says."""
     channel: Channel | None = None
     """The channel that brought it; None for a delivery that no broker brought."""
+    found: object = None
+    """What `rabbitevents.wire` read of it, kept so that a document is parsed once."""
+    _properties: Properties | None = None
+    _id: UUID | None = None
 
     @property
     def stale(self) -> bool:
@@ -172,17 +178,33 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def properties(self) -> Properties:
-        """AMQP's basic properties. Raises `DecodeError` when they cannot be read."""
-        raw = self.raw
-        if isinstance(raw, bytes):
-            raw = decode_properties(raw)
-            msgspec.structs.force_setattr(self, "raw", raw)
-        return raw
+        """AMQP's basic properties, their headers read when somebody asks. Raises `DecodeError` for broken ones."""
+        known = self._properties
+        if known is None:
+            raw = self.raw
+            known = decode_properties(raw) if isinstance(raw, bytes) else raw
+            msgspec.structs.force_setattr(self, "_properties", known)
+        return known
 
     @property
     def headers(self) -> Headers:
-        """The headers, not to be changed."""
-        return self.properties.headers
+        """The headers, not to be changed. Raises `DecodeError` when they cannot be read."""
+        headers = self.properties.headers
+        return headers.read() if isinstance(headers, Table) else headers
+
+    def peek(self, name: str) -> HeaderValue:
+        """Return one header, or None, without reading the others where that can be: for what every event is asked."""
+        headers = self.properties.headers
+        return headers.peek(name) if isinstance(headers, Table) else headers.get(name)
+
+    def identify(self, properties: Properties, id: UUID | None, found: object) -> None:
+        """Note which event it is, once, before anybody handles it: what `rabbitevents.wire` found out."""
+        keep = msgspec.structs.force_setattr
+        keep(self, "found", found)
+        if properties is not self._properties:
+            keep(self, "_properties", properties)
+        if id is not None:
+            keep(self, "_id", id)
 
     @property
     def exchange(self) -> str:
@@ -201,25 +223,27 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def id(self) -> UUID:
-        """The event's id: AMQP's message_id. One that is no UUID gives the same UUID each time; a missing one a new one."""
-        text = self.properties.message_id
-        if text is None:
-            text = str(new_id())
-            msgspec.structs.force_setattr(self, "raw", msgspec.structs.replace(self.properties, message_id=text))
-        return as_uuid(text)
+        """The event's id: AMQP's message_id, by the law of `as_uuid`. One that says no id gets a new one, and keeps it."""
+        id = self._id
+        if id is None:
+            properties = self.properties
+            text = properties.message_id
+            id = new_id() if text is None or says_no_id(text) else as_uuid(text, properties.app_id)
+            msgspec.structs.force_setattr(self, "_id", id)
+        return id
 
     @property
     def attempt(self) -> int:
         """Which delivery of this event to this handler it is, from 1, counted by ourselves."""
         if self.counted:
             return self.counted
-        count = self.headers.get(ATTEMPT)
+        count = self.peek(ATTEMPT)
         return count if isinstance(count, int) and count > 0 else 1
 
     @property
     def delivery_count(self) -> int:
         """How often the broker says that it came back unsettled (``x-delivery-count``); 0 where it does not say."""
-        count = self.headers.get("x-delivery-count")
+        count = self.peek("x-delivery-count")
         return count if isinstance(count, int) else 0
 
     def marked(self, *, attempt: int | None = None, fence: int | None = None) -> Delivery:
@@ -246,12 +270,27 @@ def _text(value: HeaderValue, otherwise: str) -> str:
     return value if isinstance(value, str) else otherwise
 
 
-def as_uuid(text: str) -> UUID:
-    """Return the UUID that ``text`` is, or else always the same one for the same text (a name-based one)."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return uuid5(NAMESPACE_OID, text.encode("utf-8", "surrogateescape").hex())
+_NIL = "00000000-0000-0000-0000-000000000000"
+_NO_IDS = frozenset({"", _NIL, _NIL.replace("-", ""), f"{{{_NIL}}}", f"urn:uuid:{_NIL}"})
+
+
+def says_no_id(text: str | None) -> bool:
+    """Say whether a sender gave no id: none, a blank one, or the nil UUID, which its library writes for none."""
+    return text is None or text in _NO_IDS or text.isspace()
+
+
+def as_uuid(text: str, source: str | None = None) -> UUID:
+    """Return the UUID that a foreign id stands for, always the same one for the same id of the same source.
+
+    One in a UUID's canonical form (RFC 9562, section 4: 8-4-4-4-12 hexadecimal digits, of either case) is that UUID.
+    Everything else is text, unique only with its source (CloudEvents 1.0.2, 3.1.1), and gives a UUID made from both:
+    whoever reads ``{...}``, ``urn:uuid:``, odd dashes or ``0x`` as UUIDs makes one event of two, and drops the second.
+    """
+    source = source or ""
+    return canonical(text) or uuid5(_FOREIGN, f"{len(source)}:{source}{text}".encode("utf-8", "surrogatepass").hex())
+
+
+_FOREIGN = uuid5(NAMESPACE_OID, "rabbitevents: source and id")
 
 
 class Outcome(Enum):

@@ -1,10 +1,11 @@
 """AMQP's basic properties as bytes: what one side writes the other reads, and nothing but our error comes of the rest."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import permutations
 from typing import Any
 
 import msgspec
@@ -16,7 +17,15 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from rabbitevents.errors import DecodeError, EncodeError
-from rabbitevents.properties import MAX_DEPTH, HeaderValue, Properties, Timestamp, decode_properties, encode_properties
+from rabbitevents.properties import (
+    MAX_DEPTH,
+    HeaderValue,
+    Properties,
+    Table,
+    Timestamp,
+    decode_properties,
+    encode_properties,
+)
 
 
 def scaled(number: int, scale: int) -> Decimal:
@@ -94,7 +103,7 @@ def test_changed_bytes_are_read_or_are_a_decode_error_and_nothing_else(
         changed[place] = value
 
     with suppress(DecodeError):
-        decode_properties(bytes(changed))
+        dict(decode_properties(bytes(changed)).headers)
 
 
 @given(st.binary(max_size=200))
@@ -102,7 +111,7 @@ def test_changed_bytes_are_read_or_are_a_decode_error_and_nothing_else(
 @example(b"\x20\x00\x00\x00\x00\x02\x00D")
 def test_random_bytes_are_read_or_are_a_decode_error_and_nothing_else(data: bytes) -> None:
     with suppress(DecodeError):
-        decode_properties(data)
+        dict(decode_properties(data).headers)
 
 
 @given(st.binary(max_size=60))
@@ -112,8 +121,9 @@ def test_random_bytes_are_read_or_are_a_decode_error_and_nothing_else(data: byte
 @example(b"\x00t\x07")
 @example(b"\xc8" + b"k" * 200 + b"V")
 def test_every_table_that_can_be_read_can_be_written_again(table: bytes) -> None:
+    read = decode_properties(b"\x20\x00" + struct.pack(">I", len(table)) + table)
     try:
-        read = decode_properties(b"\x20\x00" + struct.pack(">I", len(table)) + table)
+        dict(read.headers)
     except DecodeError:
         return
 
@@ -147,6 +157,131 @@ def test_each_property_alone_is_read_whole_or_not_at_all(field: str) -> None:
 def test_no_property_at_all_is_two_bytes() -> None:
     assert encode_properties(Properties(delivery_mode=None)) == b"\x00\x00"
     assert decode_properties(b"\x00\x00") == Properties(delivery_mode=None)
+
+
+# --- headers are read when somebody asks ---------------------------------------------------------------------------
+
+OURS = Properties(
+    content_type="application/json",
+    headers={"event-version": 3, "event-time": "2026-01-02T03:04:05+00:00", "attempt": 2},
+    correlation_id="corr",
+    message_id="01890a5d-ac96-774b-bcce-b302099a8057",
+    timestamp=1_767_323_045,
+    type="order.placed",
+    app_id="shop",
+)
+
+
+def test_headers_that_cannot_be_read_are_a_decode_error_at_every_question_and_only_then() -> None:
+    read = decode_properties(b"\x20\x80" + table((b"k", b"Z")) + text(b"the id"))
+
+    assert read.message_id == "the id"
+    questions: list[Callable[[], object]] = [
+        lambda: read.headers["k"],
+        lambda: read.headers.get("other"),
+        lambda: "other" in read.headers,
+        lambda: len(read.headers),
+        lambda: list(read.headers),
+        lambda: read.headers.items(),
+        lambda: read.headers == {},
+        lambda: {**read.headers},
+    ]
+    for ask in (*questions, *questions):
+        with pytest.raises(DecodeError, match="'Z'"):
+            ask()
+
+
+@given(properties, texts)
+def test_one_header_is_found_as_if_all_had_been_read(written: Properties, other: str) -> None:
+    read = decode_properties(encode_properties(written)).headers
+    if not isinstance(read, Table):
+        assert read == {}
+        return
+
+    for name in (*written.headers, other):
+        peeked = Table(read.data).peek(name)
+
+        assert (peeked, type(peeked)) == (written.headers.get(name), type(written.headers.get(name)))
+
+
+@pytest.mark.parametrize("name", ["event-version", "event-time", "attempt", "absent"])
+def test_a_header_of_our_own_events_is_found_wherever_it_stands(name: str) -> None:
+    for order in permutations(OURS.headers):
+        headers = {each: OURS.headers[each] for each in order}
+        read = decode_properties(encode_properties(msgspec.structs.replace(OURS, headers=headers)))
+
+        assert isinstance(read.headers, Table)
+        assert read.headers.peek(name) == OURS.headers.get(name)
+
+
+def test_a_name_that_stands_in_another_header_s_value_is_no_header() -> None:
+    forged = {"event-version": 1, "note": "\x0devent-versionl" + "x" * 8, "entity-id": "\x07attemptl" + "y" * 8}
+
+    read = decode_properties(encode_properties(msgspec.structs.replace(OURS, headers=forged))).headers
+
+    assert isinstance(read, Table)
+    assert read.peek("event-version") == 1
+    assert read.peek("attempt") is None
+
+
+def test_of_a_header_that_stands_there_twice_the_last_one_counts_whoever_asks() -> None:
+    entries = ((b"attempt", b"l" + (2).to_bytes(8)), (b"attempt", b"l" + (3).to_bytes(8)))
+
+    read = decode_properties(with_headers(*entries)).headers
+
+    assert isinstance(read, Table)
+    assert read.peek("attempt") == read["attempt"] == 3
+
+
+def test_a_table_that_ends_within_its_first_number_is_a_decode_error() -> None:
+    read = decode_properties(with_headers((b"attempt", b"l" + bytes(7)))).headers
+
+    assert isinstance(read, Table)
+    with pytest.raises(DecodeError):
+        read.peek("attempt")
+
+
+def test_every_way_to_end_our_own_properties_too_early_is_a_decode_error() -> None:
+    whole = encode_properties(OURS)
+
+    assert decode_properties(whole) == OURS
+    for length in range(len(whole)):
+        with pytest.raises(DecodeError):
+            decode_properties(whole[:length])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({field: value} for field in ("content_type", "type", "app_id") for value in ("", "é" * 127, NOT_UTF8, None)),
+        *({field: value} for field in ("correlation_id", "message_id") for value in ("", "é" * 36, NOT_UTF8, None)),
+        *({"timestamp": value} for value in (0, 2**64 - 1, None)),
+        *({"delivery_mode": value} for value in (0, 1, 255, None)),
+        {"headers": {}},
+        {"headers": {"event-version": 3}},
+        {"priority": 3},
+        {"reply_to": "q"},
+        {"expiration": "5"},
+        {"user_id": "guest"},
+        {"cluster_id": "c"},
+        {"content_encoding": "utf-8"},
+    ],
+    ids=str,
+)
+def test_whatever_differs_from_our_own_shape_is_written_and_read_too(change: dict[str, Any]) -> None:
+    written = msgspec.structs.replace(OURS, **change)
+
+    first, second = encode_properties(written), encode_properties(written)
+
+    assert first == second
+    assert decode_properties(first) == written
+
+
+def test_many_different_types_and_sources_leave_no_trace() -> None:
+    for number in range(1_000):
+        written = msgspec.structs.replace(OURS, type=f"type.{number}", app_id=f"source-{number}")
+
+        assert decode_properties(encode_properties(written)) == written
 
 
 # --- pamqp as the oracle -------------------------------------------------------------------------------------------
@@ -294,7 +429,7 @@ def test_values_that_other_clients_die_of_survive_a_round_trip(data: bytes, foun
 @pytest.mark.parametrize("depth", [900, 5_000])
 def test_tables_nested_absurdly_deep_are_a_decode_error(depth: int) -> None:
     with pytest.raises(DecodeError, match="deeper"):
-        decode_properties(nested(depth))
+        dict(decode_properties(nested(depth)).headers)
 
 
 def test_tables_may_nest_as_deep_as_the_limit_says_both_ways() -> None:
@@ -302,19 +437,40 @@ def test_tables_may_nest_as_deep_as_the_limit_says_both_ways() -> None:
 
     assert encode_properties(decode_properties(deepest)) == deepest
     with pytest.raises(DecodeError, match="deeper"):
-        decode_properties(nested(MAX_DEPTH + 1))
+        dict(decode_properties(nested(MAX_DEPTH + 1)).headers)
 
 
 def test_an_unknown_field_type_is_a_decode_error_that_names_it() -> None:
     with pytest.raises(DecodeError, match="'Z'"):
-        decode_properties(with_headers((b"k", b"Z\x00\x00")))
+        dict(decode_properties(with_headers((b"k", b"Z\x00\x00"))).headers)
+
+
+@pytest.mark.parametrize("kind", [*"tbBsuIilLfdT"])
+def test_a_number_that_runs_past_its_table_does_not_eat_what_follows(kind: str) -> None:
+    size = {**dict.fromkeys("tbB", 1), **dict.fromkeys("su", 2), **dict.fromkeys("Iif", 4)}.get(kind, 8)
+    short_of_one = table((b"k", kind.encode() + bytes(size - 1)))
+
+    for follows in (b"", text(b"the message id")):
+        data = (b"\x20\x80" if follows else b"\x20\x00") + short_of_one + follows
+
+        with pytest.raises(DecodeError):
+            dict(decode_properties(data).headers)
+
+
+@pytest.mark.parametrize("kind", [*"tbBsuIilLfdT"])
+def test_a_number_in_an_inner_table_does_not_eat_what_follows_it(kind: str) -> None:
+    inner = b"F" + struct.pack(">I", 3) + b"\x01k" + kind.encode()
+    data = with_headers((b"in", inner), (b"next", b"S" + struct.pack(">I", 9) + b"nine more"))
+
+    with pytest.raises(DecodeError):
+        dict(decode_properties(data).headers)
 
 
 def test_a_decimal_that_runs_past_its_table_does_not_eat_what_follows() -> None:
     data = b"\x20\x80" + table((b"k", b"D\x02")) + text(b"the message id")
 
     with pytest.raises(DecodeError):
-        decode_properties(data)
+        dict(decode_properties(data).headers)
 
 
 # --- what cannot be written ----------------------------------------------------------------------------------------

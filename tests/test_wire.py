@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from rabbitevents import Bus, DecodeError, Delivery, EncodeError, Event, Limits, Message, Metadata, Router, event
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
-from rabbitevents.ids import derived_id, new_id
 from rabbitevents.message import as_uuid
 from rabbitevents.payload.codec import Codec
 from rabbitevents.properties import HeaderValue, Properties, Timestamp, decode_properties, encode_properties
@@ -112,7 +111,7 @@ def received(it: Delivery) -> Event[OrderPlaced]:
 
 
 def travelled(written: Event[OrderPlaced], form: Form) -> Event[OrderPlaced]:
-    body, properties = write(written, CODEC, form)
+    body, properties = write(written, CODEC.encode(written.payload), form)
     raw = encode_properties(properties)
     return received(Delivery("q", 1, 1, False, "events", written.type, body, raw))
 
@@ -121,7 +120,7 @@ def travelled(written: Event[OrderPlaced], form: Form) -> Event[OrderPlaced]:
 
 
 def test_an_event_travels_in_amqp_s_own_words() -> None:
-    body, properties = write(PLACED, CODEC, "amqp")
+    body, properties = write(PLACED, BODY, "amqp")
 
     assert body == BODY
     assert properties == Properties(
@@ -147,14 +146,14 @@ def test_an_event_travels_in_amqp_s_own_words() -> None:
 def test_what_an_event_does_not_have_is_left_out() -> None:
     bare: Event[StockReserved] = Event(ID, "stock.reserved", 1, None, None, MOMENT, StockReserved("s"), Metadata())
 
-    _, properties = write(bare, Codec(StockReserved), "amqp")
+    _, properties = write(bare, b"{}", "amqp")
 
     assert properties.headers == {"event-version": 1, "event-time": "2026-01-02T03:04:05.678901+00:00"}
     assert (properties.correlation_id, properties.app_id) == (None, None)
 
 
 def test_a_cloud_event_is_written_as_its_specification_says() -> None:
-    body, properties = write(PLACED, CODEC, "cloudevents")
+    body, properties = write(PLACED, BODY, "cloudevents")
 
     assert properties.content_type == "application/cloudevents+json"
     assert properties.message_id == str(ID)
@@ -176,7 +175,7 @@ def test_a_cloud_event_is_written_as_its_specification_says() -> None:
 
 
 def test_a_binary_cloud_event_is_written_as_its_amqp_binding_says() -> None:
-    body, properties = write(PLACED, CODEC, "cloudevents-binary")
+    body, properties = write(PLACED, BODY, "cloudevents-binary")
 
     assert body == BODY
     assert properties.content_type == "application/json"
@@ -201,7 +200,7 @@ def test_metadata_cannot_stand_in_for_a_cloud_event_s_attribute(name: str) -> No
 
     for form in FORMS[1:]:
         with pytest.raises(EncodeError, match=name):
-            write(forged, CODEC, form)
+            write(forged, BODY, form)
 
 
 @pytest.mark.parametrize("name", ["tenant-id", "tenant_id", "Tenant", "", "é", "a b"])
@@ -210,7 +209,7 @@ def test_metadata_that_no_cloud_event_may_carry_is_an_encode_error(name: str) ->
 
     for form in FORMS[1:]:
         with pytest.raises(EncodeError, match="lower-case letters and digits"):
-            write(named, CODEC, form)
+            write(named, BODY, form)
 
 
 @pytest.mark.parametrize("value", [1, None, b"x", ["x"]])
@@ -219,7 +218,7 @@ def test_metadata_that_is_no_text_is_an_encode_error_in_every_form(value: Any) -
 
     for form in FORMS:
         with pytest.raises(EncodeError, match=r"metadata 'tenant' of order\.placed must be text"):
-            write(wrong, CODEC, form)
+            write(wrong, BODY, form)
 
 
 @pytest.mark.parametrize("name", ["", "n" * 124])
@@ -227,7 +226,7 @@ def test_metadata_whose_name_no_header_can_have_is_an_encode_error(name: str) ->
     wrong = msgspec.structs.replace(PLACED, metadata=Metadata(extra={name: "x"}))
 
     with pytest.raises(EncodeError, match="128 characters"):
-        write(wrong, CODEC, "amqp")
+        write(wrong, BODY, "amqp")
 
 
 def test_limits_name_the_event_and_the_way_out() -> None:
@@ -304,7 +303,7 @@ async def test_an_event_that_keeps_its_envelope_is_published_as_it_is() -> None:
         returned: Event[OrderPlaced] = await bus.publish(PLACED)
 
     assert returned == PLACED
-    assert taken[0].properties == write(PLACED, CODEC, "amqp")[1]
+    assert taken[0].properties == write(PLACED, BODY, "amqp")[1]
 
 
 async def test_what_is_published_while_another_event_is_handled_is_caused_by_it() -> None:
@@ -326,10 +325,8 @@ async def test_what_is_published_while_another_event_is_handled_is_caused_by_it(
         async with asyncio.timeout(5):
             await all_there.wait()
 
-    assert {each.payload.sku: each.id for each in caused} == {
-        sku: derived_id(placed.id, "shop.reserve", "stock.reserved", ordinal)
-        for ordinal, sku in enumerate(("first", "second", "third"))
-    }
+    assert len({each.id for each in caused}) == 3
+    assert {each.id.int >> 80 for each in caused} == {placed.id.int >> 80}
     assert all(each.metadata == Metadata("corr", str(placed.id), "shop") for each in caused)
 
 
@@ -362,7 +359,7 @@ def test_every_form_is_read_back_equal(form: Form, written: Event[OrderPlaced]) 
 @given(events)
 def test_every_event_can_be_put_into_amqp_s_properties(written: Event[OrderPlaced]) -> None:
     for form in FORMS:
-        _, properties = write(written, CODEC, form)
+        _, properties = write(written, CODEC.encode(written.payload), form)
 
         assert decode_properties(encode_properties(properties)) == properties
 
@@ -370,7 +367,7 @@ def test_every_event_can_be_put_into_amqp_s_properties(written: Event[OrderPlace
 def test_a_moment_before_1970_travels_by_the_event_time_alone() -> None:
     early = msgspec.structs.replace(PLACED, timestamp=datetime(1969, 7, 20, 20, 17, 40, 5, UTC))
 
-    _, properties = write(early, CODEC, "amqp")
+    _, properties = write(early, BODY, "amqp")
 
     assert properties.timestamp is None
     assert travelled(early, "amqp") == early
@@ -546,6 +543,25 @@ def test_a_document_that_cannot_be_read_is_a_decode_error(body: bytes) -> None:
         read(it)
 
 
+def test_an_event_in_amqp_s_words_without_a_type_is_the_one_it_was_routed_as() -> None:
+    it = delivery(content_type="application/json", headers={"event-version": 2}, routing_key="stock.counted")
+
+    found = read(it)
+
+    assert (found.type, found.version, found.body) == ("stock.counted", 2, BODY)
+
+
+def test_a_document_is_parsed_once_whoever_asks() -> None:
+    it = delivery(document(), content_type=DOCUMENT)
+    identify(it)
+    first = read(it)
+
+    msgspec.structs.force_setattr(it, "body", b"nobody looks here again")
+
+    assert read(it) == first
+    assert read(it.marked(attempt=2)).delivery.attempt == 2
+
+
 def test_a_payload_that_merely_looks_like_a_document_stays_a_payload() -> None:
     body = b'{"type": "gift", "payload": "a book"}'
 
@@ -556,6 +572,231 @@ def test_a_payload_that_merely_looks_like_a_document_stays_a_payload() -> None:
     assert (ours.type, ours.body) == ("parcel.sent", body)
     assert (theirs.type, theirs.body) == ("parcel.sent", body)
     assert list_of_both.type == "order.placed"
+
+
+# --- what is too long, too deep or no text -----------------------------------------------------------------------------
+
+
+def stating_type(kind: str) -> list[Delivery]:
+    """Deliveries that state a type in each way in which no property bounds it."""
+    attributes: dict[str, HeaderValue] = {"specversion": "1.0", "type": kind, "id": "1", "source": "shop"}
+    return [
+        delivery(document(type=kind), content_type=DOCUMENT),
+        delivery(document(type=kind), content_type="application/json"),
+        delivery(cloud_event(type=kind), content_type=CLOUD),
+        delivery(headers={f"cloudEvents:{name}": value for name, value in attributes.items()}),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["k" * 256, "é" * 128, "k" * 1_000_000], ids=["256", "128 of two bytes", "1 MB"])
+def test_a_type_that_no_property_could_carry_is_a_decode_error_of_a_few_words(kind: str) -> None:
+    for it in stating_type(kind):
+        identify(it)
+
+        with pytest.raises(DecodeError) as refused:
+            read(it)
+        assert len(str(refused.value)) < 200
+        assert len(refused.value.type or "") <= 255
+        assert it.replace(attempt=2).properties.type != kind
+
+
+@pytest.mark.parametrize("kind", ["k" * 255, "é" * 127])
+def test_a_type_of_255_bytes_is_one(kind: str) -> None:
+    for it in stating_type(kind):
+        identify(it)
+
+        assert read(it).type == it.type == kind
+        assert redelivered(it.replace(attempt=2)).type == kind
+
+
+SECRET = "4111 1111 1111 1111"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"datacontenttype": "x" * 900_000},
+        {"datacontenttype": "x" * 200},
+        {"datacontenttype": {"x": "y" * 900_000}},
+        {"eventversion": "1" * 900_000},
+        {"eventversion": SECRET},
+        {"specversion": "9" * 900_000},
+        {"id": {SECRET: SECRET}},
+        {"id": [SECRET]},
+        {"data": ..., "data_base64": SECRET},
+        {"data": ..., "data_base64": {SECRET: 1}},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_what_an_error_says_of_a_cloud_event_is_short_and_nothing_that_is_in_it(changes: dict[str, Any]) -> None:
+    it = delivery(cloud_event(**changes), content_type=CLOUD)
+    identify(it)
+
+    with pytest.raises(DecodeError) as refused:
+        read(it)
+
+    assert len(str(refused.value)) < 300
+    assert "4111" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "1" * 900_000},
+        {"version": 10**25},
+        {"version": 2**31},
+        {"version": -1},
+        {"version": SECRET},
+        {"id": [SECRET]},
+        {"metadata": [SECRET]},
+        {"entity_id": {SECRET: 1}},
+    ],
+    ids=str,
+)
+def test_what_an_error_says_of_a_document_is_short_and_nothing_that_is_in_it(changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError) as refused:
+        read(delivery(document(**changes), content_type=DOCUMENT))
+
+    assert len(str(refused.value)) < 300
+    assert "4111" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("field", "most"), [("content_type", 200), ("content_encoding", 200)])
+def test_a_property_in_an_error_is_cut_and_escaped(field: str, most: int) -> None:
+    properties: dict[str, Any] = {"content_type": "application/json", field: "x\n\x1b" + "y" * 240}
+    it = delivery(**properties)
+
+    with pytest.raises(DecodeError, match=r"x\\n\\x1by") as refused:
+        read(it)
+    assert len(str(refused.value)) < most
+
+
+@pytest.mark.parametrize("version", [-1, 2**31, 2**63 - 1, b"1", [1], None])
+def test_a_version_in_the_headers_is_as_strict(version: HeaderValue) -> None:
+    it = delivery(content_type="application/json", type="order.placed", headers={"event-version": version})
+
+    with pytest.raises(DecodeError):
+        read(it)
+
+
+@pytest.mark.parametrize("depth", [10, 400, 900])
+@pytest.mark.parametrize("content_type", [DOCUMENT, "application/json", CLOUD])
+def test_metadata_that_nests_is_its_json_and_is_never_built(depth: int, content_type: str) -> None:
+    nested = b"[" * depth + b"]" * depth
+    raw = msgspec.Raw(nested)
+    body = cloud_event(nested=raw) if content_type == CLOUD else document(metadata={"nested": raw})
+    it = delivery(body, content_type=content_type)
+
+    identify(it)
+
+    assert read(it).envelope(None).metadata.extra["nested"] == nested.decode()
+
+
+@pytest.mark.parametrize("content_type", [DOCUMENT, "application/json", CLOUD])
+def test_what_nests_deeper_than_the_parser_goes_is_a_decode_error(content_type: str) -> None:
+    raw = msgspec.Raw(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+    it = delivery(
+        cloud_event(nested=raw) if content_type == CLOUD else document(metadata={"nested": raw}),
+        content_type=content_type,
+    )
+
+    identify(it)
+
+    with pytest.raises(DecodeError):
+        read(it)
+
+
+def test_pairs_of_other_kinds_are_text_as_json_writes_them_and_null_is_none() -> None:
+    pairs = {"a": 5, "b": True, "c": None, "d": 1.5, "e": {"x": [1]}, "f": "text"}
+    expected = {"a": "5", "b": "true", "d": "1.5", "e": '{"x":[1]}', "f": "text"}
+
+    in_document = received(delivery(document(metadata=pairs), content_type=DOCUMENT))
+    in_cloud_event = received(delivery(cloud_event(tenant=..., **pairs), content_type=CLOUD))
+
+    assert in_document.metadata.extra == in_cloud_event.metadata.extra == expected
+
+
+LONG = "c" * 300
+NOT_UTF8 = b"corr-\xff".decode("utf-8", "surrogateescape")
+
+
+def correlated() -> list[tuple[str, Delivery]]:
+    """Deliveries whose correlation id cannot go on as it is."""
+    return [
+        (LONG, delivery(document(metadata={"correlation_id": LONG}), content_type=DOCUMENT)),
+        (LONG, delivery(document(metadata={"correlation_id": LONG}))),
+        (LONG, delivery(cloud_event(correlationid=LONG), content_type=CLOUD)),
+        (NOT_UTF8, delivery(b"{}", correlation_id=NOT_UTF8)),
+        (NOT_UTF8, delivery(b"{}", correlation_id=NOT_UTF8, type="order.placed", headers={"event-version": 3})),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_correlation_id_that_cannot_go_on_is_replaced_by_a_uuid_of_it_and_kept_for_the_handler(number: int) -> None:
+    said, it = correlated()[number]
+    _, again = correlated()[number]
+    for each in (it, again):
+        identify(each)
+
+    metadata = read(it).envelope(None).metadata
+
+    assert metadata.correlation_id == read(it).correlation_id == read(again).correlation_id == str(as_uuid(said))
+    assert metadata.extra["fullcorrelationid"] == said.replace("\udcff", "\\udcff")
+    copy = redelivered(it.replace(attempt=2))
+    identify(copy)
+    assert read(copy).envelope(None).metadata == metadata
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("number", range(5))
+async def test_what_a_handler_publishes_goes_on_whatever_the_correlation_id_was(form: Form, number: int) -> None:
+    said, it = correlated()[number]
+    broker, taken = EmbeddedBroker(), list[Message]()
+    router, all_there = Router("shop"), asyncio.Event()
+
+    @router.on("order.placed")
+    async def reserve(order: Event[Any], bus: Bus) -> StockReserved:
+        await bus.publish(msgspec.structs.replace(PLACED, type="order.noted", metadata=order.metadata))
+        return StockReserved("s")
+
+    @router.on(StockReserved)
+    async def note(reserved: StockReserved) -> None:
+        all_there.set()
+
+    broker.witnesses.append(taken.append)
+    async with Bus(broker.client(), router, form=form) as bus:
+        await bus.send(Message(exchange="events", routing_key="order.placed", body=it.body, properties=it.properties))
+        async with asyncio.timeout(5):
+            await all_there.wait()
+
+    correlations = {message.type: message.properties.correlation_id for message in taken[1:]}
+    assert correlations == dict.fromkeys(["order.noted", "stock.reserved"], str(as_uuid(said)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [1, 255])
+def test_a_correlation_id_that_can_go_on_stays_as_it_is(form: Form, length: int) -> None:
+    written = msgspec.structs.replace(PLACED, metadata=Metadata("c" * length, None, "shop"))
+
+    assert travelled(written, form) == written
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"entity_id": NOT_UTF8},
+        {"entity_type": NOT_UTF8},
+        {"metadata": Metadata(NOT_UTF8)},
+        {"metadata": Metadata(None, NOT_UTF8)},
+        {"metadata": Metadata(source=NOT_UTF8)},
+        {"metadata": Metadata(extra={"tenant": NOT_UTF8})},
+        {"metadata": Metadata(extra={"tenant": "\ud800"})},
+    ],
+    ids=range(7),
+)
+def test_a_text_that_json_cannot_say_is_an_encode_error_in_a_structured_cloud_event(changes: dict[str, Any]) -> None:
+    with pytest.raises(EncodeError, match=r"order\.placed"):
+        write(msgspec.structs.replace(PLACED, **changes), BODY, "cloudevents")
 
 
 # --- CloudEvents -----------------------------------------------------------------------------------------------------
@@ -744,7 +985,7 @@ def test_nothing_but_a_decode_error_comes_of_what_strangers_send(it: Delivery) -
 # --- ids -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["order-5", "", "é", b"\xff\xfe".decode("utf-8", "surrogateescape"), "0" * 200])
+@pytest.mark.parametrize("text", ["order-5", "é", b"\xff\xfe".decode("utf-8", "surrogateescape"), "0" * 200])
 def test_an_id_that_is_no_uuid_is_always_the_same_uuid(text: str) -> None:
     first, second = delivery(message_id=text), delivery(message_id=text)
 
@@ -760,19 +1001,211 @@ def test_a_document_s_own_id_is_its_delivery_s_id(content_type: str | None, stat
 
     identify(it)
 
-    assert it.id == as_uuid(stated)
-    assert it.properties.message_id == str(as_uuid(stated))
+    assert it.id == as_uuid(stated, "shop")
+    assert it.properties.message_id == str(as_uuid(stated, "shop"))
     assert it.type == "order.placed"
 
 
-def test_a_delivery_without_any_id_keeps_the_one_it_is_given() -> None:
-    one, other = delivery(content_type="application/json"), delivery(content_type="application/json")
+NIL = "00000000-0000-0000-0000-000000000000"
+NO_IDS = [None, "", " ", "\t\n", NIL, NIL.replace("-", ""), f"{{{NIL}}}", f"urn:uuid:{NIL}"]
 
+
+@pytest.mark.parametrize("id", NO_IDS)
+@pytest.mark.parametrize("headers", [{}, {"event-version": 3}], ids=["foreign", "ours"])
+def test_what_says_no_id_gets_a_new_one_that_all_see_and_a_copy_carries_on(
+    id: str | None, headers: dict[str, HeaderValue]
+) -> None:
+    def one() -> Delivery:
+        return delivery(content_type="application/json", type="order.placed", message_id=id, headers=headers)
+
+    it, other = one(), one()
+    identify(it)
+    identify(other)
+
+    further_in = it.marked(attempt=2)
+    assert it.id == further_in.id == read(it).envelope(None).id == redelivered(further_in.replace(attempt=2)).id
+    assert it.id != other.id
+    assert it.id.version == 7
+    assert it.properties.message_id is None  # so that whoever asks sees that it came without
+
+
+@pytest.mark.parametrize("id", NO_IDS)
+@pytest.mark.parametrize("content_type", [DOCUMENT, "application/json", CLOUD])
+def test_for_a_document_that_says_no_id_amqp_speaks(id: str | None, content_type: str) -> None:
+    body = cloud_event(id=id) if content_type == CLOUD else document(id=id)
+    it = delivery(body, content_type=content_type, message_id=str(ID))
+
+    identify(it)
+
+    assert it.id == ID
+
+
+@pytest.mark.parametrize("text", [str(ID), str(ID).upper()])
+def test_a_uuid_in_its_canonical_form_is_that_uuid_whoever_sends_it(text: str) -> None:
+    assert delivery(message_id=text).id == delivery(message_id=text, app_id="shop").id == ID
+
+
+def lenient(id: UUID) -> list[str]:
+    """What lenient parsers take for a UUID."""
+    digits = id.hex
+    return [
+        digits,
+        f"{{{id}}}",
+        f"urn:uuid:{id}",
+        f" {id}",
+        f"{id}\n",
+        "-".join(digits),
+        f"{digits[0]}-{digits[1:]}",
+        f"{digits[:8]}_{digits[8:]}",
+        f"0x{digits[2:]}",
+        f"{str(id)[:-2]}_{digits[-1]}",
+        str(id).replace("-", "\N{EN DASH}"),
+        "".join(chr(ord("\N{FULLWIDTH DIGIT ZERO}") + int(d)) if d.isdigit() else d for d in str(id)),
+    ]
+
+
+@given(st.uuids())
+def test_what_only_looks_like_a_uuid_is_text_and_no_two_texts_are_one(id: UUID) -> None:
+    looks = lenient(id)
+
+    ids = {as_uuid(text) for text in looks}
+
+    assert len(ids) == len(set(looks))
+    assert id not in ids
+
+
+def test_an_id_that_is_no_uuid_is_unique_only_with_its_source() -> None:
+    mine, yours = delivery(message_id="5", app_id="mine"), delivery(message_id="5", app_id="yours")
+
+    assert mine.id == delivery(message_id="5", app_id="mine").id != yours.id
+    for content_type in (CLOUD, DOCUMENT):
+        of = {
+            source: delivery(
+                cloud_event(id="5", source=source)
+                if content_type == CLOUD
+                else document(id="5", metadata={"source": source}),
+                content_type=content_type,
+                app_id="the gateway",
+            )
+            for source in ("mine", "yours")
+        }
+        for each in of.values():
+            identify(each)
+
+        assert [of["mine"].id, of["yours"].id] == [mine.id, yours.id]
+
+
+def test_for_a_document_without_a_source_amqp_s_stands_in() -> None:
+    bodies = {CLOUD: cloud_event(id="5", source=...), DOCUMENT: document(id="5", metadata=None)}
+    for content_type, body in bodies.items():
+        it = delivery(body, content_type=content_type, app_id="mine")
+
+        identify(it)
+
+        assert it.id == as_uuid("5", "mine")
+        assert read(it).envelope(None).metadata.source == "mine"
+
+
+sources = st.sampled_from(["", "shop", "1:shop", "shop:", "5"]) | texts
+foreign_ids = st.sampled_from(
+    ["5", "p5", "5:", "order-5", str(ID), ID.hex, f"{{{ID}}}", str(ID).upper()]
+) | texts.filter(lambda text: text.strip() != "")
+
+
+def sent(form: str, id: str, source: str) -> Delivery:
+    """An event of a stranger, in one of the forms."""
+    if form == "document":
+        return delivery(document(id=id, metadata={"source": source}), content_type=DOCUMENT)
+    if form == "bare document":
+        return delivery(document(id=id, metadata={"source": source}), type="")
+    if form == "cloudevents":
+        return delivery(cloud_event(id=id, source=source), content_type=CLOUD)
+    if form == "cloudevents-binary":
+        headers = {"specversion": "1.0", "type": "order.placed", "id": id, "source": source}
+        return delivery(headers={f"cloudEvents:{name}": value for name, value in headers.items()})
+    return delivery(message_id=id, app_id=source, content_type="application/json")
+
+
+foreign_forms = st.sampled_from(["document", "bare document", "cloudevents", "cloudevents-binary", "amqp"])
+
+
+def identity(id: str, source: str) -> tuple[str, ...]:
+    """What makes a foreign event the one it is, by the law in the wire contract."""
+    is_uuid = re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", id.lower()) is not None
+    return (id.lower(),) if is_uuid and id.isascii() else (id, source)
+
+
+@given(foreign_forms, foreign_ids, sources, foreign_forms, foreign_ids, sources)
+def test_two_deliveries_have_one_id_if_and_only_if_they_are_one_event(
+    form: str, id: str, source: str, other_form: str, other_id: str, other_source: str
+) -> None:
+    one, other = sent(form, id, source), sent(other_form, other_id, other_source)
     identify(one)
+    identify(other)
 
-    assert one.id == one.id
-    assert read(one).envelope(None).id == one.id
-    assert one.id != other.id
+    assert (one.id == other.id) == (identity(id, source) == identity(other_id, other_source))
+
+
+def redelivered(copy: Message) -> Delivery:
+    """A copy as it comes off the wire, back to its queue."""
+    return Delivery("shop.record", 2, 1, False, "", "shop.record", copy.body, encode_properties(copy.properties))
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "document": {"body": document(id="doc-1"), "content_type": DOCUMENT},
+    "document as bare JSON": {"body": document(id="doc-1")},
+    "document of another type than the key": {"body": document(id="doc-1", type="order.paid")},
+    "document of an empty type": {"body": document(id="doc-1", type="")},
+    "document of the type of its property": {"body": document(id="doc-1"), "type": "order.placed"},
+    "payload that looks like a document": {"body": document(id="doc-1"), "type": "parcel.sent"},
+    "document without an id": {"body": document(id=...)},
+    "document that cannot be read": {"body": document(id="doc-1", metadata=[])},
+    "cloud event": {"body": cloud_event(id="doc-1"), "content_type": CLOUD},
+    "cloud event with our version": {
+        "body": cloud_event(id="doc-1"),
+        "content_type": CLOUD,
+        "headers": {"event-version": 3},
+    },
+    "cloud event without an id": {"body": cloud_event(id=""), "content_type": CLOUD},
+    "binary cloud event": {
+        "headers": {
+            "cloudEvents:specversion": "1.0",
+            "cloudEvents:type": "order.placed",
+            "cloudEvents:id": "doc-1",
+            "cloudEvents:source": "shop",
+        }
+    },
+    "bare JSON": {"body": b"{}"},
+    "no JSON": {"body": b"{"},
+    "another content type": {"body": b"", "content_type": "text/plain"},
+}
+
+
+@pytest.mark.parametrize("message_id", [None, "", "m-1", str(ID)])
+@pytest.mark.parametrize("type", [None, ""])
+@pytest.mark.parametrize("app_id", [None, "gateway"])
+@pytest.mark.parametrize("of", FOREIGN)
+def test_an_id_outlives_every_retry(of: str, message_id: str | None, type: str | None, app_id: str | None) -> None:
+    properties: dict[str, Any] = {"message_id": message_id, "type": type, "app_id": app_id, **FOREIGN[of]}
+    it = delivery(**properties)
+    identify(it)
+    first = (it.id, it.type, it.properties.correlation_id)
+
+    for attempt in (2, 3, 4):
+        it = redelivered(it.replace(attempt=attempt))
+        identify(it)
+
+        assert (it.id, it.type, it.properties.correlation_id) == first
+
+
+def test_an_id_of_a_cloud_event_that_is_no_text_is_a_decode_error_but_a_number_s_text_is_one() -> None:
+    number = delivery(cloud_event(id=5), content_type=CLOUD)
+    identify(number)
+
+    assert number.id == as_uuid("5", "shop")
+    for wrong in (True, 1.5):
+        with pytest.raises(DecodeError, match="id"):
+            read(delivery(cloud_event(id=wrong), content_type=CLOUD))
 
 
 def test_properties_that_cannot_be_read_are_left_for_the_chain() -> None:
@@ -783,42 +1216,3 @@ def test_properties_that_cannot_be_read_are_left_for_the_chain() -> None:
     with pytest.raises(DecodeError):
         read(it)
     assert "unreadable properties" in it.describe()
-
-
-def test_new_ids_are_of_version_7_and_of_this_moment() -> None:
-    before = datetime.now(UTC)
-
-    ids = [new_id() for _ in range(100)]
-
-    assert len(set(ids)) == 100
-    for id in ids:
-        moment = datetime.fromtimestamp((id.int >> 80) / 1000, UTC)
-        assert id.version == 7
-        assert id.variant == "specified in RFC 4122"
-        assert before - timedelta(milliseconds=1) <= moment <= datetime.now(UTC)
-
-
-causes = st.uuids() | st.builds(new_id)
-words = st.text("abc.", min_size=1, max_size=6)
-arguments = st.tuples(causes, words, words, st.integers(0, 3))
-
-
-@given(arguments)
-def test_a_derived_id_is_always_the_same_and_has_its_cause_s_time(of: tuple[UUID, str, str, int]) -> None:
-    derived = derived_id(*of)
-
-    assert derived == derived_id(*of)
-    assert derived != of[0]
-    assert derived.int >> 80 == of[0].int >> 80
-    assert derived.version == 7
-    assert derived.variant == "specified in RFC 4122"
-
-
-@given(arguments, arguments)
-def test_derived_ids_of_different_things_differ(
-    one: tuple[UUID, str, str, int], other: tuple[UUID, str, str, int]
-) -> None:
-    mixed = (one[0], *other[1:])
-
-    assert (derived_id(*one) == derived_id(*other)) == (one == other)
-    assert (derived_id(*one) == derived_id(*mixed)) == (one == mixed)

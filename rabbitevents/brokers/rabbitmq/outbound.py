@@ -92,16 +92,6 @@ class OutboundLane:
         self._returning = ("", "")
         self._last_returned = 0
 
-    @property
-    def waiting(self) -> int:
-        """How many publishes somebody waits for."""
-        return sum(not each.answer.done() for each in self.pending.values())
-
-    @property
-    def unanswered(self) -> int:
-        """How many publishes nobody waits for any more."""
-        return len(self.pending) - self.waiting
-
     # --- out ---
 
     @property

@@ -7,10 +7,11 @@ import inspect
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any, Protocol, cast
 
 from rabbitevents.consuming.current import CURRENT, Handling
+from rabbitevents.consuming.isolation import take_back_cancellations
 from rabbitevents.consuming.signatures import Provided, Signature, callee
 from rabbitevents.consuming.threads import Threads
 from rabbitevents.consuming.work import WORK
@@ -64,10 +65,13 @@ class Invocation:
             return read_document(received.body)
         raise DecodeError(f"{self.where} knows no event type {received.type!r}", type=received.type)
 
-    async def __call__(self, received: Received) -> Any:
-        """Call the handler and return what it returned."""
-        if self._takes_payload_only:
-            return await self._function(self.payload(received))
+    def __call__(self, received: Received) -> Awaitable[Any]:
+        """Call the handler; what is awaited is what it returns. Raises `DecodeError` at once."""
+        if self._takes_payload_only:  # what most handlers do: without a coroutine in between
+            return self._function(self.payload(received))
+        return self._with_all_it_asks_for(received)
+
+    async def _with_all_it_asks_for(self, received: Received) -> Any:
         payload = self.payload(received) if self._reads_payload else None
         if not self._factories:
             return await self._call(received, payload, {})
@@ -135,7 +139,8 @@ class Dispatch:
 
         A delivery that is stale is not handled, and its failure is nobody's to decide about: it comes again.
         """
-        if delivery.stale:
+        channel = delivery.channel
+        if channel is not None and not channel.open:
             return REQUEUE
         work = WORK.get()
         if work is not None and work.unpublished is not None:
@@ -153,14 +158,14 @@ class Dispatch:
                 return ACK
             messages = self._outward.prepare_all(_events(result, invocation.where))
         except (Exception, asyncio.CancelledError) as error:
+            await self._take_back_cancellations()
             # The plugins further out decide about a failure; where there is nothing to decide, it ends here.
             if not delivery.stale or self._stopping():
                 raise
             return _in_vain(delivery, error)
         finally:
             handling.ended = True
-            if self._is_cancelled():
-                await self._take_back_cancellations()
+        await self._take_back_cancellations()
         return await self._publish(delivery, messages)
 
     async def _publish(self, delivery: Delivery, messages: list[Message]) -> Settlement:
@@ -203,23 +208,10 @@ class Dispatch:
         latest = asyncio.get_running_loop().time() - OVERDUE
         return sum(1 for limit in self._limits if (ends := limit.when()) is not None and ends < latest)
 
-    def _is_cancelled(self) -> bool:
-        """Say whether a handler left its worker cancelled, though the bus does not stop."""
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0 and not self._stopping()
-
-    @staticmethod
-    async def _take_back_cancellations() -> None:
-        """Take back the cancellations that a handler left on the worker.
-
-        Before Python 3.13, a TaskGroup whose child fails while the group is being left cancels its task, and never takes
-        that back; and a handler may cancel the task that it runs in, and return. The next event would pay for either.
-        """
-        task = asyncio.current_task()
-        while task is not None and task.cancelling():
-            task.uncancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0)  # one that is still on its way arrives here, and goes no further
+    async def _take_back_cancellations(self) -> None:
+        """Take back the cancellations that a handler left on its worker, unless the bus stops."""
+        if not self._stopping():
+            await take_back_cancellations()
 
     def _find(self, received: Received) -> Invocation:
         for key in (received.type, received.delivery.routing_key):

@@ -1,14 +1,31 @@
-"""A coroutine in a context of its own, without a task of its own."""
+"""What a handler does to its surroundings stays its own: a context of its own, without a task of its own."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from types import coroutine
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+async def take_back_cancellations() -> None:
+    """Take back the cancellations of this task, which a handler left on the worker that it ran on.
+
+    Before Python 3.13, a TaskGroup whose child fails while the group is being left cancels its task, and never takes
+    that back; and a handler may cancel the task that it runs in, and return. The next event would pay for either.
+    """
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return
+    while task.cancelling():
+        task.uncancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)  # one that is still on its way arrives here, and goes no further
 
 
 @coroutine
@@ -22,7 +39,8 @@ def isolated(work: Coroutine[Any, Any, T], waits: Callable[[], None]) -> Generat
     try:
         awaited = run(work.send, None)
     except StopIteration as ended:
-        return cast("T", ended.value)
+        result: T = ended.value
+        return result
     waits()
     while True:
         try:
@@ -38,4 +56,5 @@ def isolated(work: Coroutine[Any, Any, T], waits: Callable[[], None]) -> Generat
         try:
             awaited = run(step)
         except StopIteration as ended:
-            return cast("T", ended.value)
+            result = ended.value
+            return result

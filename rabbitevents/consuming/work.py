@@ -27,17 +27,18 @@ class State(Enum):
 
 
 class Work(msgspec.Struct, eq=False):
-    """One delivery, and how far it has come. Times are on the event loop's clock."""
+    """One delivery, and how far it has come."""
 
     delivery: Delivery
     state: State = State.WAITING
     since: float = 0.0
-    """When its handling began."""
+    """When its handling began (monotonic clock)."""
     settlement: Settlement | None = None
     """What is to be done with it, where only that failed; None: it is handled."""
     unpublished: list[Message] | None = None
     """What its handler returned, where only publishing that failed; its handler is not called again."""
     held_since: float = 0.0
+    """When it was held first (event loop's clock)."""
     tries: int = 0
     """How often it was held."""
     error: str = ""

@@ -6,16 +6,17 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
 from typing import Any
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
 from rabbitevents.consuming.holding import Holding
-from rabbitevents.consuming.isolation import isolated
+from rabbitevents.consuming.isolation import isolated, take_back_cancellations
 from rabbitevents.consuming.settling import Settling
 from rabbitevents.consuming.work import WORK, State, Work
 from rabbitevents.errors import DecodeError
 from rabbitevents.facts import Fact, Paused, Report, Resumed, Stale
-from rabbitevents.message import Channel, Delivery, Message, Settlement
+from rabbitevents.message import ACK, Channel, Delivery, Message, Settlement
 from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
 from rabbitevents.states import Check, Load
@@ -93,12 +94,12 @@ class Workers:
         self._channel: Channel | None = None
         self._consumer: Consumer | None = None
         self._loop = asyncio.get_running_loop()
-        self._time = self._loop.time
         self._idle: deque[asyncio.Future[None]] = deque()
         self._waking = False
         self._slice_ends = 0.0
         self._slice_is_over = False
-        self._drained = asyncio.Event()
+        self._draining: asyncio.Event | None = None
+        self._reserved = False
         self._workers: set[asyncio.Task[None]] = set()
         self._returning: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -139,6 +140,7 @@ class Workers:
             return
         if self.paused is None:
             self.paused = reason
+            self._reserve()
             self._tell(Paused, (self.name, reason))
         await self._consumer.cancel()
         if self.paused is not None:
@@ -149,6 +151,7 @@ class Workers:
         if self._consumer is None or self._stopping or self.paused is None:
             return
         self.paused = None
+        self._reserve()
         self._tell(Resumed, (self.name,))
         self._wake()
         await self._consumer.resume()
@@ -160,6 +163,7 @@ class Workers:
         limit in a moment.
         """
         self._stopping = True
+        self._reserve()
         for work in list(self._works.values()):
             self._holding.release(work)
             if work.state is State.HELD:
@@ -180,9 +184,9 @@ class Workers:
 
     async def drain(self) -> None:
         """Second step: wait until what runs has ended. The caller bounds the wait."""
-        while self._running:
-            self._drained.clear()
-            await self._drained.wait()
+        self._draining = asyncio.Event()
+        if self._running:
+            await self._draining.wait()
 
     async def close(self) -> None:
         """Last step: end the workers, give back what still runs, and leave the queue. Does not raise."""
@@ -247,16 +251,22 @@ class Workers:
 
     async def _work(self) -> None:
         """Handle one after the other. A worker that never has to wait drains a whole batch in one go, slice by slice."""
-        ready = self._ready
-        while True:
-            if not ready or self._takes_nothing(ready[0]):
+        ready, hand_on, task = self._ready, self._hand_on, asyncio.current_task()
+        while task is not None:
+            if not ready or (self._reserved and self._takes_nothing(ready[0])):
                 await self._sleep()
                 continue
-            now = self._time()
+            now = monotonic()
             if now >= self._slice_ends:
                 await self._next_slice()
                 continue
-            await isolated(self._handle(ready.popleft(), now), self._hand_on)
+            await isolated(self._handle(ready.popleft(), now), hand_on)
+            if task.cancelling() and not self._stopping:
+                await take_back_cancellations()
+
+    def _reserve(self) -> None:
+        """Note whether there is anything to keep in mind before a delivery is taken."""
+        self._reserved = self._stopping or self.paused is not None or self._holding.full
 
     def _takes_nothing(self, first: Work) -> bool:
         return self._stopping or self.paused is not None or (self._holding.full and first.state is State.WAITING)
@@ -269,7 +279,7 @@ class Workers:
         finally:
             self._waking = False
         if not self._slice_is_over:
-            self._slice_ends = self._time() + SLICE
+            self._slice_ends = monotonic() + SLICE
 
     async def _next_slice(self) -> None:
         """Let the event loop turn: handlers that compute must not keep its other tasks from it, nor its heartbeats."""
@@ -280,12 +290,13 @@ class Workers:
 
     def _begin_slice(self) -> None:
         self._slice_is_over = False
-        self._slice_ends = self._time() + SLICE
+        self._slice_ends = monotonic() + SLICE
 
     async def _handle(self, work: Work, now: float) -> None:
         """Run the chain, and have done what comes of it."""
         delivery = work.delivery
-        if delivery.stale:
+        channel = delivery.channel
+        if channel is not None and not channel.open:
             self._tell(Stale, (self.subscription.queue, work.state is State.DUE))
             self._done(work)
             return
@@ -296,8 +307,14 @@ class Workers:
             settlement = work.settlement
             if settlement is None:
                 identify(delivery)
-                settlement = self._settling.amended(delivery, await self._chain(delivery))
-            await self._settle(work, settlement)
+                settlement = await self._chain(delivery)
+                if settlement is not ACK:
+                    settlement = self._settling.amended(delivery, settlement)
+            if settlement is ACK and work.state is State.RUNNING:  # nearly always: without another await
+                self._settling.settle(delivery, Verdict.ACK)
+                self._done(work)
+            else:
+                await self._settle(work, settlement)
         except asyncio.CancelledError as error:
             self._cancelled(work, error)
         except Exception as error:
@@ -311,8 +328,8 @@ class Workers:
                 raise
         finally:
             self._running -= 1
-            if not self._running:
-                self._drained.set()
+            if self._draining is not None and not self._running:
+                self._draining.set()
 
     async def _settle(self, work: Work, settlement: Settlement) -> None:
         if work.state is State.GIVEN_BACK:
@@ -338,6 +355,7 @@ class Workers:
         """Let go of a delivery: it is settled, or the broker delivers it again."""
         if self._works.pop(work.delivery, None) is not None and work.tries:
             self._holding.release(work)
+            self._reserve()
             self._wake()
 
     # --- holding ---
@@ -354,6 +372,7 @@ class Workers:
             self._done(work)
         else:
             self._holding.hold(work, error)
+            self._reserve()
             if self._consumer is not None:
                 self._consumer.clear(work.delivery)
 
@@ -406,7 +425,7 @@ class Workers:
         """Say which handlers do not end: their events are settled by nobody, and their workers do nothing else."""
         if overdue := self._overdue():
             yield f"{overdue} running on past the timeout"
-        latest = self._time() - self._too_long
+        latest = monotonic() - self._too_long
         running = (State.RUNNING, State.GIVEN_BACK)
         if too_long := sum(1 for work in self._works.values() if work.state in running and work.since < latest):
             yield f"{too_long} running for more than half of the consumer timeout"

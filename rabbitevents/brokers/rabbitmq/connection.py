@@ -137,7 +137,7 @@ class Connection:
 
     def attach(self, lane: Lane) -> None:
         """Lead a channel's content frames to ``lane``."""
-        self.tap.lanes[lane.number] = lane
+        self.tap.attach(lane)
 
     async def close_channel(self, channel: AbstractChannel, lane: Lane | None = None) -> None:
         """Close a channel politely, if that still can be. Its lane ends first. Does not raise."""

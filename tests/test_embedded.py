@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from decimal import Decimal
+from itertools import pairwise
 from time import process_time
 
 import pytest
@@ -108,6 +109,78 @@ async def test_declaring_costs_as_much_as_there_is_to_declare(client: MemoryClie
 
     assert (len(server.queues), len(server.bindings)) == (5_000, 5_000)
     assert max(first, again) < 2  # 0.05 s where nothing else runs; looking for each in a list took 40 s
+
+
+async def test_alternate_exchanges_are_followed_to_the_last(server: EmbeddedBroker) -> None:
+    names = [f"x.{number}" for number in range(10)]
+    ways = [Exchange(one, "topic", {"alternate-exchange": other}) for one, other in pairwise(names)]
+    server.declare_all([*ways, Exchange(names[-1], "fanout"), Queue("q"), Binding(names[-1], "q", "")], passive=False)
+
+    assert [queue.name for queue in server.route(names[0], ["key"])] == ["q"]
+
+
+async def test_what_was_bound_to_a_queue_that_nobody_declares_again_leads_nowhere(
+    client: MemoryClient, server: EmbeddedBroker
+) -> None:
+    server.declare_all(
+        [Exchange("x", "topic"), Queue("q"), Binding("x", "q", "key"), Binding("x", "q", "#")], passive=False
+    )
+
+    server.delete_queue("q")
+
+    assert not await client.publish(message(1, "key", exchange="x"), deadline())
+    assert len(server.bindings) == 0
+
+
+async def test_whoever_waits_for_a_queue_gets_it_once_somebody_declares_it(
+    client: MemoryClient, server: EmbeddedBroker
+) -> None:
+    refused = await client.declare(Topology((Queue("q"),)), passive=True)
+    reader = await Collector().consume(client, "q")
+    waiting = [check.ok for check in client.health()]
+
+    other = server.client()
+    await other.start(Settings(), None)
+    await other.declare(Topology((Queue("q"),)))
+    await other.publish(message(1, "q"), deadline())
+    await reader.got(1)
+
+    assert (list(refused), waiting) == (["q"], [True, False])
+    assert all(check.ok for check in client.health())
+    await other.stop(deadline(1))
+
+
+async def test_a_queue_that_is_otherwise_there_is_consumed_once_it_is_as_it_should_be(
+    client: MemoryClient, server: EmbeddedBroker
+) -> None:
+    server.declare(Queue("q", {"x-max-length": 5}), passive=False)
+    assert list(await client.declare(Topology((Queue("q"),)))) == ["q"]
+    reader = await Collector().consume(client, "q")
+    assert reader.consumer is not None
+    server.drop_connections()
+    mismatched = reader.consumer.running
+
+    server.delete_queue("q")
+
+    assert (mismatched, reader.consumer.running) == (False, True)
+    assert all(check.ok for check in client.health())
+
+
+async def test_what_is_wanted_while_the_broker_is_down_comes_with_the_broker(
+    client: MemoryClient, server: EmbeddedBroker
+) -> None:
+    await client.declare(Topology((Queue("q"),)))
+    consumer = (await Collector().consume(client, "q")).consumer
+    assert consumer is not None
+
+    server.go_down()
+    await consumer.cancel()
+    await consumer.resume()
+    down = (consumer.running, server.queues["q"].readers)
+    server.come_up()
+
+    assert down == (False, 0)
+    assert (consumer.running, server.queues["q"].readers) == (True, 1)
 
 
 async def test_a_deleted_queue_takes_its_messages_and_bindings_with_it(
@@ -309,13 +382,20 @@ async def test_while_the_broker_is_down_nothing_can_be_declared_or_seen(
 async def test_a_client_that_starts_again_begins_anew(server: EmbeddedBroker) -> None:
     client = server.client()
     await client.start(Settings(), None)
-    await client.declare(Topology((Queue("q"),)))
+    server.declare(Queue("other", {"x-max-length": 5}), passive=False)
+    await client.declare(Topology((Queue("q"), Queue("gone"), Queue("other"))))
     reader = await Collector().consume(client, "q")
     await client.stop(deadline(1))
 
     await client.start(Settings(), None)
+    names = [check.name for check in client.health()]
+    server.delete_queue("gone")
+    other = (await Collector().consume(client, "other")).consumer
 
-    assert [check.name for check in client.health()] == ["connection"]
+    assert names == ["connection"]
+    assert "gone" not in server.queues
+    assert other is not None
+    assert other.running
     assert await client.publish(message(1, "q"), deadline())
     assert (reader.deliveries, server.queues["q"].ready) == ([], 1)
     await client.stop(deadline(1))

@@ -106,4 +106,4 @@ class EmbeddedBroker(Server):
         """Delete a queue with all that is in it; its consumers are cancelled, and register again."""
         self.forget_queue(name)
         for client in list(self.clients):
-            client.queue_deleted(name)
+            client.queue_deleted()

@@ -86,9 +86,23 @@ class MemoryClient:
             raise BrokerError(f"declaring: {self._lost}")
         if not passive:
             self._declared.update((_identity(item), item) for item in topology.items)
-        refused = self.server.declare_all(topology.items, passive=passive)
+        return self._declare(topology.items, passive=passive)
+
+    def _declare(self, items: Iterable[Exchange | Queue | Binding], *, passive: bool) -> dict[str, TopologyError]:
+        """Declare; what was refused before, and is not now, is refused no more."""
+        items = list(items)
+        refused = self.server.declare_all(items, passive=passive)
+        for item in items:
+            self._refused.pop(item.queue if isinstance(item, Binding) else item.name, None)
         self._refused.update(refused)
+        self._register()
         return refused
+
+    def _register(self) -> None:
+        """Have every consumer that can read from its queue."""
+        for consumer in self._consumers:
+            if consumer.queue not in self._refused:
+                consumer.register()
 
     async def publish(self, message: Message, deadline: float) -> bool:
         """Publish; a lost answer is tried again with the same id, as on RabbitMQ."""
@@ -141,8 +155,8 @@ class MemoryClient:
         self._home.check()
         consumer = MemoryConsumer(self.server, queue, prefetch, deliver, trusted, left=self._consumers.remove)
         self._consumers.append(consumer)
-        if self._lost is None and queue not in self._refused:
-            consumer.register()
+        if self._lost is None:
+            self._register()
         return consumer
 
     async def depth(self, queue: str) -> Depth | None:
@@ -190,8 +204,7 @@ class MemoryClient:
         self._connected.set()
         if self._blocked is None:
             self._ready.set()
-        for consumer in self._consumers:
-            consumer.register()
+        self._register()
         if self._report is not None:
             self._report(Connected("memory", "memory://", 0.0))
 
@@ -205,13 +218,18 @@ class MemoryClient:
         if self._report is not None:
             self._report(Blocked(reason) if reason is not None else Unblocked())
 
-    def queue_deleted(self, name: str) -> None:
+    def queues_declared(self) -> None:
+        """Read from queues that were missing."""
+        found = [name for name, error in self._refused.items() if error.code == 404 and name in self.server.queues]
+        for name in found:
+            del self._refused[name]
+        if self._lost is None:
+            self._register()
+
+    def queue_deleted(self) -> None:
         """Have a queue that was deleted declared again, and read from it."""
-        self._refused.update(self.server.declare_all(self._declared.values(), passive=False))
-        for consumer in self._consumers:
-            if consumer.queue == name:
-                consumer.drop_channel()
-                consumer.register()
+        if self._lost is None:
+            self._declare(self._declared.values(), passive=False)
 
 
 def _identity(item: Exchange | Queue | Binding) -> object:

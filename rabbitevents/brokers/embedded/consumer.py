@@ -52,7 +52,7 @@ class MemoryConsumer:
         self._connected = True
         queue = self._server.queues.get(self.queue)
         if queue is not None and self._wanted and not self._closed and not self.running:
-            self.drop_channel()
+            self._drop_channel()
             self._generation += 1
             self._reader = self._server.make_reader(
                 queue, self._generation, self._prefetch, self._deliver, self._trusted
@@ -62,9 +62,9 @@ class MemoryConsumer:
     def drop(self) -> None:
         """Learn that the connection is lost, and the channel with it."""
         self._connected = False
-        self.drop_channel()
+        self._drop_channel()
 
-    def drop_channel(self) -> None:
+    def _drop_channel(self) -> None:
         """Leave the channel: what it brought goes back."""
         if self._reader is not None:
             self._reader.close()
@@ -99,5 +99,5 @@ class MemoryConsumer:
         """Give back what is not settled, for good."""
         if not self._closed:
             self._closed = True
-            self.drop_channel()
+            self._drop_channel()
             self._left(self)

@@ -53,8 +53,8 @@ class Stored(msgspec.Struct, eq=False):
         return Stored(self.exchange, self.routing_key, self.body, properties)
 
 
-DeadLetter = Callable[[Stored, str, str | None, str], bool]
-"""Publishes a dead letter to an exchange, with a routing key or (None) its own, for a reason; False when no queue took it."""
+DeadLetter = Callable[[Stored, str, str | None], bool]
+"""Publishes a dead letter to an exchange, with a routing key or (None) its own; False when no queue took it."""
 
 
 class Reader:
@@ -269,10 +269,9 @@ class MemoryQueue:
     def _lead_on(self, stored: Stored, reason: str) -> bool:
         exchange, key = str(self.arguments["x-dead-letter-exchange"]), self.arguments.get("x-dead-letter-routing-key")
         letter = stored.after_death(self.name, reason, self._clock.date())
-        if key is None:
-            led = self._dead_letter(letter, exchange, None, reason)
-        else:
-            led = self._dead_letter(letter.without_copies(), exchange, str(key), reason)
+        if key is not None:
+            key, letter = str(key), letter.without_copies()
+        led = self._dead_letter(letter, exchange, key)
         return led or self.arguments.get("x-dead-letter-strategy") != "at-least-once"
 
     def retry_stuck(self) -> None:

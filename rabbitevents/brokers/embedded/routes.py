@@ -112,7 +112,7 @@ class Routes:
         for key in keys:
             yield from self.bindings.lead(self.exchanges[exchange], key)
 
-    def _dead_letter(self, stored: Stored, exchange: str, routing_key: str | None, reason: str) -> bool:
+    def _dead_letter(self, stored: Stored, exchange: str, routing_key: str | None) -> bool:
         """Publish a dead letter with ``routing_key``, or with those that it had; False when no queue took it."""
         if exchange and exchange not in self.exchanges:
             return False
@@ -121,9 +121,8 @@ class Routes:
             if routing_key is not None
             else [stored.routing_key, *further_keys(stored.properties.headers, "CC")]
         )
-        queues = self.route(exchange, keys)
-        if reason != "rejected":
-            queues = [queue for queue in queues if not is_cycle(stored.properties.headers, queue.name)]
+        routed = self.route(exchange, keys)
+        queues = [queue for queue in routed if not is_cycle(stored.properties.headers, queue.name)]
         for queue in queues:
             queue.put(Stored(exchange, keys[0], stored.body, stored.properties))
         return bool(queues)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from rabbitevents.brokers import Deliver, Trusted
@@ -11,8 +11,9 @@ from rabbitevents.brokers.embedded.copies import further_keys, unacceptable
 from rabbitevents.brokers.embedded.queues import MemoryQueue, Reader
 from rabbitevents.brokers.embedded.routes import Routes
 from rabbitevents.brokers.home import Home
-from rabbitevents.errors import RefusedError
+from rabbitevents.errors import RefusedError, TopologyError
 from rabbitevents.message import Message
+from rabbitevents.topology import Binding, Exchange, Queue
 
 LONGEST_WAIT: Final = 315_360_000_000
 """The longest expiration that RabbitMQ takes, in milliseconds: ten years."""
@@ -33,7 +34,11 @@ class Connection(Protocol):
         """Learn that nothing is taken from publishers, or (None) that it is again."""
         ...
 
-    def queue_deleted(self, name: str) -> None:
+    def queues_declared(self) -> None:
+        """Learn that there are queues that were not there."""
+        ...
+
+    def queue_deleted(self) -> None:
         """Learn that a queue is gone, and its consumers with it."""
         ...
 
@@ -62,6 +67,15 @@ class Server(Routes):
         """Know ``client`` no more."""
         if client in self.clients:
             self.clients.remove(client)
+
+    def declare_all(self, items: Iterable[Exchange | Queue | Binding], *, passive: bool) -> dict[str, TopologyError]:
+        """Declare things in order, or only look; return what is refused, by name. Those who wait for a queue learn of it."""
+        before = len(self.queues)
+        refused = super().declare_all(items, passive=passive)
+        if len(self.queues) > before:
+            for client in list(self.clients):
+                client.queues_declared()
+        return refused
 
     def make_reader(
         self, queue: MemoryQueue, generation: int, prefetch: int, deliver: Deliver, trusted: Trusted | None

@@ -138,6 +138,25 @@ class TestingHostility:
         assert [reader.bodies for reader in readers] == [["1"]] * 3
         assert [list(reader.deliveries[0].headers) for reader in readers] == [["CC"]] * 3
 
+    async def test_a_dead_letter_takes_its_further_keys_along_unless_its_queue_says_the_key(self, bench: Bench) -> None:
+        broker, (exchange, one, keyed, copy) = await bench.connect(), names("x", "one", "keyed", "copy")
+        mortal: dict[str, Argument] = {"message_ttl": 30, "dead_letter_exchange": exchange}
+        parts: tuple[Exchange | Queue | Binding, ...] = (
+            Exchange(exchange, "direct"),
+            *(Queue(f"{each}.dead", quorum()) for each in (one, keyed, copy)),
+            *(Binding(exchange, f"{each}.dead", each) for each in (one, keyed, copy)),
+            Queue(one, quorum(**mortal)),
+            Queue(keyed, quorum(**mortal, dead_letter_routing_key=keyed)),
+        )
+        assert not await broker.declare(Topology(parts))
+        readers = [await Collector().consume(broker, f"{each}.dead") for each in (one, keyed, copy)]
+
+        await publish(broker, [message(f"from {each}", each, headers={"CC": [copy]}) for each in (one, keyed)])
+        await asyncio.gather(*(reader.got(1) for reader in readers))
+
+        assert [reader.bodies for reader in readers] == [[f"from {one}"], [f"from {keyed}"], [f"from {one}"]]
+        assert ["CC" in reader.deliveries[0].headers for reader in readers] == [True, False, True]
+
     @pytest.mark.parametrize("name", ["CC", "BCC"])
     @pytest.mark.parametrize("keys", ["text", 5, None, {}], ids=repr)
     async def test_further_routing_keys_that_are_no_array_are_refused(

@@ -25,6 +25,17 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 def matches(pattern: str, routing_key: str) -> bool:
     """Say whether ``routing_key`` falls under ``pattern``."""
+    if len(pattern) <= _LONGEST and len(routing_key) <= _LONGEST:
+        return _known_to_match(pattern, routing_key)
+    return _fits(_words(pattern), _words(routing_key), literal=True)
+
+
+_LONGEST = 255
+"""AMQP's routing keys are no longer: what is longer is a stranger's, and is not kept."""
+
+
+@lru_cache(maxsize=1024)
+def _known_to_match(pattern: str, routing_key: str) -> bool:
     return _fits(_words(pattern), _words(routing_key), literal=True)
 
 
@@ -38,18 +49,27 @@ def _words(key: str) -> tuple[str, ...]:
     return tuple(key.split(".")) if key else ()
 
 
-@lru_cache(maxsize=1024)
 def _fits(one: tuple[str, ...], other: tuple[str, ...], *, literal: bool) -> bool:
-    """Compare word by word; with ``literal`` the other side's ``*`` and ``#`` are words like any."""
-    if not one or not other:
-        rest = one or (() if literal else other)
-        return all(word == "#" for word in rest) and (not literal or not other)
-    if one[0] == "#":
-        return _fits(one[1:], other, literal=literal) or _fits(one, other[1:], literal=literal)
-    if not literal and other[0] == "#":
-        return _fits(one, other[1:], literal=literal) or _fits(one[1:], other, literal=literal)
-    same = one[0] == other[0] or one[0] == "*" or (not literal and other[0] == "*")
-    return same and _fits(one[1:], other[1:], literal=literal)
+    """Compare word by word; with ``literal`` the other side's ``*`` and ``#`` are words like any.
+
+    From the end backwards: a row says, for each place in ``other``, whether what follows there fits what follows in
+    ``one``. So it takes as many steps as the words of both, multiplied, however many ``#`` there are.
+    """
+    spans = [not literal and word == "#" for word in other]
+    last = len(other)
+    row = [True] * (last + 1)
+    for place in reversed(range(last)):
+        row[place] = spans[place] and row[place + 1]
+    for word in reversed(one):
+        below, row = row, [False] * (last + 1)
+        row[last] = word == "#" and below[last]
+        for place in reversed(range(last)):
+            if word == "#" or spans[place]:
+                row[place] = below[place] or row[place + 1]
+            else:
+                same = word in (other[place], "*") or (not literal and other[place] == "*")
+                row[place] = same and below[place + 1]
+    return row[0]
 
 
 class Options(msgspec.Struct, frozen=True):

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum
-from typing import Annotated, Any, Literal, NoReturn
+from time import process_time
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 from uuid import UUID
 
 import attrs
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from rabbitevents.errors import ConfigurationError, DecodeError, EncodeError
 from rabbitevents.events import Document, event, upcast
-from rabbitevents.payload.codec import Codec
+from rabbitevents.payload.codec import Codec, read_document
 from rabbitevents.payload.paths import Native, Walked, path_for
 
 
@@ -1100,3 +1101,275 @@ def test_a_number_that_json_cannot_say_fails_at_the_caller(number: float) -> Non
         with pytest.raises(EncodeError, match="Measured"):
             codec.encode(hopeless)
     assert codec.decode(codec.encode(Measured(None)), 1) == Measured(None)
+
+
+# --- a union's members that are no classes --------------------------------------------------------------------------
+
+
+def made_of(kind: Any) -> Any:
+    """Return a class with one field, ``value``, of ``kind``."""
+    return attrs.make_class("Made", {"value": attrs.field(type=kind)}, frozen=True)
+
+
+@attrs.frozen
+class Token:
+    number: str = attrs.field(converter=unchanged)
+
+
+@attrs.frozen
+class Coins:
+    amount: int
+
+
+@attrs.frozen
+class Transfer:
+    amount: int
+
+
+Money: TypeAlias = Coins | Transfer
+
+
+@event("bill.paid")
+@attrs.frozen
+class BillPaid:
+    one_or_many: Token | list[Money]
+    two_or_many: Token | Coins | list[Money] | None = None
+    many: tuple[Token | list[Money], ...] = ()
+    by_name: dict[str, Token | tuple[Money, ...]] = attrs.field(factory=dict[str, Any])
+
+
+moneys = st.lists(st.builds(Coins, st.integers(0, 9)) | st.builds(Transfer, st.integers(0, 9)), max_size=3)
+tokens = st.builds(Token, st.text("ab", max_size=3))
+
+
+@given(
+    st.builds(
+        BillPaid,
+        tokens | moneys,
+        st.none() | tokens | st.builds(Coins, st.integers(0, 9)) | moneys,
+        st.lists(tokens | moneys, max_size=3).map(tuple),
+        st.dictionaries(st.text("ab", max_size=2), tokens | moneys.map(tuple), max_size=2),
+    )
+)
+def test_classes_in_a_list_that_is_one_of_a_union_s_members_come_back_as_themselves(bill: BillPaid) -> None:
+    assert Codec(BillPaid).decode(Codec(BillPaid).encode(bill), 1) == bill
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Token | dict[str, int],
+        Token | dict[str, Money] | None,
+        Token | Coins | Mapping[str, int],
+        Coins | Transfer | dict[str, Any],
+    ],
+    ids=str,
+)
+def test_a_class_and_a_mapping_in_one_union_are_refused_since_nobody_could_tell_them_apart(kind: Any) -> None:
+    made = made_of(kind)
+
+    with pytest.raises(ConfigurationError, match="Made cannot be carried as JSON: nothing in a document tells"):
+        Codec(event("made.it")(made))
+
+
+def test_a_lone_class_of_a_union_may_have_a_field_of_the_tag_s_name() -> None:
+    @attrs.frozen
+    class Typed:
+        _type: str = attrs.field(alias="_type", converter=unchanged)
+
+    made = event("typed.it")(made_of(Typed | None))
+    codec: Codec[Any] = Codec(made)
+
+    for value in (Typed("own"), None):
+        assert codec.decode(codec.encode(made(value)), 1) == made(value)
+    assert codec.encode(made(Typed("own"))) == b'{"value":{"_type":"own"}}'
+
+
+@pytest.mark.parametrize("key", ["1.0", "1e3", " 1", "x", "", "1_0", "true"])
+def test_keys_of_a_mapping_are_as_strict_whichever_path_they_take(key: str) -> None:
+    kinds: list[Any] = [dict[int, int], dict[int, PartWalked]]
+    for kind in kinds:
+        made = event("made.it")(made_of(kind))
+        body = msgspec.json.encode({"value": {key: 1 if kind == dict[int, int] else {"sku": "s"}}})
+        good = body.replace(msgspec.json.encode(key), b'"7"', 1)
+
+        assert list(Codec(made).decode(good, 1).value) == [7]
+        with pytest.raises(DecodeError):
+            Codec(made).decode(body, 1)
+
+
+# --- what errors say -------------------------------------------------------------------------------------------------
+
+SECRET = "4111 1111 1111 1111"
+HOSTILE_TEXTS = [
+    SECRET,
+    SECRET * 50_000,
+    f"x - at `$.{SECRET}`",
+    f"x - at `$.{SECRET}",
+    f"x` - at `$.{SECRET}",
+    f"Expected `{SECRET}`",
+    f"\n{SECRET}\x1b[2J",
+]
+
+
+class Closed(msgspec.Struct, forbid_unknown_fields=True):
+    a: int = 0
+
+
+class Rejecting(msgspec.Struct):
+    a: str
+
+    def __post_init__(self) -> None:
+        raise msgspec.ValidationError(f"not {self.a}")
+
+
+def refuse(value: str) -> str:
+    if value:
+        raise msgspec.ValidationError(f"Unacceptable: {value}")
+    return value
+
+
+@event("secret.kept")
+@attrs.frozen
+class SecretKept:
+    closed: Closed = attrs.field(factory=Closed)
+    color: Color = Color.RED
+    word: Literal["a", "b"] = "a"
+    number: int = 0
+    id: UUID | None = None
+    when: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    amount: Decimal = Decimal(0)
+    by_color: dict[Color, int] = attrs.field(factory=dict[Color, int])
+    rejecting: Rejecting | None = None
+
+
+@event("secret.kept")
+@attrs.frozen
+class SecretWalked(SecretKept):
+    refusing: str = attrs.field(default="", converter=refuse)
+    part: PartWalked | Literal["a"] = "a"
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=range(len(HOSTILE_TEXTS)))
+@pytest.mark.parametrize("cls", [SecretKept, SecretWalked])
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_error_is_short_and_says_no_value_and_no_key_of_a_document(cls: type, text: str, version: int) -> None:
+    fields = ("color", "word", "number", "id", "when", "amount", "by_color", "closed")
+    bodies: list[dict[str, Any]] = [{name: text} for name in fields]
+    bodies += [{"closed": {text: 1}}, {"by_color": {text: 1}}, {"rejecting": {"a": text}}]
+    bodies += [{"refusing": text}, {"part": text}, {"part": {text: 1}}] if cls is SecretWalked else []
+
+    for body in map(msgspec.json.encode, bodies):
+        with pytest.raises(DecodeError) as refused:
+            Codec(cls).decode(body, version)
+
+        assert len(str(refused.value)) < 500
+        assert "4111" not in str(refused.value)
+        assert str(refused.value).isprintable()
+
+
+def test_an_error_still_says_where_it_is() -> None:
+    with pytest.raises(DecodeError, match=r"invalid value - at `\$\.color`$"):
+        Codec(SecretKept).decode(b'{"color": "green"}', 1)
+    with pytest.raises(DecodeError, match=r"Expected `int`, got `str` - at `\$\.number`$"):
+        Codec(SecretKept).decode(b'{"number": "1"}', 1)
+    with pytest.raises(DecodeError, match=r"it has a field that its class does not know$"):
+        Codec(SecretKept).decode(b'{"closed": {"b": 1}}', 1)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"no JSON", b'{"a": 1', b"\xff", b"[" * 100_000])
+def test_what_is_no_json_is_a_decode_error_for_those_who_take_any_document(body: bytes) -> None:
+    with pytest.raises(DecodeError, match="the body is no JSON"):
+        read_document(body)
+
+
+# --- keys that are chosen to collide ---------------------------------------------------------------------------------
+
+MODULUS = 2**61 - 1
+MANY = range(1, 4_000)
+
+
+@attrs.frozen
+class Point:
+    x: int
+    y: int
+
+
+@attrs.frozen
+class PointWalked:
+    x: int = attrs.field(converter=unchanged)
+
+
+FLOODS: dict[str, tuple[Any, Any]] = {
+    "integers": (set[int], [n * MODULUS for n in MANY]),
+    "negative integers": (set[int], [-n * MODULUS for n in MANY]),
+    "UUIDs": (set[UUID], [str(UUID(int=n * MODULUS)) for n in MANY]),
+    "UUIDs without dashes": (set[UUID], [UUID(int=n * MODULUS).hex for n in MANY]),
+    "UUIDs in upper case": (frozenset[UUID], [str(UUID(int=n * MODULUS)).upper() for n in MANY]),
+    "decimals": (set[Decimal], [str(n * MODULUS) for n in MANY]),
+    "decimals of 32 digits": (set[Decimal], [f"{n * MODULUS:032d}" for n in MANY]),
+    "decimals with exponents": (set[Decimal], [f"{n * MODULUS}e3" for n in MANY]),
+    "decimals as numbers": (set[Decimal], [n * MODULUS for n in MANY]),
+    "keys that are integers": (dict[int, int], {str(n * MODULUS): 0 for n in MANY}),
+    "keys that are UUIDs": (dict[UUID, int], {str(UUID(int=n * MODULUS)): 0 for n in MANY}),
+    "keys that are decimals": (dict[Decimal, int], {str(n * MODULUS): 0 for n in MANY}),
+    "pairs of 64 bits": (set[tuple[int, ...]], [[(n >> 3 * k & 7) * MODULUS for k in range(4)] for n in MANY]),
+    "classes": (set[Point], [{"x": n * MODULUS, "y": 0} for n in MANY]),
+    "classes that are walked": (set[PointWalked], [{"x": n * MODULUS} for n in MANY]),
+    "deep within": (dict[str, list[set[int]]], {"a": [[1], [n * MODULUS for n in MANY]]}),
+    "sets of anything": (set[Any], [n * MODULUS for n in MANY]),
+}
+
+
+def codec_for(kind: Any) -> Codec[Any]:
+    made = made_of(kind)
+    return Codec(event("made.it", version=2, oldest=2)(made))
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("version", [2, 3])
+def test_keys_that_are_chosen_to_collide_are_a_decode_error(flood: str, version: int) -> None:
+    kind, value = FLOODS[flood]
+    codec = codec_for(kind)
+
+    with pytest.raises(DecodeError, match=r"made\.it: [\d,]+ of its values have one hash"):
+        codec.decode(msgspec.json.encode({"value": value}), version)
+    with pytest.raises(DecodeError, match="one hash"):
+        codec.structure({"value": value}, version)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (set[int], list(range(-5_000, 5_000))),
+        (set[int], [n << 40 for n in range(-5_000, 5_000)]),
+        (list[int], [7] * 10_000),
+        (set[UUID], [str(UUID(int=n << 64 | n)) for n in MANY]),
+        (set[Decimal], [f"{n}.50" for n in MANY]),
+        (set[Decimal], ["1.0", "1.00", "1"] * 3_000),
+        (dict[int, list[str]], {str(n): ["same", "same"] for n in MANY}),
+        (set[str], ["a" * n for n in range(300)]),
+        (list[Point], [{"x": 1, "y": 1}] * 2_000),
+        (list[set[int]], [[n] for n in MANY]),
+    ],
+    ids=range(10),
+)
+def test_what_people_send_is_read_however_much_it_is(kind: Any, value: Any) -> None:
+    codec = codec_for(kind)
+
+    read = codec.decode(msgspec.json.encode({"value": value}), 2)
+
+    assert codec.decode(codec.encode(read), 2) == read
+
+
+def test_looking_for_them_takes_no_longer_than_the_document_is() -> None:
+    nested: Any = [0] * 70
+    for _ in range(300):
+        nested = [nested, *range(70)]
+    codec = codec_for(set[int] | None)
+    began = process_time()
+
+    read = codec.decode(msgspec.json.encode({"value": None, "unknown": [nested] * 3}), 2)
+
+    assert read.value is None
+    assert process_time() - began < 3  # 0.1 s; looked at again at each depth, it takes 10 s

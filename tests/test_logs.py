@@ -7,16 +7,20 @@ import asyncio
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import msgspec
 import pytest
 import structlog
 from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rabbitevents import Bus, Consume, Delivery, Event, Message, Plugin, Router, Settlement, event, forward
 from rabbitevents.fields import event_fields
@@ -424,6 +428,104 @@ def test_as_text_a_traceback_stands_below_its_line_without_passwords() -> None:
 def test_a_password_is_taken_out_whatever_signs_are_in_it() -> None:
     assert without_passwords("a amqp://u:p@ss/w:rd@h/ b") == "a amqp://u:...@h/ b"
     assert without_passwords("write amqp://user:password@host:5672/") == "write amqp://user:password@host:5672/"
+
+
+OLD = re.compile(r"(://(?!user:password@host)[^\s:/@]*:)\S*@")
+"""What is meant, in a regular expression that takes the square of a text's length."""
+
+urls = st.lists(
+    st.sampled_from(["://", "amqp://", ":", "/", "@", "user:password@host", "u", "p", " ", "\n", "é", "a:b@"]),
+    max_size=14,
+).map("".join)
+
+
+@settings(max_examples=1_000)
+@given(urls)
+def test_passwords_are_taken_out_as_the_expression_says(text: str) -> None:
+    assert without_passwords(text) == OLD.sub(r"\1...@", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "://a:" * 200_000,
+        "://" * 300_000,
+        "://a:" * 200_000 + "@",
+        "://user:password@host" * 50_000,
+        "@" * 500_000 + "://" + "@" * 500_000,
+        "://a" * 250_000 + ":@",
+        ("://a:" * 10 + " ") * 20_000,
+    ],
+    ids=range(7),
+)
+def test_taking_passwords_out_takes_no_longer_than_the_text_is(text: str) -> None:
+    began = process_time()
+
+    without_passwords(text)
+
+    assert process_time() - began < 3  # 0.1 s; what takes the square takes minutes
+
+
+FORGED = "2026-01-01 00:00:00,000 ERROR forged"
+
+
+def raised(error: BaseException, *notes: str, cause: BaseException | None = None) -> Any:
+    for note in notes:
+        error.add_note(note)
+    try:
+        raise error from cause
+    except BaseException:
+        return sys.exc_info()
+
+
+class ForgingError(Exception):
+    pass
+
+
+hostile = [
+    raised(ValueError(f"no such sku\n{FORGED}")),
+    raised(ValueError(f"\n{FORGED}")),
+    raised(ValueError(f"a\r{FORGED}\x0b{FORGED}\x85{FORGED}\u2028{FORGED}\x1b[2J\x9b31m\x00")),
+    raised(ValueError("a"), FORGED, f"a note\n{FORGED}"),
+    raised(ValueError("a"), cause=KeyError(f"\n{FORGED}")),
+    raised(ValueError("a"), cause=raised(KeyError("b"), FORGED, cause=OSError(f"\n{FORGED}"))[1]),
+    raised(
+        ExceptionGroup(f"\n{FORGED}", [ValueError(f"\n{FORGED}"), ExceptionGroup("in", [ForgingError(f"\n{FORGED}")])])
+    ),
+    raised(ForgingError(f"\n{FORGED}")),
+    raised(SyntaxError(f"x\n{FORGED}", ("f\n" + FORGED, 1, 1, f"a\n{FORGED}"))),
+    raised(ValueError("a " + "b" * 10 + "\udc80")),
+]
+
+
+@pytest.mark.parametrize("number", range(len(hostile)))
+def test_nothing_that_an_exception_says_begins_a_line_or_speaks_to_the_terminal(number: int) -> None:
+    text = TextFormatter().format(record("it failed", exc_info=hostile[number]))
+
+    first, *below = text.split("\n")
+    assert first.endswith("WARNING it failed")
+    assert any(line.strip(" +").endswith("Traceback (most recent call last):") for line in below)
+    assert all(line.isprintable() for line in below)
+    assert [line for line in text.splitlines() if line.startswith("2026-01-01 ")] == []
+    assert json.loads(JsonFormatter().format(record("it failed", exc_info=hostile[number])))["message"] == "it failed"
+    assert "\n" not in JsonFormatter().format(record("it failed", exc_info=hostile[number]))
+
+
+def test_a_traceback_reads_as_python_writes_it_where_nothing_is_hostile() -> None:
+    chained = raised(ForgingError("one line"), "a note", cause=KeyError("first"))
+
+    written = TextFormatter().format(record("it failed", exc_info=chained)).split("\n")[1:]
+
+    as_it_is = logging.Formatter().formatException(chained).split("\n")
+    assert written == [f"    {line}" if line == "a note" else line for line in as_it_is]
+    assert f"{__name__}.ForgingError: one line" in written
+
+
+def test_a_stack_stands_below_its_line_as_python_writes_it() -> None:
+    made = record("here")
+    made.stack_info = 'Stack (most recent call last):\n  File "x", line 1, in f\n    code()'
+
+    assert TextFormatter().format(made).split("\n")[1:] == made.stack_info.split("\n")
 
 
 @pytest.mark.parametrize(("form", "kind"), [("text", TextFormatter), ("json", JsonFormatter)])

@@ -1,10 +1,12 @@
 """Which event reaches which handler, and what a router refuses."""
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from itertools import product
+from time import process_time
 from typing import Any
 
 import pytest
@@ -122,11 +124,45 @@ def test_every_pattern_overlaps_itself_and_everything(pattern: str) -> None:
     assert overlaps(pattern, "#")
 
 
-def test_a_long_key_costs_no_more_than_its_length() -> None:
-    pattern = ".".join(["#.a"] * 20 + ["b"])
-    key = ".".join(["a"] * 120)
+hostile = st.lists(st.sampled_from(["#", "#", "#", "*", "a", "b"]), min_size=1, max_size=7).map(".".join)
 
-    assert not matches(pattern, key)
+
+@settings(max_examples=500)
+@given(hostile, st.lists(st.sampled_from(["a", "b", "#", "*"]), max_size=6).map(".".join))
+def test_patterns_of_many_hashes_say_what_the_specification_says(pattern: str, key: str) -> None:
+    assert matches(pattern, key) == naive(split(pattern), split(key))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["#", "a"] * 40 + ["b"], ["a"] * 127),
+        (["#", "a"] * 40 + ["b"], ["#", "a"] * 40 + ["c"]),
+        (["#"] * 100 + ["b"], ["#"] * 100 + ["a"]),
+        (["*", "#"] * 40 + ["b"], ["#", "*"] * 40 + ["a"]),
+    ],
+    ids=range(4),
+)
+def test_what_many_hashes_cost_is_no_more_than_the_words_multiplied(one: list[str], other: list[str]) -> None:
+    began = process_time()
+
+    assert not matches(".".join(one), ".".join(other))
+    assert not overlaps(".".join(one), ".".join(other))
+    assert process_time() - began < 2  # 20 ms; every way to split the words would take longer than the universe has
+
+
+def test_no_key_of_a_stranger_is_kept_that_amqp_could_not_carry() -> None:
+    keys = [f"{number}.{'k' * 1_000_000}" for number in range(20)]
+    tracemalloc.start()
+    try:
+        for key in keys:
+            assert matches("#", key)
+            assert not matches(key, "a")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert kept < 1_000_000
 
 
 # --- routers ---------------------------------------------------------------------------------------------------------

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from pamqp import commands
 
-from rabbitevents import BrokerError, Bus
+from rabbitevents import BrokerError, Bus, Event, Message, Router
 from rabbitevents.brokers.rabbitmq.address import Address
 from rabbitevents.brokers.rabbitmq.calls import within
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.frames import BODY, HEADER, METHOD, frame
-from rabbitevents.properties import short
+from rabbitevents.properties import Properties, short
+from rabbitevents.testing import running
 from tests.bed.fake_broker import FakeBroker
 from tests.bed.rabbitmq import RabbitNode
 from tests.shop import Effects, OrderPlaced, eventually, recording
@@ -133,3 +135,23 @@ async def test_every_variant_among_good_ones_leaves_the_connection_alive(
     assert ("6" in effects.done) == (variant in READABLE)
     assert all(c.ok for c in bus.health().checks if "connection" in c.name or "consumer" in c.name)
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"no JSON", b'{"order_id": "o-1"', b"\xff", b"[" * 100_000])
+async def test_a_handler_of_any_event_is_not_called_with_what_is_no_json_and_it_is_not_acknowledged(
+    body: bytes,
+) -> None:
+    router, called = Router("shop"), list[Event[Any]]()
+
+    @router.on("order.placed")
+    async def record(order: Event[Any]) -> None:
+        called.append(order)
+
+    properties = Properties(content_type="application/json", type="order.placed", headers={"event-version": 1})
+    for form in (properties, Properties()):
+        async with running(Bus("memory://", router)) as probe:
+            await probe.bus.send(Message(exchange="events", routing_key="order.placed", body=body, properties=form))
+            await eventually(lambda: probe.bus.load["shop.record"].held == 1, "the bad one to be held")
+
+            assert probe.waiting("shop.record") == 1
+    assert called == []

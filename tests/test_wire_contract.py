@@ -13,6 +13,7 @@ from rabbitevents.events import now
 from rabbitevents.ids import new_id
 from rabbitevents.payload.codec import Codec
 from rabbitevents.wire import DOCUMENT, identify, read, write
+from rabbitevents.wire.received import FULL_CORRELATION
 from rabbitevents_deadletter import labels
 from rabbitevents_retry.plugin import SINCE, WAITED
 from rabbitevents_tracing.carrier import BAGGAGE, FORWARDED_AT, PREVIOUS
@@ -79,3 +80,7 @@ def test_the_contracts_structured_document_is_understood() -> None:
     assert envelope.timestamp == datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
     assert envelope.payload == OrderPlaced("o-1", 2)
     assert envelope.metadata.source == "shop"
+
+
+def test_where_a_handler_finds_a_correlation_id_that_cannot_go_on_is_in_the_contract() -> None:
+    assert f"`{FULL_CORRELATION}`" in CONTRACT.read_text()

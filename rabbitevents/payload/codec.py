@@ -1,6 +1,6 @@
 """A payload class and its bytes: one strictness, whichever path they take.
 
-Strict types, nothing coerced, unknown fields ignored. The path is `rabbitevents.paths`'s business; here are versions,
+Strict types, nothing coerced, unknown fields ignored. The path is `paths`'s business; here are versions,
 and what an error says: where, and never what.
 
 Each class is bound once, at start; per message there is one call. (A JSON number for a Decimal keeps all its digits
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import collections.abc
 import math
-import re
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.events import Document, EventType, event_type
-from rabbitevents.payload.paths import Path, may_hold_nan, path_for
+from rabbitevents.payload.flooding import HARMLESS, can_be_flooded, check
+from rabbitevents.payload.kinds import may_hold_nan
+from rabbitevents.payload.paths import Path, path_for
 
 P = TypeVar("P")
 
@@ -35,8 +36,21 @@ _REFUSED = (
 (``Decimal("one")`` is an ArithmeticError)."""
 
 
-_VALUE = re.compile(r"^Invalid (enum )?value .*?(?P<where> - at `\$[^`]*`)?$", re.DOTALL)
-"""What msgspec says of an enum, a literal or a tag: it shows the value, which we do not."""
+_SAFE = (
+    "Expected ",
+    "Object missing required field ",
+    "JSON is malformed",
+    "Input data was truncated",
+    "Integer value out of range",
+    "Duration is out of range",
+    "Invalid UUID",
+    "Invalid RFC3339 encoded ",
+    "Invalid ISO8601 ",
+    "Invalid decimal string",
+    "Invalid base64 encoded string",
+    "Invalid epoch timestamp",
+)
+"""How what msgspec says begins where it shows no value and no name that a document holds."""
 
 
 class Codec(Generic[P]):
@@ -47,6 +61,7 @@ class Codec(Generic[P]):
         self.spec.check_upcasters(cls)
         self._path: Path[P] = path_for(cls)
         self._may_hold_nan = may_hold_nan(cls)
+        self._can_be_flooded = can_be_flooded(cls)
 
     def encode(self, payload: P) -> bytes:
         """Return the payload as JSON. Raises `EncodeError`, which says where, and not what, it holds."""
@@ -63,12 +78,14 @@ class Codec(Generic[P]):
 
         A newer version than known is read too, its unknown fields ignored, if it still fits.
         """
+        if version < self.spec.version:
+            return self.structure(read_document(body), version)
         try:
-            if version >= self.spec.version:
-                return self._path.decode(body)
+            if self._can_be_flooded and len(body) > HARMLESS:
+                check(read_document(body), self.spec.name)
+            return self._path.decode(body)
         except (*_REFUSED, RecursionError) as error:
             raise self._misfit(version, error) from error
-        return self.structure(read_document(body), version)
 
     def structure(self, document: Any, version: int) -> P:
         """Read a document of ``version`` into the class. Raises `DecodeError`."""
@@ -79,6 +96,8 @@ class Codec(Generic[P]):
                 type=spec.name,
             )
         try:
+            if self._can_be_flooded:
+                check(document, spec.name)
             return self._path.structure(spec.upcast(document, version))
         except (*_REFUSED, RecursionError) as error:
             raise self._misfit(version, error) from error
@@ -107,10 +126,27 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     if isinstance(error, msgspec.MsgspecError) and error.__cause__ is None:
-        return _VALUE.sub(lambda shown: f"invalid value{shown['where'] or ''}", str(error))
+        return _said(str(error))
     if isinstance(error, KeyError):
         return "a field is missing, or a union's tag is unknown"
     return f"{type(error.__cause__ or error).__name__}"
+
+
+def _said(text: str) -> str:
+    """Return what msgspec says, without what it shows of the document: a value, or the name of an unknown field."""
+    if text.startswith("Object contains unknown field "):
+        return "it has a field that its class does not know"
+    if text.startswith(_SAFE):
+        return text if len(text) <= 300 else f"{text[:100]} ... {text[-100:]}"
+    if text.startswith(("Invalid value ", "Invalid enum value ")):
+        return f"invalid value{_where(text)}"
+    return "it does not fit"
+
+
+def _where(text: str) -> str:
+    """Return the place that ends a text of msgspec's, if one does: the last one, for a value may look like one too."""
+    _, at, place = text.rpartition(" - at `")
+    return f" - at `{place[-200:]}" if at and text.endswith("`") and place.startswith("$") else ""
 
 
 def _holds_nan(value: Any) -> bool:

@@ -37,6 +37,7 @@ WRONG = {
     "a delivery without its header": [DELIVER, DELIVER],
     "a delivery inside another's body": [DELIVER, content_head(1, 2), body_frame(1, b"x"), a_delivery(1, 2, b"y")[0]],
     "an answer inside a delivery": [DELIVER, frame.marshal(commands.Basic.QosOk(), 1)],
+    "a frame of another type inside a body": [DELIVER, content_head(1, 1), b"\x08\x00\x01\x00\x00\x00\x01x\xce"],
     "a frame longer than announced": [DELIVER, content_head(1, 5), body_frame(1, b"longer")],
     "a frame longer than what is left": [DELIVER, content_head(1, 5), body_frame(1, b"hel"), body_frame(1, b"loMORE")],
     "a frame longer than announced, over the limit": [DELIVER, content_head(1, 5), body_frame(1, bytes(5000))],

@@ -175,13 +175,15 @@ async def test_the_counts_hold_whatever_is_answered_given_up_or_late(steps: list
     assert (lane.waiting, lane.unanswered) == (0, 0)
 
 
+RETURNING = a_return("k", "1").removesuffix(body_frame(1, b"body"))
+
 WRONG = {
     "an answer to nothing": [an_ack(0)],
     "an answer to what was not published": [an_ack(4)],
     "an answer to everything, and more": [an_ack(2**62, True)],
     "an answer that is too short": [b"\x01\x00\x01\x00\x00\x00\x0c\x00\x3c\x00\x50" + bytes(7) + b"\x01\xce"],
     "an answer that is too long": [b"\x01\x00\x01\x00\x00\x00\x0e\x00\x3c\x00\x50" + bytes(7) + b"\x01\x00\x00\xce"],
-    "an answer inside a returned message": [a_return("k", "1")[:-13] + an_ack(1)],
+    "an answer inside a returned message": [RETURNING, an_ack(1)],
     "a return without its message, and another one": [
         frame.marshal(commands.Basic.Return(312, "NO_ROUTE", "events", "k"), 1),
         a_return("k", "1"),
@@ -189,7 +191,8 @@ WRONG = {
     "a header without a return": [content_head(1, 0)],
     "a body without a return": [body_frame(1, b"body")],
     "a returned body that is too long": [a_return("k", "1"), body_frame(1, b"more")],
-    "a returned body that begins too long": [a_return("k", "1")[:-13], content_head(1, 3), body_frame(1, b"long")],
+    "a returned body that begins too long": [RETURNING, body_frame(1, b"longer")],
+    "a returned body with an empty frame": [RETURNING, body_frame(1, b"")],
     "an empty body that has a frame": [a_return("k", "1", body=b""), body_frame(1, b"")],
     "a delivery": a_delivery(1, 1, b"x"),
     "an empty method": [b"\x01\x00\x01\x00\x00\x00\x00\xce"],

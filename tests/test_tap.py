@@ -164,6 +164,18 @@ async def test_what_is_no_amqp_breaks_a_running_connection_off(what: str) -> Non
     assert not wired.delivered
 
 
+async def test_nothing_that_comes_after_the_end_is_looked_at() -> None:
+    wired = Wired()
+    wired.inbound()
+
+    wired.tap.abort("enough")
+    wired.tap.data_received(HELLO + DELIVERED)
+
+    assert not wired.delivered
+    assert wired.tap.blocked is None
+    assert await wired.fed() == b""
+
+
 async def test_the_largest_frame_that_was_agreed_upon_is_taken() -> None:
     wired = Wired()
     wired.inbound(body_limit=2**24)

@@ -82,50 +82,40 @@ def content_size(buffer: bytes, at: int, end: int) -> int:
 
 def delivery_address(data: bytes) -> tuple[str, str]:
     """Read the end of a basic.deliver: exchange and routing key."""
-    exchange, at = text(data, 0, len(data))
-    routing_key, at = text(data, at, len(data))
+    exchange, at = _text(data, 0, len(data))
+    routing_key, at = _text(data, at, len(data))
     _ends("a basic.deliver", at, len(data))
     return exchange, routing_key
 
 
 def returned_from(buffer: bytes, at: int, end: int) -> tuple[str, str]:
     """Read a basic.return: exchange and routing key, after the reply code and the reply text."""
-    _, at = text(buffer, at + 6, end)
-    exchange, at = text(buffer, at, end)
-    routing_key, at = text(buffer, at, end)
+    _, at = _text(buffer, at + 6, end)
+    exchange, at = _text(buffer, at, end)
+    routing_key, at = _text(buffer, at, end)
     _ends("a basic.return", at, end)
     return exchange, routing_key
-
-
-def answered(buffer: bytes, at: int, end: int) -> tuple[int, bool]:
-    """Read a confirm, basic.ack or basic.nack: the delivery tag, and whether all before it are meant too."""
-    if end - at != 13:
-        raise FrameError(f"a confirm of {end - at} bytes")
-    tag, bits = read_tag(buffer, at + 4)
-    return tag, bits & 1 == 1
 
 
 def close_reason(buffer: bytes, at: int, end: int) -> tuple[int, str, int, int]:
     """Read a close of channel or connection: reply code, text, and the class and method that caused it."""
     code = int.from_bytes(buffer[at + 4 : at + 6], "big")
-    said, at = text(buffer, at + 6, end)
+    said, at = _text(buffer, at + 6, end)
     _ends("a close", at + 4, end)
     return code, readable(said), int.from_bytes(buffer[at : at + 2], "big"), int.from_bytes(buffer[at + 2 : end], "big")
 
 
 def blocked_because(buffer: bytes, at: int, end: int) -> str:
     """Read a connection.blocked: the broker's reason."""
-    reason, at = text(buffer, at + 4, end)
+    reason, at = _text(buffer, at + 4, end)
     _ends("a connection.blocked", at, end)
     return readable(reason)
 
 
-def text(buffer: bytes, at: int, end: int) -> tuple[str, int]:
-    """Read a short string; return it, and where the next field begins."""
+def _text(buffer: bytes, at: int, end: int) -> tuple[str, int]:
+    """Read a short string; return it, and where the next field begins, beyond ``end`` for one that is cut off."""
     begin = at + 1
     until = begin + buffer[at] if at < end else begin
-    if until > end:
-        raise FrameError("a method that is shorter than its fields")
     return buffer[begin:until].decode("utf-8", "surrogateescape"), until
 
 

@@ -163,7 +163,7 @@ class InboundLane:
                 body,
                 self._properties,
                 size if size > self._body_limit else 0,
-                None,
+                None,  # by position: keywords cost as much again
                 0,
                 self,
             )
@@ -186,7 +186,6 @@ class InboundLane:
         """Learn that the channel, or its consumer, is gone: nothing more is settled here."""
         if self.open:
             self.open = False
-            self._batch = []
             self.ended.set_result(reason)
 
     def leave(self, reason: str) -> None:

@@ -22,11 +22,11 @@ from rabbitevents.brokers.rabbitmq.frames import (
     METHOD,
     OVERHEAD,
     FrameError,
-    answered,
     close_reason,
     content_size,
     frame,
     named,
+    read_tag,
     returned_from,
 )
 from rabbitevents.errors import DecodeError, EncodeError
@@ -48,6 +48,11 @@ class Answer(Enum):
     """The channel ended before the broker answered."""
     EXPIRED = "expired"
     """The deadline passed before the broker answered."""
+
+
+_ANSWERS = {BASIC_ACK: Answer.CONFIRMED, BASIC_NACK: Answer.REFUSED}
+_ANSWER_SIZE = 13
+"""Bytes of both methods: their number, a delivery tag, and whether all before it are meant too."""
 
 
 class Pending(msgspec.Struct, eq=False):
@@ -170,11 +175,11 @@ class OutboundLane:
         if self._expected != METHOD:
             raise self._unexpected(METHOD)
         kind = buffer[at : at + 4]
-        if kind == BASIC_ACK:
-            self._answered(*answered(buffer, at, end), Answer.CONFIRMED)
-            return True
-        if kind == BASIC_NACK:
-            self._answered(*answered(buffer, at, end), Answer.REFUSED)
+        if kind in _ANSWERS:
+            if end - at != _ANSWER_SIZE:
+                raise FrameError(f"an answer of {end - at} bytes")
+            tag, bits = read_tag(buffer, at + 4)
+            self._answered(tag, bits & 1 == 1, _ANSWERS[kind])
             return True
         if kind == BASIC_RETURN:
             self._returning = returned_from(buffer, at, end)

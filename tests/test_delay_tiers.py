@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rabbitevents import Binding, ConfigurationError, Exchange, Queue
 from rabbitevents.publishing.delay import LONGEST, tier, waiting_room
+from rabbitevents.topology import way_out
 
 MILLISECOND = timedelta(milliseconds=1)
 waits = st.timedeltas(timedelta(0), LONGEST)
@@ -69,6 +70,7 @@ def test_a_waiting_room_leads_on_whatever_comes_in_and_loses_nothing() -> None:
     room = waiting_room("delay.5000", "delay.due", 5_000)
 
     assert room.items == (
+        *way_out("delay.due").items,  # the target stands before what leads to it
         Exchange("delay.5000", "fanout"),
         Queue(
             "delay.5000",
@@ -86,7 +88,7 @@ def test_a_waiting_room_leads_on_whatever_comes_in_and_loses_nothing() -> None:
 
 
 def test_a_waiting_room_keeps_the_routing_key_of_what_waits() -> None:
-    queue = waiting_room("delay.5000", "delay.due", 5_000).items[1]
+    queue = waiting_room("delay.5000", "delay.due", 5_000).queue("delay.5000")
 
-    assert isinstance(queue, Queue)
+    assert queue is not None
     assert "x-dead-letter-routing-key" not in queue.arguments

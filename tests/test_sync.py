@@ -36,10 +36,10 @@ from rabbitevents import (
     Router,
     UnroutableError,
     event,
-    sync,
 )
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.sync import SyncBus
+from rabbitevents.sync import bus as sync
 from tests.bed.fixtures import NodeFactory
 from tests.bed.loopback import free_port
 from tests.bed.proxy import Proxy

@@ -154,7 +154,12 @@ class RabbitMQ:
             await self._publisher.restore(connection)
 
     async def _prepare_publishing(self, connection: Connection, missing: bool) -> None:
-        """Declare what a publish needs, the exchanges; where one was missing, all that led from it too."""
+        """Declare what a publish needs, the exchanges; where one was missing, all that led from it too.
+
+        A bus that consumes declares everything on its other connection.
+        """
+        if self._consuming is not None and not missing:
+            return
         wanted = self._topology if missing else self._topology.exchanges
         for error in (await declare(connection, wanted, passive=self._passive)).values():
             log.error("%s", error)

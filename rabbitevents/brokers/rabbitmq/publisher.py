@@ -118,7 +118,6 @@ class Publisher:
                 lane = self._lane_with_room()
                 if lane is None or self._waiting:
                     lane = await self._lane_for(message, deadline, left)
-                lane.check(properties, message)
                 answer = await lane.publish(message, properties, deadline)
                 if answer is Answer.CONFIRMED:
                     return True
@@ -149,7 +148,6 @@ class Publisher:
                 lane = self._lane_with_room()
                 if lane is None or self._waiting:
                     lane = await self._lane_for(message, deadline, left=False)
-                lane.check(properties, message)
                 sent.append(lane.publish(message, properties, deadline))
             except (PublishError, EncodeError) as error:
                 sent.append(error)

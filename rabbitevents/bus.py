@@ -506,10 +506,12 @@ class Bus:
 
     async def pause(self, subscription: str, /) -> None:
         """Stop taking deliveries for a subscription (``<router>.<handler>``); what has not begun is given back."""
+        self._home.check()
         await self._workforce[subscription].pause()
 
     async def resume(self, subscription: str, /) -> None:
         """Take deliveries again. Raises `ConfigurationError` when a handler of that very subscription calls it."""
+        self._home.check()
         workers = self._workforce[subscription]
         if workers.is_at_work(asyncio.current_task()):
             raise ConfigurationError(
@@ -551,6 +553,7 @@ class Bus:
 
         Raises `BrokerError`.
         """
+        self._home.check()
         return await self._broker.depth(queue)
 
     def browse(self, queue: str, /, *, hold: int = HOLD) -> Browsing:

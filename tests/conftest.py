@@ -1,9 +1,11 @@
 """What all tests share."""
 
+import asyncio
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 
 import pytest
+import uvloop
 
 for _size in ("COLUMNS", "LINES"):
     os.environ.pop(_size, None)  # a test process is told 80 by 24; what it writes is read by no terminal
@@ -11,6 +13,14 @@ for _size in ("COLUMNS", "LINES"):
 pytest.register_assert_rewrite("rabbitevents.testing.bench", "rabbitevents.testing.conformance")
 
 pytest_plugins = ["tests.bed.fixtures"]
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run a module's tests on both event loops that services run on, where it says ``BOTH_LOOPS = True``."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if getattr(getattr(item, "module", None), "BOTH_LOOPS", False):
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
 
 
 @pytest.hookimpl(wrapper=True)

@@ -57,7 +57,7 @@ class Transport(TransportFactory):
     async def _connected(self, host: str, port: int) -> socket.socket:
         """Return a socket that is connected to one of the host's addresses. Raises OSError, the last one's."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await _resolve(host, port)
         turn = self._first % len(found)
         refusal: OSError = OSError(f"{host} has no address")
         for family, kind, protocol, _, address in (*found[turn:], *found[:turn]):
@@ -79,3 +79,8 @@ class Transport(TransportFactory):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return sock
         raise refusal
+
+
+async def _resolve(host: str, port: int) -> list[Any]:
+    """Return the addresses that a name stands for, as `socket.getaddrinfo` does."""
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -364,19 +364,21 @@ class Table(Mapping[str, HeaderValue]):
     def peek(self, name: str) -> HeaderValue:
         """Return one header, or None, without reading the others where the bytes say enough.
 
-        A name that is nowhere among the bytes is no header's, and the first entry is found where it begins: in our own
-        events that is ``event-version``. So headers that cannot be read may go unnoticed here.
+        A name that is nowhere among the bytes is no header's, and what stands before a header is passed over: before
+        ``event-version``, in our own events, nothing does. So headers that cannot be read may go unnoticed here.
         """
         known = self._known
         if known is None:
             data = self.data
             key = _names.get(name) or _name(name)
-            at = data.rfind(key)
-            if at < 0:
+            last = data.rfind(key)
+            if last < 0:
                 return None
-            if at == 0 and data[len(key) : len(key) + 1] == b"l" and len(data) >= len(key) + 9:
-                number: int = _i64(data, len(key) + 1)[0]
-                return number
+            try:
+                if last == 0 or _begins_entry(data, last):
+                    return _value_at(data, last + len(key))
+            except (IndexError, struct.error) as error:
+                raise DecodeError("the headers end in the middle of a value") from error
             known = self.read()
         return known.get(name)
 
@@ -404,6 +406,25 @@ class Table(Mapping[str, HeaderValue]):
 
     def __repr__(self) -> str:
         return repr(self._known) if self._known is not None else f"<{len(self.data)} bytes of headers>"
+
+
+def _begins_entry(data: bytes, place: int) -> bool:
+    """Say whether an entry of a table begins at ``place``: what looks like a name may stand in a value."""
+    at, end = 0, len(data)
+    while at < place:
+        value = at + 1 + data[at]
+        if data[value] == 0x53:
+            at = value + 5 + _u32(data, value + 1)[0]
+        else:
+            _, at = _field(data, value, end, 0)
+    return at == place
+
+
+def _value_at(data: bytes, at: int) -> HeaderValue:
+    if data[at] != 0x6C:
+        return _field(data, at, len(data), 0)[0]
+    number: int = _i64(data, at + 1)[0]
+    return number
 
 
 def decode_properties(data: bytes) -> Properties:

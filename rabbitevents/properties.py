@@ -141,6 +141,10 @@ def _decimal(value: Decimal) -> bytes:
     return b"D" + bytes((-exponent,)) + number.to_bytes(4, "big", signed=True)
 
 
+_TEXTS = tuple(b"S" + size.to_bytes(4) for size in range(256))
+"""What a text begins with in a table, by its size in bytes."""
+
+
 def encode_table(table: Headers, depth: int = 0) -> bytes:
     """Return a field table: its length in four bytes, then its entries. Raises `EncodeError`."""
     parts: list[bytes] = []
@@ -148,8 +152,9 @@ def encode_table(table: Headers, depth: int = 0) -> bytes:
     for name, value in table.items():
         put(_names.get(name) or _name(name))
         if type(value) is str:  # what nearly every header is: written here, without a call
-            data = _utf8(value)
-            put(b"S" + len(data).to_bytes(4))
+            data = value.encode() if value.isascii() else _utf8(value)
+            size = len(data)
+            put(_TEXTS[size] if size < 256 else b"S" + size.to_bytes(4))
             put(data)
         else:
             put(_value(value, depth))

@@ -1106,6 +1106,10 @@ def test_a_number_that_json_cannot_say_fails_at_the_caller(number: float) -> Non
 # --- a union's members that are no classes --------------------------------------------------------------------------
 
 
+class Closed(msgspec.Struct, forbid_unknown_fields=True):
+    a: int = 0
+
+
 def made_of(kind: Any) -> Any:
     """Return a class with one field, ``value``, of ``kind``."""
     return attrs.make_class("Made", {"value": attrs.field(type=kind)}, frozen=True)
@@ -1172,6 +1176,16 @@ def test_a_class_and_a_mapping_in_one_union_are_refused_since_nobody_could_tell_
         Codec(event("made.it")(made))
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [datetime | str, UUID | Decimal, list[int] | set[int], Token | datetime | str, dict[str, int] | Closed],
+    ids=str,
+)
+def test_members_that_look_alike_in_json_are_refused_at_start(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match="Made cannot be carried as JSON: nothing in a document tells"):
+        Codec(event("made.it")(made_of(kind)))
+
+
 def test_a_lone_class_of_a_union_may_have_a_field_of_the_tag_s_name() -> None:
     @attrs.frozen
     class Typed:
@@ -1210,10 +1224,6 @@ HOSTILE_TEXTS = [
     f"Expected `{SECRET}`",
     f"\n{SECRET}\x1b[2J",
 ]
-
-
-class Closed(msgspec.Struct, forbid_unknown_fields=True):
-    a: int = 0
 
 
 class Rejecting(msgspec.Struct):

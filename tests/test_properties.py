@@ -362,6 +362,17 @@ def test_what_is_written_is_read_equal_by_pamqp(theirs: dict[str, Any]) -> None:
     assert {name: getattr(header.properties, name) for name in theirs} == theirs
 
 
+@given(pamqp_values)
+def test_a_first_header_of_any_kind_is_found_as_if_all_had_been_read(value: Any) -> None:
+    frame = ContentHeader(properties=Basic.Properties(headers={"first": value, "other": 1})).marshal()
+
+    read = decode_properties(frame[12:]).headers
+
+    assert isinstance(read, Table)
+    peeked = Table(read.data).peek("first")
+    assert (peeked, type(peeked)) == (read["first"], type(read["first"]))
+
+
 @pytest.mark.parametrize("octet", [0x00, 0x01, 0x7F, 0x80, 0xFF])
 @pytest.mark.parametrize(("kind", "size"), [*zip("tbBsuIilL", (1, 1, 1, 2, 2, 4, 4, 8, 8), strict=True)])
 def test_every_kind_of_number_is_read_as_pamqp_reads_it(kind: str, size: int, octet: int) -> None:

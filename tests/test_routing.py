@@ -152,17 +152,17 @@ def test_what_many_hashes_cost_is_no_more_than_the_words_multiplied(one: list[st
 
 
 def test_no_key_of_a_stranger_is_kept_that_amqp_could_not_carry() -> None:
-    keys = [f"{number}.{'k' * 1_000_000}" for number in range(20)]
     tracemalloc.start()
     try:
-        for key in keys:
+        for number in range(20):
+            key = f"{number}.{'k' * 1_000_000}"
             assert matches("#", key)
             assert not matches(key, "a")
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
-    assert kept < 1_000_000
+    assert kept < 3_000_000  # the last key is alive
 
 
 # --- routers ---------------------------------------------------------------------------------------------------------

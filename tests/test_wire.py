@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 import pytest
 from attrs import frozen
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rabbitevents import Bus, DecodeError, Delivery, EncodeError, Event, Limits, Message, Metadata, Router, event
@@ -1136,6 +1136,9 @@ def identity(id: str, source: str) -> tuple[str, ...]:
 
 
 @given(foreign_forms, foreign_ids, sources, foreign_forms, foreign_ids, sources)
+@example("amqp", "b:c", "a", "document", "c", "a:b")
+@example("amqp", "bc", "a", "cloudevents", "c", "ab")
+@example("amqp", "2:bc", "a", "cloudevents-binary", "bc", "a2:")
 def test_two_deliveries_have_one_id_if_and_only_if_they_are_one_event(
     form: str, id: str, source: str, other_form: str, other_id: str, other_source: str
 ) -> None:

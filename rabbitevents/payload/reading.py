@@ -94,9 +94,12 @@ class Readers:
         """Read what of a union is no class: None, what msgspec can say, or one thing more."""
         walked = walked_members(kind)
         said = tuple(part for part in others if is_native(part))
-        if not walked:
-            return self.reader(Union[said]) if said else partial(_expect, kind=dict)  # noqa: UP007 - a tuple of types
-        if len(walked) > 1 or said not in ((), (types.NoneType,)):
+        if not walked and not said:
+            return partial(_expect, kind=dict)
+        together: Any = Union[said] if said else None  # noqa: UP007 - a tuple of types
+        if not walked and is_native(together):
+            return self.reader(together)
+        if len(walked) != 1 or said not in ((), (types.NoneType,)):
             raise TypeError(f"nothing in a document tells the members of {kind} apart")
         reads = self.reader(walked[0])
         return lambda value: None if value is None and said else reads(value)

@@ -10,6 +10,7 @@ import msgspec
 from rabbitevents.errors import DecodeError
 from rabbitevents.ids import new_id
 from rabbitevents.message import Delivery, as_uuid, says_no_id
+from rabbitevents.properties import Properties
 from rabbitevents.wire.amqp import EVENT_VERSION, JSON
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers, read_binary, read_structured
 from rabbitevents.wire.document import DOCUMENT, document_in, read_document
@@ -26,7 +27,7 @@ def read(delivery: Delivery) -> Received:
     """
     found = delivery.found
     if not isinstance(found, Found):
-        found = _find(delivery)
+        found = _find(delivery, delivery.properties)
     return Received(delivery, found.type, found.version, found.body, found.stated)
 
 
@@ -41,7 +42,7 @@ def identify(delivery: Delivery) -> None:
     except DecodeError:
         return
     try:
-        found = _find(delivery)
+        found = _find(delivery, properties)
     except DecodeError:
         found = None
     is_ours = found is not None and found.stated is NOTHING and found.type == properties.type
@@ -76,12 +77,11 @@ def _metadata(found: Found) -> Mapping[str, str]:
     return metadata
 
 
-def _find(delivery: Delivery) -> Found:
+def _find(delivery: Delivery, properties: Properties) -> Found:
     if delivery.oversize:
         raise DecodeError(
             f"the body is {delivery.oversize:,} bytes, over the limit, and was not kept", type=delivery.type
         )
-    properties = delivery.properties
     if properties.content_encoding not in _PLAIN_ENCODINGS:
         raise DecodeError(
             f"the content encoding {shown(properties.content_encoding or '')} is not understood", type=properties.type

@@ -24,7 +24,10 @@ class Home:
         self._loop = get_running_loop()
 
     def check(self) -> None:
-        """Raise `ConfigurationError` on another loop than home's; before `settle` every one will do. Costs 0.1 us."""
+        """Raise `ConfigurationError` on another loop than home's; before `settle` every one will do.
+
+        Costs 0.2 us, nearly all of it `get_running_loop`'s own (on 3.11, which asks for the process id each time).
+        """
         if self._loop is not get_running_loop() and self._loop is not None:
             raise ConfigurationError(
                 "this bus runs on another event loop: await its methods there, on the loop that started it. From "

@@ -384,12 +384,9 @@ async def test_a_bus_that_has_stopped_leaves_no_task_that_renews() -> None:
 
     async with shop.open():
         names = {task.get_name() for task in asyncio.all_tasks()}
-        started = asyncio.get_running_loop().time()
-    took = asyncio.get_running_loop().time() - started
 
     assert "renewing leases" in names
     assert "renewing leases" not in {task.get_name() for task in asyncio.all_tasks()}
-    assert took < 1, "it was waited for, instead of being ended"
 
 
 async def test_what_is_too_large_to_be_kept_is_not_claimed_and_goes_where_the_broker_takes_it(rabbit_url: str) -> None:

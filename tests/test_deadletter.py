@@ -461,6 +461,30 @@ async def test_an_announcement_says_what_failed_and_is_caused_by_it() -> None:
     assert one.metadata.source == "shop"
 
 
+@pytest.mark.parametrize("announce", [False, True])
+async def test_nothing_is_announced_unless_asked_for_and_never_what_has_no_name(
+    announce: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = Delivery(QUEUE, 1, 1, False, "events", "order.placed", b"{}", Properties(type="order.placed"))
+    nameless = Delivery(QUEUE, 2, 1, False, "events", "order.placed", b"{}", UNREADABLE)
+    announced: list[str] = []
+
+    async def proceed(delivery: Delivery) -> Settlement:
+        raise PaymentError
+
+    class Noticing(Plugin):
+        async def publish(self, proceed: Publish, message: Message) -> None:
+            announced.append(message.type)
+
+    plugin = DeadLetter(announce=announce)
+    async with Bus("memory://", plugins=[plugin, Noticing()]):
+        for delivery in (failed, nameless):
+            await plugin.consume(proceed, delivery)
+
+    assert announced == ["event.processing.failed"] * announce
+    assert "could not be announced" not in caplog.text
+
+
 async def test_the_same_failure_announced_twice_is_the_same_event() -> None:
     server = EmbeddedBroker()
     seen: list[UUID] = []

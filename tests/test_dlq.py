@@ -26,7 +26,7 @@ from rabbitevents import (
     UnroutableError,
 )
 from rabbitevents.testing import EmbeddedBroker
-from rabbitevents_deadletter import DeadLetterMessage, DeadLetters, Lines, Result, Selection, read_lines
+from rabbitevents_deadletter import DeadLetterMessage, DeadLetters, Lines, Result, Selection, read_lines, workbench
 from rabbitevents_deadletter.labels import LABELS
 from tests.deadletters import (
     DEAD,
@@ -375,6 +375,48 @@ async def test_a_slow_replay_holds_only_those_whose_turn_comes_soon() -> None:
     assert await ready(server) == 19
 
 
+async def test_a_replay_however_slow_holds_the_one_whose_turn_is_next() -> None:
+    server = EmbeddedBroker()
+    await fill(server, 3)
+    first = asyncio.Event()
+    async with tools(server) as dead:
+        replaying = asyncio.ensure_future(dead.replay(rate=0.001, watch=lambda result, letter: first.set()))
+        await eventually(lambda: first.is_set() or replaying.done(), "the first letter")
+        held = server.queues[DEAD].unsettled
+        replaying.cancel()
+        await asyncio.wait({replaying})
+
+    assert replaying.cancelled()
+    assert held == 1
+    assert await ready(server) == 2
+
+
+async def test_interrupted_while_the_broker_takes_nothing_a_replay_gives_its_event_up_and_keeps_its_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workbench, "ENDING", 0.1)
+    server, sending = EmbeddedBroker(), asyncio.Event()
+    await fill(server, 2)
+
+    class Sending(Bus):
+        async def send(self, message: Message, /) -> None:
+            sending.set()
+            await super().send(message)
+
+    async with Sending(server.client(), declare="none") as bus:
+        server.block()
+        replaying = asyncio.ensure_future(DeadLetters(bus, QUEUE).replay())
+        await sending.wait()
+        replaying.cancel()
+        await asyncio.wait({replaying})
+        server.unblock()
+        await bus.send(raw(b"{}"))  # whatever was still under way has gone before it
+
+    assert replaying.cancelled()
+    assert ids(await letters(server)) == ["id-0", "id-1"]
+    assert await ready(server, QUEUE) == 1
+
+
 async def test_no_more_are_held_than_are_asked_for(place: Place) -> None:
     await fill(place, 20)
     async with tools(place) as dead, Bus(of(place), declare="none") as other:
@@ -511,6 +553,43 @@ async def _taken(place: Place) -> list[tuple[bytes, Properties]]:
             found.append((message.body, message.properties))
             look.acknowledge(delivery)
     return found
+
+
+async def test_what_cannot_be_exported_is_refused_and_keeps_nothing_else_back(rabbit_url: str, tmp_path: Path) -> None:
+    await fill(rabbit_url, 2)
+    await put(rabbit_url, raw(b"x" * 100, queue=DEAD, properties=Properties(type="order.placed", message_id="big")))
+    path = tmp_path / "dead.jsonl"
+
+    with Lines(path) as lines:
+        async with Bus(rabbit_url, declare="none", limits=Limits(body=50)) as bus:
+            result = await DeadLetters(bus, QUEUE).export(lines)
+
+    [(id, why)] = result.refused
+    assert (result.meant, result.done, id) == (3, 2, "big")
+    assert "its body of 100 bytes was over the limit, and not kept" in why
+    assert [each.id for each in read_lines(path)] == ["id-0", "id-1"]
+    assert await ready(rabbit_url) == 3
+
+
+async def test_a_dry_run_of_a_file_says_what_it_would_and_sends_nothing(tmp_path: Path) -> None:
+    server = EmbeddedBroker()
+    await fill(server, 3)
+    path = tmp_path / "dead.jsonl"
+    seen: list[str] = []
+
+    def watch(result: Result, letter: DeadLetterMessage | None) -> None:
+        if letter is not None:
+            seen.append(letter.id)
+
+    async with tools(server) as dead:
+        with Lines(path) as lines:
+            await dead.export(lines)
+        result = await dead.replay_exported(read_lines(path), limit=2, dry_run=True, watch=watch)
+
+    assert (result.meant, result.done) == (2, 0)
+    assert seen == ["id-0", "id-1"]
+    assert await ready(server, QUEUE) == 0
+    assert await ready(server) == 3
 
 
 async def test_an_exported_event_of_another_queue_is_not_sent(tmp_path: Path) -> None:

@@ -26,14 +26,17 @@ CODE = 7
 def serve(url: str, how: str, path: str) -> None:
     """Note the attempt, and end the process; the second process to come here handles the event."""
     router = Router("shop")
-    ledger = Path(path)
+
+    def note(attempt: int) -> int:
+        """Write down an attempt, and return how many there were."""
+        with Path(path).open("a+") as lines:
+            lines.write(f"{attempt}\n")
+            lines.seek(0)
+            return len(lines.readlines())
 
     @router.on(OrderPlaced)
     async def record(order: OrderPlaced, delivery: Delivery) -> None:
-        was_here = ledger.exists()
-        with ledger.open("a") as lines:
-            lines.write(f"{delivery.attempt}\n")
-        if not was_here:
+        if note(delivery.attempt) == 1:
             raise SystemExit(CODE) if how == "exit" else KeyboardInterrupt
 
     retry = Retry(stop=stop_after_attempt(3), wait=wait_fixed(0.01))

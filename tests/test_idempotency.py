@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from rabbitevents import (
     ConfigurationError,
     Consume,
     Delivery,
+    Limits,
     Plugin,
     Router,
     Settlement,
@@ -273,6 +275,148 @@ async def test_a_lease_is_renewed_through_a_handler_ten_times_as_long() -> None:
     assert shop.starts == {"o-1": 1}
     assert shop.observing.of(LeaseLost) == []
     assert len(shop.observing.of(Forwarded)) > 20
+
+
+class Renewing(Switched):
+    """Notes which leases were renewed; ``meanwhile`` happens while a renewal is on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed: Counter[str] = Counter()
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
+        self.renewed[key] += 1
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return await super().renew(key, owner, lease)
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "put off"])
+async def test_a_lease_is_not_renewed_once_its_handling_has_ended(end: str) -> None:
+    store, over = Renewing(), asyncio.Event()
+
+    async def work(order: OrderPlaced, delivery: Delivery) -> None:
+        await (over.wait() if order.order_id == "long" else asyncio.sleep(0))
+        if order.order_id != "long" and end == "failed":
+            raise ValueError
+
+    shop = Shop(store, work=work, lease=timedelta(seconds=0.3))
+    if end == "put off":
+        shop.plugins.append(PuttingOff("long"))
+
+    async with shop.open() as probe:
+        long = key_of(await probe.bus.publish(OrderPlaced("long")))
+        short = key_of(await probe.bus.publish(OrderPlaced("short")))
+        await eventually(lambda: probe.bus.load["shop.record"].running == 1, "the short one's end")
+        renewed, rounds = store.renewed[short], store.renewed[long]
+        await eventually(lambda: store.renewed[long] >= rounds + 3, "the long one's renewals")
+        assert store.renewed[short] == renewed
+        over.set()
+
+
+class PuttingOff(Plugin):
+    """Puts off every order but one, as a plugin inside may."""
+
+    def __init__(self, taken: str) -> None:
+        self._taken = taken
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        if self._taken.encode() in delivery.body:
+            return await proceed(delivery)
+        return forward(delivery.replace(attempt=1, after=timedelta(hours=1)))
+
+
+async def test_a_lease_that_a_renewal_does_not_find_because_its_handling_has_failed_meanwhile_is_not_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, fail = Renewing(), asyncio.Event()
+
+    async def work(order: OrderPlaced, delivery: Delivery) -> None:
+        await fail.wait()
+        raise ValueError
+
+    shop = Shop(store, work=work, lease=timedelta(seconds=0.3))
+    answered = asyncio.Event()
+
+    async with shop.open() as probe:
+
+        async def fails_meanwhile() -> None:
+            store.meanwhile = None
+            fail.set()
+            await eventually(lambda: probe.bus.load["shop.record"].running == 0, "the failure")
+            asyncio.get_running_loop().call_later(0.05, answered.set)  # the answer is looked at when all have answered
+
+        store.meanwhile = fails_meanwhile
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await answered.wait()
+
+    assert sum(store.renewed.values()) == 1
+    assert shop.observing.of(LeaseLost) == []
+    assert "passed to another" not in caplog.text
+
+
+async def test_a_store_with_a_defect_does_not_end_the_renewing(caplog: pytest.LogCaptureFixture) -> None:
+    store, over = Renewing(), asyncio.Event()
+
+    async def defective() -> None:
+        store.meanwhile = None
+        raise KeyError("a store of somebody's own")
+
+    async def work(order: OrderPlaced, delivery: Delivery) -> None:
+        await over.wait()
+
+    store.meanwhile = defective
+    shop = Shop(store, work=work, lease=timedelta(seconds=0.3))
+
+    async with shop.open() as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await eventually(lambda: sum(store.renewed.values()) >= 3, "renewals after the defect")
+        over.set()
+        await eventually(lambda: bool(shop.effects), "the effect")
+
+    assert shop.observing.of(LeaseLost, Fenced) == []
+    assert "renewing leases failed" in caplog.text
+
+
+async def test_a_bus_that_has_stopped_leaves_no_task_that_renews() -> None:
+    shop = Shop(MemoryStore())
+
+    async with shop.open():
+        names = {task.get_name() for task in asyncio.all_tasks()}
+
+    assert "renewing leases" in names
+    assert "renewing leases" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_what_is_too_large_to_be_kept_is_not_claimed_and_goes_where_the_broker_takes_it(rabbit_url: str) -> None:
+    store = Switched()
+    router = Router("shop")
+    handled: list[str] = []
+
+    @router.on(OrderPlaced)
+    async def record(order: OrderPlaced) -> None:
+        handled.append(order.order_id)
+
+    plugins: list[Plugin] = [DeadLetter(), Idempotency(store)]
+    async with (
+        Bus(rabbit_url, name="publisher") as publisher,
+        Bus(rabbit_url, router, plugins=plugins, limits=Limits(body=100)) as bus,
+    ):
+        await publisher.publish(OrderPlaced("o" * 200))
+        await publisher.publish(OrderPlaced("o-1"))
+        await eventually(lambda: handled == ["o-1"], "the other one")
+        await arrived(bus, "shop.record.dead")
+
+    assert store.asked["claim"] == 1
+
+
+async def arrived(bus: Bus, queue: str) -> None:
+    """Wait until there is a message in ``queue``."""
+    end = asyncio.get_running_loop().time() + 10
+    while (depth := await bus.depth(queue)) is None or not depth.ready:
+        assert asyncio.get_running_loop().time() < end, f"nothing came to {queue}"
+        await asyncio.sleep(0.01)
 
 
 async def test_a_handler_whose_claim_passed_to_another_cannot_complete(caplog: pytest.LogCaptureFixture) -> None:

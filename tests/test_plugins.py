@@ -689,6 +689,20 @@ def test_commands_come_from_entry_points_of_whatever_is_installed(
     assert found["greet"].load() is json.dumps
 
 
+@pytest.mark.parametrize("order", [("a_first", "b_second"), ("b_second", "a_first")])
+def test_of_two_commands_of_one_name_the_first_by_the_name_of_what_it_leads_to_is_taken(
+    order: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in order:
+        metadata = tmp_path / package / f"{package}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[rabbitevents.commands]\ngreet = {package}:greet\n")
+    monkeypatch.setattr(sys, "path", [*(str(tmp_path / package) for package in order), *sys.path])
+
+    assert commands()["greet"].value == "a_first:greet"
+
+
 class Retrying(Plugin):
     role = "retry"
 

@@ -65,6 +65,18 @@ async def test_a_forged_time_of_the_first_failure_does_no_harm(since: HeaderValu
     assert service.dead == 1
 
 
+@pytest.mark.parametrize("header", ["retry-since", "retry-waited"])
+@pytest.mark.parametrize("garbage", [0, -1, 2**53, 2**62, -(2**63), "yesterday", "", b"x", None, 1.5, [1], {"a": 1}])
+async def test_a_time_that_cannot_be_is_as_good_as_none(header: str, garbage: HeaderValue) -> None:
+    policy = Retry(stop=stop_after_delay(100), wait=wait_fixed(30))
+    told, untold = Service(policy, always), Service(policy, always)
+
+    await forged(told, {"attempt": 2, header: garbage})
+    await forged(untold, {"attempt": 2})
+
+    assert told.attempts == untold.attempts == [2, 3, 4, 5, 6]
+
+
 async def test_a_first_attempt_has_no_past() -> None:
     service = Service(Retry(stop=stop_after_delay(100), wait=wait_fixed(30)), always)
 

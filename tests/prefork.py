@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,9 @@ from rabbitevents.sync import SyncBus
 from tests.shop import OrderPlaced
 
 MODE, URL = sys.argv[1:3]
+
+# What this process is for; from Python 3.12 on it is warned about.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
 class Noted(Plugin):

@@ -126,18 +126,44 @@ class Verdict(Plugin):
         return self.settlement
 
 
+class Hangs(Plugin):
+    """Keeps every delivery until its connection is lost: what every version counts (from 4.3 on, not a give-back)."""
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self._lost = asyncio.Event()
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        self.kept += 1
+        await self._lost.wait()
+        return REQUEUE
+
+    async def lose_its_connection(self, place: Place, request: pytest.FixtureRequest) -> None:
+        """Lose the connection with a delivery on it, twice."""
+        for number in (1, 2):
+            await eventually(lambda number=number: self.kept == number, "a delivery")  # type: ignore[misc]
+            if isinstance(place, EmbeddedBroker):
+                place.drop_connections()
+            else:
+                await request.getfixturevalue("rabbit_node").aclose_all_connections()
+        self._lost.set()
+
+
 @pytest.mark.parametrize("reason", ["rejected", "delivery_limit", "expired"])
 async def test_what_the_broker_gave_up_on_is_shown_with_its_reason_and_replayed_as_what_it_was(
-    reason: str, place: Place
+    reason: str, place: Place, request: pytest.FixtureRequest
 ) -> None:
     done = Effects()
     properties = Properties(message_id="id-0", expiration="1" if reason == "expired" else None)
     event = Message(exchange="events", routing_key="order.placed", body=b'{"order_id": "o"}', properties=properties)
-    verdict = Verdict(REQUEUE if reason == "delivery_limit" else REJECT)
-    async with Bus(of(place), recording(done), plugins=[verdict], delivery_limit=1) as bus:
+    plugin = Hangs() if reason == "delivery_limit" else Verdict(REJECT)
+    async with Bus(of(place), recording(done), plugins=[plugin], delivery_limit=1, grace=0.1) as bus:
         if reason == "expired":
             await bus.pause(QUEUE)
         await bus.send(event)
+        if isinstance(plugin, Hangs):
+            await plugin.lose_its_connection(place, request)
+            await eventually(lambda: bus.health().ok, "the connections")
         await until(bus, 1)
 
     [letter] = await letters(place)

@@ -11,7 +11,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 
@@ -175,7 +175,8 @@ async def test_an_owner_that_stood_still_past_its_lease_cannot_write_nor_complet
             await eventually(lambda: bool(scene.of("fenced")), "the first owner to be refused", 30)
             await scene.queues.quiet()
 
-    rows = sqlite3.connect(f"{scene.path}.stock").execute("SELECT id, writes FROM effects").fetchall()
+    with closing(sqlite3.connect(f"{scene.path}.stock")) as stock:
+        rows = stock.execute("SELECT id, writes FROM effects").fetchall()
     assert rows == [("o-1", 1)]
     assert scene.lines("effect") == scene.lines("marked") == [("o-1", str(second.pid))]
     assert scene.lines("stale") == [("o-1", str(first.pid))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -60,7 +61,9 @@ def test_new_ids_are_of_version_7_and_of_this_moment() -> None:
 def test_a_forked_process_gives_other_ids_than_its_parent() -> None:
     new_id()  # there is a supply of random numbers, which a child must not share
     ours, theirs = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a test process may have other threads
+        child = os.fork()
     if child == 0:
         os.write(theirs, b"".join(new_id().bytes[6:] for _ in range(100)))
         os._exit(0)

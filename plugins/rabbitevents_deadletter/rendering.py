@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from textwrap import indent
 from typing import Final
 
@@ -21,6 +22,8 @@ from rabbitevents_deadletter.letters import FAILED, UNKNOWN, DeadLetterMessage
 from rabbitevents_deadletter.results import Result, Summary
 
 BODY_SHOWN: Final = 65_536
+DEPTH_SHOWN: Final = 100
+"""How deep JSON may nest to be shown with indents: beyond, 64 KiB of brackets would become hundreds of megabytes."""
 VALUE_SHOWN: Final = 2_048
 """How much of a body and of a header is shown, in bytes and signs; an export has all of it."""
 
@@ -160,12 +163,18 @@ def _body_heading(letter: DeadLetterMessage) -> str:
 
 def _body(body: bytes) -> str:
     """Return a body to look at: JSON with indents, any other text escaped, anything else as a table of bytes."""
-    if len(body) <= BODY_SHOWN:
+    if len(body) <= BODY_SHOWN and _depth(body) <= DEPTH_SHOWN:
         try:
             return harmless(msgspec.json.format(body, indent=2).decode(), lines=True)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             pass  # it is no JSON, or none that can be read
     return excerpt(body, BODY_SHOWN)
+
+
+def _depth(body: bytes) -> int:
+    """Return how deep brackets nest, those in texts included: indents of what is nested deep are many times the body."""
+    steps = (1 if sign in b"[{" else -1 for sign in body if sign in b"[]{}")
+    return max(accumulate(steps), default=0)
 
 
 # --- what was done -------------------------------------------------------------------------------------------------

@@ -112,7 +112,10 @@ class Codec(Generic[P]):
 
 
 def read_document(body: bytes) -> Any:
-    """Read JSON as plain values. Raises `DecodeError`. Depth is capped by the parser at Python's recursion limit."""
+    """Read JSON as plain values. Raises `DecodeError`.
+
+    Depth is capped by the parser: at Python's recursion limit, from 3.14 on at the thread's stack.
+    """
     try:
         return msgspec.json.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

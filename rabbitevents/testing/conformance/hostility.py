@@ -45,7 +45,9 @@ class TestingHostility:
         await declare_queue(broker, queue)
         await publish(broker, [message(1, queue, headers={"x-delivery-count": forged})])
 
-        reader = await Collector(lambda each: None if each.redelivered else Verdict.REQUEUE).consume(broker, queue)
+        reader = await Collector(lambda _: None).consume(broker, queue)
+        await reader.got(1)
+        await bench.break_connections()  # what every version counts: from 4.3 on, it does not count a give-back
         await reader.got(2)
 
         assert [each.redelivered for each in reader.deliveries] == [False, True]
@@ -155,7 +157,8 @@ class TestingHostility:
         await asyncio.gather(*(reader.got(1) for reader in readers))
 
         assert [reader.bodies for reader in readers] == [[f"from {one}"], [f"from {keyed}"], [f"from {one}"]]
-        assert ["CC" in reader.deliveries[0].headers for reader in readers] == [True, False, True]
+        kept = ["CC" in reader.deliveries[0].headers for reader in readers]
+        assert (kept[0], kept[2]) == (True, True)  # by its queue's key, 3.10 leaves them out, 4.0 and 4.3 do not
 
     @pytest.mark.parametrize("name", ["CC", "BCC"])
     @pytest.mark.parametrize("keys", ["text", 5, None, {}], ids=repr)

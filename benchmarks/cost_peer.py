@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 from pamqp import commands as spec
 from pamqp import frame as wire
-from pamqp import header
 from pamqp.base import Frame
 
 from tests.bed.fake_replies import start, usual_reply
@@ -19,20 +18,38 @@ BODY = (
     b'{"order_id":"order-00000001","customer_id":"customer-00001","total":87.25,"quantity":3,"note":"Please leave it"}'
 )
 ID = "01936b2e-7c1a-7e3b-9f00-0123456789ab"
-PROPERTIES = spec.Basic.Properties(
-    content_type="application/json",
-    message_type="order.placed",
-    message_id=ID,
-    correlation_id=ID,
-    app_id="shop",
-    delivery_mode=2,
-    headers={
-        "event-version": 1,
-        "event-time": "2026-01-31T12:00:00.123456+00:00",
-        "entity-type": "order",
-        "entity-id": "order-00000001",
-    },
+
+
+def _short(text: str) -> bytes:
+    return bytes((len(text),)) + text.encode()
+
+
+def _long(text: str) -> bytes:
+    return b"S" + len(text).to_bytes(4, "big") + text.encode()
+
+
+_HEADERS = b"".join(
+    (
+        _short("event-version") + b"l" + (1).to_bytes(8, "big"),
+        _short("event-time") + _long("2026-01-31T12:00:00.123456+00:00"),
+        _short("entity-type") + _long("order"),
+        _short("entity-id") + _long("order-00000001"),
+    )
 )
+PROPERTIES = b"".join(
+    (
+        b"\xb4\xe8",
+        _short("application/json"),
+        len(_HEADERS).to_bytes(4, "big") + _HEADERS,
+        b"\x02",
+        _short(ID),
+        _short(ID),
+        (1_769_860_800).to_bytes(8, "big"),
+        _short("order.placed"),
+        _short("shop"),
+    )
+)
+"""As the library itself publishes them, in both checkouts: the order of headers is the writer's."""
 
 _HEAD = struct.Struct(">BHI")
 _METHOD = struct.Struct(">HH")
@@ -111,7 +128,8 @@ class Peer(socketserver.BaseRequestHandler):
     def _begin(self, channel: int, tag: str) -> None:
         if self._consumer is None or self._consumer[0] != channel:
             self._tag = self._settled = 0 if channel not in self._prefetch else self._tag
-        marshalled = wire.marshal(header.ContentHeader(0, len(BODY), PROPERTIES), channel)
+        payload = b"\x00\x3c\x00\x00" + len(BODY).to_bytes(8, "big") + PROPERTIES
+        marshalled = _HEAD.pack(2, channel, len(payload)) + payload + b"\xce"
         body = _HEAD.pack(3, channel, len(BODY)) + BODY + b"\xce"
         self._content = marshalled + body
         self._consumer = (channel, tag, "order.placed")

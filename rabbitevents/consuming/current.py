@@ -55,7 +55,7 @@ class Handling(msgspec.Struct, eq=False):
     @property
     def correlation_id(self) -> str:
         """What everything in this cascade shares: the handled event's correlation id, or its id."""
-        return self.received.envelope(None).metadata.correlation_id or self.id
+        return self.received.correlation_id or self.id
 
 
 CURRENT: ContextVar[Handling | None] = ContextVar("rabbitevents_handling", default=None)

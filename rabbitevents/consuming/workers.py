@@ -312,7 +312,9 @@ class Workers:
                     settlement = self._settling.amended(delivery, settlement)
             if settlement is ACK and work.state is State.RUNNING:  # nearly always: without another await
                 self._settling.settle(delivery, Verdict.ACK)
-                self._done(work)
+                del self._works[delivery]
+                if work.tries:
+                    self._let_go(work)
             else:
                 await self._settle(work, settlement)
         except asyncio.CancelledError as error:
@@ -354,9 +356,12 @@ class Workers:
     def _done(self, work: Work) -> None:
         """Let go of a delivery: it is settled, or the broker delivers it again."""
         if self._works.pop(work.delivery, None) is not None and work.tries:
-            self._holding.release(work)
-            self._reserve()
-            self._wake()
+            self._let_go(work)
+
+    def _let_go(self, work: Work) -> None:
+        self._holding.release(work)
+        self._reserve()
+        self._wake()
 
     # --- holding ---
 

@@ -11,11 +11,12 @@ from rabbitevents.errors import DecodeError
 from rabbitevents.ids import new_id
 from rabbitevents.message import Delivery, as_uuid, says_no_id
 from rabbitevents.properties import Properties
+from rabbitevents.properties.reading import Table
 from rabbitevents.wire.amqp import EVENT_VERSION, JSON
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers, read_binary, read_structured
 from rabbitevents.wire.document import DOCUMENT, document_in, read_document
 from rabbitevents.wire.received import NOTHING, Found, Received
-from rabbitevents.wire.words import carried, read_content_type, read_version, shown
+from rabbitevents.wire.words import LATEST_VERSION, carried, read_content_type, read_version, shown
 
 _PLAIN_ENCODINGS = frozenset({None, "", "identity", "utf-8", "UTF-8"})
 
@@ -41,6 +42,9 @@ def identify(delivery: Delivery) -> None:
         properties = delivery.properties
     except DecodeError:
         return
+    if (version := _our_version(delivery, properties)) is not None:  # nearly always: there is nothing to settle
+        delivery.identify(properties, None, Found(properties.type or "", version, delivery.body, NOTHING))
+        return
     try:
         found = _find(delivery, properties)
     except DecodeError:
@@ -56,6 +60,25 @@ def identify(delivery: Delivery) -> None:
         correlation_id = _stated_correlation(found) or properties.correlation_id
         properties = msgspec.structs.replace(properties, type=found.type, correlation_id=correlation_id)
     delivery.identify(properties, id, found)
+
+
+_OUR_FIRST_HEADER = b"\x0d" + EVENT_VERSION.encode()
+
+
+def _our_version(delivery: Delivery, properties: Properties) -> int | None:
+    """Return the version of an event in AMQP's own words, with an id, whose first header says it, as ours do."""
+    headers = properties.headers
+    if (
+        type(headers) is not Table
+        or properties.content_type != JSON
+        or not properties.type
+        or delivery.oversize
+        or properties.content_encoding is not None
+        or says_no_id(properties.message_id)
+    ):
+        return None
+    version = headers.leading_int(_OUR_FIRST_HEADER)
+    return version if version is not None and 0 <= version <= LATEST_VERSION else None
 
 
 def _stated_id(delivery: Delivery, found: Found) -> UUID | None:

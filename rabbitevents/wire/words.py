@@ -16,7 +16,7 @@ from rabbitevents.message import as_uuid
 MOST_BYTES: Final = 255
 """How long a type, a content type or a correlation id may be: what AMQP's short strings carry."""
 
-_LATEST_VERSION: Final = 2**31 - 1
+LATEST_VERSION: Final = 2**31 - 1
 
 
 def shown(text: str) -> str:
@@ -52,7 +52,7 @@ def read_version(value: object) -> int:
     """Read a schema version: ``1``, ``"1"`` or ``"1.0"``. Raises `DecodeError`."""
     number = math.nan
     if type(value) is int:
-        if 0 <= value <= _LATEST_VERSION:
+        if 0 <= value <= LATEST_VERSION:
             return value
     elif isinstance(value, float):
         number = value
@@ -61,7 +61,7 @@ def read_version(value: object) -> int:
             number = float(value)
         except ValueError:
             number = math.nan
-    if not number.is_integer() or not 0 <= number <= _LATEST_VERSION:
+    if not number.is_integer() or not 0 <= number <= LATEST_VERSION:
         raise DecodeError("the event version is no whole number from 0 to 2,147,483,647")
     return int(number)
 

@@ -197,11 +197,11 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
         headers = self.properties.headers
         return headers.peek(name) if isinstance(headers, Table) else headers.get(name)
 
-    def identify(self, properties: Properties, id: UUID | None, found: object) -> None:
+    def identify(self, properties: Properties | None, id: UUID | None, found: object) -> None:
         """Note which event it is, once, before anybody handles it: what `rabbitevents.wire` found out."""
         keep = msgspec.structs.force_setattr
         keep(self, "found", found)
-        if properties is not self._properties:
+        if properties is not None and properties is not self._properties:
             keep(self, "_properties", properties)
         if id is not None:
             keep(self, "_id", id)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import permutations
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -25,6 +26,7 @@ from rabbitevents.properties import (
     Timestamp,
     decode_properties,
     encode_properties,
+    glance,
 )
 
 
@@ -574,3 +576,59 @@ def test_many_different_header_names_leave_no_trace() -> None:
         written = Properties(headers={name: name})
 
         assert decode_properties(encode_properties(written)).headers == {name: name}
+
+
+@given(st.text(max_size=20), st.uuids(), st.integers(0, 2**31 - 1), st.text("abc.", min_size=1, max_size=9), st.data())
+def test_a_glance_says_what_reading_says_or_nothing(
+    correlation_id: str, id: UUID, version: int, kind: str, data: st.DataObject
+) -> None:
+    whole = encode_properties(
+        Properties(
+            content_type="application/json",
+            headers={"event-version": version, "event-time": "now", "entity-id": "o-1"},
+            correlation_id=correlation_id,
+            message_id=str(id),
+            timestamp=1,
+            type=kind,
+            app_id="shop",
+        )
+    )
+    assert glance(whole) == (kind, version)
+
+    place, byte = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 255))
+    changed = whole[:place] + bytes((byte,)) + whole[place + 1 :]
+    seen = glance(changed[: data.draw(st.integers(0, len(changed)))] if data.draw(st.booleans()) else changed)
+
+    if seen is not None:
+        read = decode_properties(changed)
+        assert (read.type, read.content_type, len(read.message_id or "")) == (seen[0], "application/json", 36)
+        with suppress(DecodeError):  # headers behind the first one may be broken: whoever reads them is told
+            assert read.headers.get("event-version") == seen[1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"content_type": "text/json"},
+        {"message_id": "m-1"},
+        {"message_id": "00000000-0000-0000-0000-000000000000"},
+        {"type": ""},
+        {"headers": {"entity-id": "o-1", "event-version": 1}},
+        {"headers": {"event-version": "1"}},
+        {"app_id": None},
+    ],
+    ids=str,
+)
+def test_a_glance_says_nothing_of_what_is_otherwise(other: dict[str, Any]) -> None:
+    ours: dict[str, Any] = {
+        "content_type": "application/json",
+        "headers": {"event-version": 1},
+        "correlation_id": "c",
+        "message_id": "01936b2e-7c1a-7e3b-9f00-0123456789ab",
+        "timestamp": 1,
+        "type": "a.b",
+        "app_id": "shop",
+    }
+
+    assert glance(encode_properties(Properties(**ours))) == ("a.b", 1)
+    assert glance(encode_properties(Properties(**{**ours, **other}))) is None

@@ -10,7 +10,7 @@ field types (https://www.rabbitmq.com/amqp-0-9-1-errata).
 
 from __future__ import annotations
 
-from rabbitevents.properties.encoding import decode_properties, encode_properties
+from rabbitevents.properties.encoding import decode_properties, encode_properties, glance
 from rabbitevents.properties.reading import Table
 from rabbitevents.properties.values import MAX_DEPTH, NO_HEADERS, Headers, HeaderValue, Properties, Timestamp, short
 from rabbitevents.properties.writing import encode_table
@@ -26,5 +26,6 @@ __all__ = [
     "decode_properties",
     "encode_properties",
     "encode_table",
+    "glance",
     "short",
 ]

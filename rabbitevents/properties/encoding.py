@@ -111,6 +111,7 @@ def _encoded(properties: Properties) -> bytes:
 
 _u32 = struct.Struct(">I").unpack_from
 _u64 = struct.Struct(">Q").unpack_from
+_i64 = struct.Struct(">q").unpack_from
 
 
 def decode_properties(data: bytes) -> Properties:
@@ -126,6 +127,36 @@ def decode_properties(data: bytes) -> Properties:
 
 _OURS = b"\xb4\xe8"
 """The flags of the properties that our own events have."""
+
+
+_OUR_HEAD = _OURS + b"\x10application/json"
+_FIRST = b"\x0devent-versionl"
+_VERSION_AT = len(_OUR_HEAD) + 4 + len(_FIRST)
+_UUID_SIZE = 36
+_NO_ID = b"00000000-0000-0000-0000-000000000000"
+
+
+def glance(data: bytes) -> tuple[str, int] | None:
+    """Return type and version of an event as we write it, from the bytes of its properties, without reading the rest.
+
+    That is all that most handlers need of them. None for everything that is in any way otherwise: another content
+    type, an id that is no UUID, another first header, lengths that do not add up.
+    """
+    if not data.startswith(_OUR_HEAD) or data[_VERSION_AT - len(_FIRST) : _VERSION_AT] != _FIRST:
+        return None
+    try:
+        at = len(_OUR_HEAD) + 5 + _u32(data, len(_OUR_HEAD))[0]  # past the headers and the delivery mode
+        at += 1 + data[at]  # past the correlation id
+        end = at + 1 + _UUID_SIZE
+        if data[at] != _UUID_SIZE or data[at + 1 : end] == _NO_ID:
+            return None
+        at = end + 9 + data[end + 8]  # past the timestamp and the type
+        kind = data[end + 9 : at]
+        if not kind or at + 1 + data[at] != len(data):
+            return None
+        return kind.decode(), _i64(data, _VERSION_AT)[0]
+    except (IndexError, struct.error, UnicodeDecodeError):
+        return None
 
 
 def _decode_ours(data: bytes) -> Properties:

@@ -142,15 +142,6 @@ class Table(Mapping[str, HeaderValue]):
             known = self.read()
         return known.get(name)
 
-    def leading_int(self, name: bytes) -> int | None:
-        """Return the 64-bit integer that the first header is, if its name (as a short string) is ``name``."""
-        data = self.data
-        at = len(name)
-        number: int | None = None
-        if data.startswith(name) and data[at : at + 1] == b"l" and len(data) > at + 8:
-            number = _i64(data, at + 1)[0]
-        return number
-
     def __getitem__(self, name: str) -> HeaderValue:
         return self.read()[name]
 

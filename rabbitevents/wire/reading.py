@@ -10,8 +10,7 @@ import msgspec
 from rabbitevents.errors import DecodeError
 from rabbitevents.ids import new_id
 from rabbitevents.message import Delivery, as_uuid, says_no_id
-from rabbitevents.properties import Properties
-from rabbitevents.properties.reading import Table
+from rabbitevents.properties import Properties, glance
 from rabbitevents.wire.amqp import EVENT_VERSION, JSON
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers, read_binary, read_structured
 from rabbitevents.wire.document import DOCUMENT, document_in, read_document
@@ -38,12 +37,13 @@ def identify(delivery: Delivery) -> None:
     One in a foreign form gets the id and the type that its document states, and one without any id a new one. What
     cannot be read keeps what AMQP says of it: reading it will say why.
     """
+    raw = delivery.raw
+    if type(raw) is bytes and not delivery.oversize and (ours := glance(raw)) is not None and _is_version(ours[1]):
+        delivery.identify(None, None, Found(*ours, delivery.body, NOTHING))  # nearly always: nothing is to be settled
+        return
     try:
         properties = delivery.properties
     except DecodeError:
-        return
-    if (version := _our_version(delivery, properties)) is not None:  # nearly always: there is nothing to settle
-        delivery.identify(properties, None, Found(properties.type or "", version, delivery.body, NOTHING))
         return
     try:
         found = _find(delivery, properties)
@@ -62,23 +62,8 @@ def identify(delivery: Delivery) -> None:
     delivery.identify(properties, id, found)
 
 
-_OUR_FIRST_HEADER = b"\x0d" + EVENT_VERSION.encode()
-
-
-def _our_version(delivery: Delivery, properties: Properties) -> int | None:
-    """Return the version of an event in AMQP's own words, with an id, whose first header says it, as ours do."""
-    headers = properties.headers
-    if (
-        type(headers) is not Table
-        or properties.content_type != JSON
-        or not properties.type
-        or delivery.oversize
-        or properties.content_encoding is not None
-        or says_no_id(properties.message_id)
-    ):
-        return None
-    version = headers.leading_int(_OUR_FIRST_HEADER)
-    return version if version is not None and 0 <= version <= LATEST_VERSION else None
+def _is_version(number: int) -> bool:
+    return 0 <= number <= LATEST_VERSION
 
 
 def _stated_id(delivery: Delivery, found: Found) -> UUID | None:

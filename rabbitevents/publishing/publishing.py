@@ -14,7 +14,7 @@ from uuid import UUID
 from rabbitevents.brokers import Broker
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.errors import ConfigurationError, OutcomeUnknownError, UnroutableError
-from rabbitevents.events import Event, EventType, Metadata, event_type, now
+from rabbitevents.events import Event, EventType, Metadata, now
 from rabbitevents.facts import Report, Returned
 from rabbitevents.fields import event_fields
 from rabbitevents.ids import canonical, named_id, new_id
@@ -82,10 +82,12 @@ class Publishing:
                 raise ConfigurationError("an Event has an id of its own; publish its payload to give it another one")
             event = cast("Event[P]", payload)
             inner: object = event.payload
-            body = self._codec(type(inner)).encode(inner)
+            codec = self._codecs.get(type(inner)) or self._codec(type(inner))
+            body = codec.encode(inner)
         else:
-            body = self._codec(type(payload)).encode(payload)
-            event = self._event(payload, body, id, metadata or {}, correlation_id, delay)
+            codec = self._codecs.get(type(payload)) or self._codec(type(payload))
+            body = codec.encode(payload)
+            event = self._event(codec.spec, payload, body, id, metadata or {}, correlation_id, delay)
         written, properties = write(event, body, self._form)
         return event, Message(
             exchange=self._exchange,
@@ -102,6 +104,7 @@ class Publishing:
 
     def _event(
         self,
+        spec: EventType,
         payload: P,
         body: bytes,
         id: UUID | str | None,
@@ -110,7 +113,6 @@ class Publishing:
         delay: timedelta | None,
     ) -> Event[P]:
         """Make an event. While another one is handled, it is caused by that one, and its id derives from that one's."""
-        spec = event_type(type(payload))
         handling = CURRENT.get()
         cause: str | None = None
         if handling is None:
@@ -137,9 +139,7 @@ class Publishing:
         )
 
     def _codec(self, kind: type[Any]) -> Codec[Any]:
-        codec = self._codecs.get(kind)
-        if codec is None:
-            codec = self._codecs[kind] = Codec(kind)
+        codec = self._codecs[kind] = Codec(kind)
         return codec
 
     async def send(self, message: Message) -> None:
@@ -211,10 +211,11 @@ def _digest(
     spec: EventType, body: bytes, metadata: Mapping[str, str], correlation_id: str, delay: timedelta | None
 ) -> bytes:
     """Return a digest of all that an event says, but its id and its time."""
-    digest = blake2b(f"{spec.name}\0{spec.version}\0{correlation_id}\0{delay}\0".encode(), digest_size=16)
-    for name, value in sorted(metadata.items()):
-        digest.update(f"{name}\0{value}\0".encode("utf-8", "surrogatepass"))
-    digest.update(body)
+    words = [spec.name, str(spec.version), str(correlation_id), str(delay)]
+    for pair in sorted(metadata.items()):
+        words += map(str, pair)
+    digest = blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=16)
+    digest.update(b"\0" + body)
     return digest.digest()
 
 

@@ -300,3 +300,7 @@ def test_any_headers_make_a_letter(headers: dict[str, HeaderValue], exchange: st
     assert read.describe().isprintable()
     assert not math.isnan(read.replayed)
     assert read.replay().routing_key == "shop.record"
+
+
+def test_letters_that_show_nothing_are_shown() -> None:
+    assert harmless("a\u3164\u115f\u1160\uffa0\u2800b") == "a\\u3164\\u115f\\u1160\\uffa0\\u2800b"

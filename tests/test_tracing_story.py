@@ -106,3 +106,10 @@ async def test_the_story_of_a_failed_order_reads_in_order() -> None:
         "└─ process events:order.placed:inventory.reserve",
         "└─ publish events:stock.reserved",
     ]
+
+
+def test_nothing_that_a_stranger_named_reaches_a_terminal_as_it_is() -> None:
+    told = story([Step("1", "t", "process \x1b[2J:q\u202e", 0.0, 1.0, events=("a\nforged line",))])
+
+    assert told.isprintable()
+    assert "\\x1b[2J" in told

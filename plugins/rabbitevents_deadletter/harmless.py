@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters that show nothing, though Unicode calls them printable: fillers, and the Braille pattern without dots."""
+
 
 def harmless(text: str, *, lines: bool = False) -> str:
     """Return ``text`` with everything that is no visible sign written as an escape.
 
     That is every control and format character (Unicode's C categories: escape sequences, direction overrides,
-    zero-width signs), line separators, halves of surrogate pairs, and signs that no version of Unicode knows.
+    zero-width signs), line separators, halves of surrogate pairs, letters that show nothing, and signs that no version of Unicode knows.
     With ``lines``, line feeds and tabs stay.
     """
-    if text.isprintable():
+    if text.isprintable() and _BLANK.isdisjoint(text):
         return text
     kept = "\n\t" if lines else ""
-    return "".join(sign if sign.isprintable() or sign in kept else _escape(sign) for sign in text)
+    return "".join(
+        sign if (sign.isprintable() and sign not in _BLANK) or sign in kept else _escape(sign) for sign in text
+    )
 
 
 def _escape(sign: str) -> str:

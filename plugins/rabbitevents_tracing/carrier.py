@@ -36,9 +36,9 @@ LONGEST: Final = 512
 """Bytes of baggage, and of any other header of a trace."""
 
 _LISTS = frozenset({BAGGAGE, "tracestate"})
-_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_VALUE = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
-_MEMBER = re.compile(rf"\s*{_NAME}\s*=\s*{_VALUE}\s*(;[\x20-\x7e\t]*)?")
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
+_MORE = re.compile(r"[\x20-\x7e\t]*")
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
 
 Headers = Mapping[str, Any]
@@ -81,7 +81,7 @@ def _bounded(key: str, value: str) -> str:
         members = value[: limit + 1].split(",")
         if len(value) > limit:
             members.pop()  # it was cut through
-        return ",".join(member for member in members if _MEMBER.fullmatch(member))
+        return ",".join(member for member in members if _is_member(member))
     return value if len(value) <= limit else value[: limit + 1].rpartition(",")[0]
 
 
@@ -144,3 +144,11 @@ def _time(text: object) -> datetime | None:
     except ValueError:
         return None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _is_member(text: str) -> bool:
+    """Say whether a member of baggage is well formed (W3C Baggage, 3.2.1). Each part is looked at once."""
+    name, equals, rest = text.partition("=")
+    value, _, more = rest.partition(";")
+    whole = _NAME.fullmatch(name.strip()) and _VALUE.fullmatch(value.strip()) and _MORE.fullmatch(more)
+    return bool(equals and whole)

@@ -85,10 +85,10 @@ def story(steps: Iterable[Step]) -> str:
         cause = next((each for each in (step.parent, step.producer) if each in known), "")
         below.setdefault(cause, []).append(step)
     began = ordered[0].start
-    rows = [(step, f"{branch}{step.name}") for step, branch in _branches(below)]
+    rows = [(step, f"{branch}{_visible(step.name)}") for step, branch in _branches(below)]
     width = max(len(shown) for _, shown in rows)
     return "\n".join(
-        f"{step.start - began:>9.3f} s {_duration(step.end - step.start):>9}  {shown:<{width}}  {step.notes}".rstrip()
+        f"{step.start - began:>9.3f} s {_duration(step.end - step.start):>9}  {shown:<{width}}  {_visible(step.notes)}".rstrip()
         for step, shown in rows
     )
 
@@ -103,6 +103,11 @@ def _branches(below: dict[str, list[Step]]) -> Iterator[tuple[Step, str]]:
         for place in reversed(range(len(led_to))):
             last = place == len(led_to) - 1
             left.append((led_to[place], f"{indent}{'└─ ' if last else '├─ '}", f"{indent}{'   ' if last else '│  '}"))
+
+
+def _visible(text: str) -> str:
+    """Return a text that may be a stranger's with escapes for what a terminal would obey, or not show."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _duration(seconds: float) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from datetime import timedelta
 from enum import Enum
 from typing import Final, Protocol
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import UUID
 
 import msgspec
 
 from rabbitevents.errors import DecodeError
-from rabbitevents.ids import canonical, new_id
+from rabbitevents.ids import as_uuid, new_id, says_no_id
 from rabbitevents.properties import NO_HEADERS, Headers, HeaderValue, Properties, Table, decode_properties
 
 ATTEMPT: Final = "attempt"
@@ -268,29 +268,6 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
 
 def _text(value: HeaderValue, otherwise: str) -> str:
     return value if isinstance(value, str) else otherwise
-
-
-_NIL = "00000000-0000-0000-0000-000000000000"
-_NO_IDS = frozenset({"", _NIL, _NIL.replace("-", ""), f"{{{_NIL}}}", f"urn:uuid:{_NIL}"})
-
-
-def says_no_id(text: str | None) -> bool:
-    """Say whether a sender gave no id: none, a blank one, or the nil UUID, which its library writes for none."""
-    return text is None or text in _NO_IDS or text.isspace()
-
-
-def as_uuid(text: str, source: str | None = None) -> UUID:
-    """Return the UUID that a foreign id stands for, always the same one for the same id of the same source.
-
-    One in a UUID's canonical form (RFC 9562, section 4: 8-4-4-4-12 hexadecimal digits, of either case) is that UUID.
-    Everything else is text, unique only with its source (CloudEvents 1.0.2, 3.1.1), and gives a UUID made from both:
-    whoever reads ``{...}``, ``urn:uuid:``, odd dashes or ``0x`` as UUIDs makes one event of two, and drops the second.
-    """
-    source = source or ""
-    return canonical(text) or uuid5(_FOREIGN, f"{len(source)}:{source}{text}".encode("utf-8", "surrogatepass").hex())
-
-
-_FOREIGN = uuid5(NAMESPACE_OID, "rabbitevents: source and id")
 
 
 class Outcome(Enum):

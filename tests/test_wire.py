@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rabbitevents import Bus, DecodeError, Delivery, EncodeError, Event, Limits, Message, Metadata, Router, event
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
-from rabbitevents.message import as_uuid
+from rabbitevents.ids import as_uuid
 from rabbitevents.payload.codec import Codec
 from rabbitevents.properties import HeaderValue, Properties, Timestamp, decode_properties, encode_properties
 from rabbitevents.wire import Form, Received, identify, read, read_time, read_version, write

@@ -81,7 +81,7 @@ def _bounded(key: str, value: str) -> str:
         members = value[: limit + 1].split(",")
         if len(value) > limit:
             members.pop()  # it was cut through
-        return ",".join(member for member in members if _is_member(member))
+        return ",".join(filter(None, map(_member, members)))
     return value if len(value) <= limit else value[: limit + 1].rpartition(",")[0]
 
 
@@ -146,9 +146,14 @@ def _time(text: object) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def _is_member(text: str) -> bool:
-    """Say whether a member of baggage is well formed (W3C Baggage, 3.2.1). Each part is looked at once."""
+def _member(text: str) -> str:
+    """Return a member of baggage without blanks around its parts; "" for one that is malformed (W3C Baggage, 3.2.1).
+
+    Each part is looked at once; OpenTelemetry's propagator tries each blank at each place.
+    """
     name, equals, rest = text.partition("=")
-    value, _, more = rest.partition(";")
-    whole = _NAME.fullmatch(name.strip()) and _VALUE.fullmatch(value.strip()) and _MORE.fullmatch(more)
-    return bool(equals and whole)
+    value, more, properties = rest.partition(";")
+    name, value = name.strip(), value.strip()
+    if equals and _NAME.fullmatch(name) and _VALUE.fullmatch(value) and _MORE.fullmatch(properties):
+        return f"{name}={value}{more}{properties}".rstrip()
+    return ""

@@ -8,8 +8,8 @@ from uuid import UUID
 import msgspec
 
 from rabbitevents.errors import DecodeError
-from rabbitevents.ids import new_id
-from rabbitevents.message import Delivery, as_uuid, says_no_id
+from rabbitevents.ids import as_uuid, new_id, says_no_id
+from rabbitevents.message import Delivery
 from rabbitevents.properties import Properties, glance
 from rabbitevents.wire.amqp import EVENT_VERSION, JSON
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers, read_binary, read_structured

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from rabbitevents.errors import DecodeError
-from rabbitevents.message import as_uuid
+from rabbitevents.ids import as_uuid
 
 MOST_BYTES: Final = 255
 """How long a type, a content type or a correlation id may be: what AMQP's short strings carry."""

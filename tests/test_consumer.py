@@ -606,3 +606,22 @@ def test_a_bus_that_is_stopped_says_so_on_another_event_loop() -> None:
 
     with pytest.raises(ConfigurationError, match="this bus is stopped; a bus starts once"):
         bus.run()
+
+
+async def test_what_is_held_is_tried_again_though_its_subscription_is_paused() -> None:
+    router, broken, done = Router("work"), [True], list[int]()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        if broken[0]:
+            raise OSError
+        done.append(job.number)
+
+    async with running(Bus("amqp://x", router)) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: probe.bus.load["work.do"].held == 1, "the held one")
+        await probe.bus.pause("work.do")
+        broken[0] = False
+        await eventually(lambda: done == [1], "its next try")
+
+        assert probe.bus.load["work.do"].held == 0

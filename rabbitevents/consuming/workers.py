@@ -13,6 +13,7 @@ from rabbitevents.brokers import Broker, Consumer, Verdict
 from rabbitevents.consuming.holding import Holding
 from rabbitevents.consuming.isolation import isolated, take_back_cancellations
 from rabbitevents.consuming.settling import Settling
+from rabbitevents.consuming.slices import Slices
 from rabbitevents.consuming.work import WORK, State, Work
 from rabbitevents.errors import DecodeError
 from rabbitevents.facts import Fact, Paused, Report, Resumed, Stale
@@ -26,9 +27,6 @@ log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
 SUSPECT_COUNT = 3
 """From this broker's delivery count on, an event may be what crashes the process, and is handled alone."""
-
-SLICE = 0.01
-"""Seconds that a subscription's workers compute at a stretch; then the rest of the process has its turn."""
 
 
 def trusted(delivery: Delivery) -> bool:
@@ -96,8 +94,7 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._waking = False
-        self._slice_ends = 0.0
-        self._slice_is_over = False
+        self._slices = Slices()
         self._draining: asyncio.Event | None = None
         self._reserved = False
         self._workers: set[asyncio.Task[None]] = set()
@@ -194,9 +191,7 @@ class Workers:
         for work in list(self._works.values()):
             if work.state is not State.GIVEN_BACK:
                 self._settling.settle(work.delivery, Verdict.REQUEUE)
-                work.state = (
-                    State.GIVEN_BACK
-                )  # a handler that will not be cancelled may still end, and settle: too late
+                work.state = State.GIVEN_BACK  # its handler may still end, and say something: too late
         if self._consumer is not None:
             await self._consumer.close()
         await self._cancel_workers(0.5)  # the second time, a handler's thread is not waited for any more
@@ -251,14 +246,14 @@ class Workers:
 
     async def _work(self) -> None:
         """Handle one after the other. A worker that never has to wait drains a whole batch in one go, slice by slice."""
-        ready, hand_on, task = self._ready, self._hand_on, asyncio.current_task()
+        ready, slices, hand_on, task = self._ready, self._slices, self._hand_on, asyncio.current_task()
         while task is not None:
             if not ready or (self._reserved and self._takes_nothing(ready[0])):
                 await self._sleep()
                 continue
             now = monotonic()
-            if now >= self._slice_ends:
-                await self._next_slice()
+            if now >= slices.ends:
+                await slices.next()
                 continue
             await isolated(self._handle(ready.popleft(), now), hand_on)
             if task.cancelling() and not self._stopping:
@@ -269,7 +264,9 @@ class Workers:
         self._reserved = self._stopping or self.paused is not None or self._holding.full
 
     def _takes_nothing(self, first: Work) -> bool:
-        return self._stopping or self.paused is not None or (self._holding.full and first.state is State.WAITING)
+        """Whether nothing is begun now. What is held is tried again in a pause too, and when no more may be held."""
+        waits = self.paused is not None or self._holding.full
+        return self._stopping or (waits and first.state is State.WAITING)
 
     async def _sleep(self) -> None:
         sleeper: asyncio.Future[None] = self._loop.create_future()
@@ -278,19 +275,7 @@ class Workers:
             await sleeper
         finally:
             self._waking = False
-        if not self._slice_is_over:
-            self._slice_ends = monotonic() + SLICE
-
-    async def _next_slice(self) -> None:
-        """Let the event loop turn: handlers that compute must not keep its other tasks from it, nor its heartbeats."""
-        if not self._slice_is_over:
-            self._slice_is_over = True
-            self._loop.call_soon(self._begin_slice)
-        await asyncio.sleep(0)
-
-    def _begin_slice(self) -> None:
-        self._slice_is_over = False
-        self._slice_ends = monotonic() + SLICE
+        self._slices.renew()
 
     async def _handle(self, work: Work, now: float) -> None:
         """Run the chain, and have done what comes of it."""

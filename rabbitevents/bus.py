@@ -85,7 +85,7 @@ class Bus:
         self.exchange = exchange
         self.plugins: tuple[Plugin, ...] = tuple(plugins)
         self.routers = routers
-        self.configuration = Configuration(
+        self.configuration: Configuration = Configuration(
             name=self.name,
             exchange=exchange,
             declare=declare,

@@ -53,8 +53,8 @@ class Signature:
         self.keywords: dict[str, Get] = {}
         self.factories: dict[type, Factory] = {}
         self.classes: tuple[type, ...] = handler.classes
-        self.accepts_any = False
-        self.reads_payload = False
+        self.accepts_any: bool = False
+        self.reads_payload: bool = False
         self._handler = handler
         self._where = where
         self._provided = provided
@@ -68,7 +68,7 @@ class Signature:
                 self.keywords[parameter.name] = get
             else:
                 self.positional.append(get)
-        self.takes_payload_only = self.positional == [get_payload] and not self.keywords
+        self.takes_payload_only: bool = self.positional == [get_payload] and not self.keywords
 
     def _serve(self, parameter: inspect.Parameter, hint: Any) -> Get | None:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):

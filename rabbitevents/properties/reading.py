@@ -107,7 +107,7 @@ class Table(Mapping[str, HeaderValue]):
     __slots__ = ("_known", "data")
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        self.data: bytes = data
         self._known: dict[str, HeaderValue] | None = None
 
     def read(self) -> dict[str, HeaderValue]:

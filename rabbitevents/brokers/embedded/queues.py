@@ -66,7 +66,7 @@ class Reader:
         self.queue = queue
         self.generation = generation
         self.unsettled: dict[int, Stored] = {}
-        self.cancelled = False
+        self.cancelled: bool = False
         self.closed: bool = False
         self._window = 1 if trusted is not None else prefetch
         self._prefetch = prefetch

@@ -150,9 +150,11 @@ class Publishing:
 
     async def send_all(self, messages: Sequence[Message], chain: Publish) -> list[tuple[Message, Exception]]:
         """Publish through ``chain``, in flight together; return those that were not confirmed, and why."""
+        if len(messages) == 1:
+            return await _send_one(messages[0], chain)
         if not messages:
             return []
-        if len(messages) > 1 and chain == self.send and not any(message.after for message in messages):
+        if chain == self.send and not any(message.after for message in messages):
             results = await self._send_together(messages)
         else:
             results = await asyncio.gather(*map(chain, messages), return_exceptions=True)
@@ -196,6 +198,15 @@ class Publishing:
             )
         self._report(Returned(message.type, message.id))
         return None
+
+
+async def _send_one(message: Message, chain: Publish) -> list[tuple[Message, Exception]]:
+    try:
+        await chain(message)
+    except Exception as error:
+        # Whatever a plugin or the broker raised: who asked decides about it.
+        return [(message, error)]
+    return []
 
 
 def _said_id(id: UUID | str) -> UUID | None:

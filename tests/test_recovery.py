@@ -88,10 +88,11 @@ async def test_after_a_consumer_timeout_the_consumer_is_back_and_the_effect_happ
         if len(seen) == 1:
             await timed_out.wait()
 
-    bus = Bus(node.url, recording(effects, before=slow_the_first_time, concurrency=2))
+    observed = Observed()
+    bus = Bus(node.url, recording(effects, before=slow_the_first_time, concurrency=2), plugins=[observed])
     async with bus:
         await bus.publish(OrderPlaced("slow"))
-        await eventually(lambda: not bus.health().ok or len(seen) > 1, "the consumer timeout", 150)
+        await eventually(lambda: ConsumerLost in observed.kinds, "the consumer timeout", 150)
         await eventually(lambda: bus.health().ok, "the consumer", 10)
         await eventually(lambda: len(seen) == 2, "the redelivery", 10)
         timed_out.set()

@@ -273,8 +273,7 @@ async def test_a_resume_that_is_cut_off_consumes_all_the_same(cut: float, rabbit
             pass
         await bus.publish(OrderPlaced("after"))
         await eventually(lambda: "after" in effects.done, "the order after the resume", 5)
-
-        assert bus.health().ok
+        await eventually(lambda: bus.health().ok, "health", 5)
 
 
 async def test_a_resume_waits_for_nobody_and_repeats_nothing(rabbit_url: str) -> None:
@@ -341,6 +340,22 @@ async def test_the_window_s_second_consume_refused_a_fresh_channel_follows(fake_
         await effects.until(1)
 
     assert effects.done == {"o-1": 1}
+
+
+async def test_health_is_green_while_the_window_opens(fake_broker: FakeBroker) -> None:
+    async with Bus(fake_broker.url, recording(Effects()), grace=1) as bus:
+        await eventually(lambda: bus.health().ok, "the consumer")
+        seen = list[bool]()
+
+        def look(where: FakeConnection, channel: int, frame: commands.Basic.Cancel) -> None:
+            seen.append(bus.health().ok)
+            fake_broker.answer(where, channel, frame)
+
+        fake_broker.on(commands.Basic.Cancel, look)
+        await opened(fake_broker)
+
+        assert seen == [True]
+        assert bus.health().ok
 
 
 async def test_one_undecodable_event_that_came_back_often_stalls_nobody(rabbit_url: str) -> None:

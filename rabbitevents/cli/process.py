@@ -65,7 +65,8 @@ def _serve(settings: Settings) -> None:
 
 async def _serving(bus: Bus, settings: Settings) -> None:
     line = _Lifeline(bus, settings.lifeline) if settings.lifeline is not None else None
-    logs.tell(f"connecting to {bus.address}")
+    # Soon: whoever reads it and sends a signal finds us listening for signals.
+    asyncio.get_running_loop().call_soon(logs.tell, f"connecting to {bus.address}")
     async with _health(bus, settings, line):
         await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line))
 

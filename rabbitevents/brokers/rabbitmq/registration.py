@@ -65,10 +65,11 @@ class Registration:
     async def consume(self, window: int) -> None:
         """Have up to ``window`` unsettled deliveries from now on. Raises `BrokerError`, and has ended then.
 
-        RabbitMQ applies a prefetch to consumers that come after it, so one that consumes already is cancelled first.
+        RabbitMQ applies a prefetch to consumers that come after it, so one that consumes already is replaced: for the
+        moment that this takes, it counts as there.
         """
         if self._tag:
-            await self.cancel()
+            await self._cancel()
         what = f"consuming from {self._queue!r}"
         tag = f"rabbitevents-{uuid4().hex}"  # a fresh one each time: 4.3 answers a tag that was cancelled with 530
         await self._ask(self._channel.basic_qos(prefetch_count=window), what)
@@ -77,9 +78,12 @@ class Registration:
 
     async def cancel(self) -> None:
         """Have nothing more delivered. Raises `BrokerError`, and has ended then."""
-        tag, self._tag = self._tag, ""
-        if tag:
-            await self._ask(self._channel.basic_cancel(tag), f"cancelling the consumer of {self._queue!r}")
+        if self._tag:
+            await self._cancel()
+            self._tag = ""
+
+    async def _cancel(self) -> None:
+        await self._ask(self._channel.basic_cancel(self._tag), f"cancelling the consumer of {self._queue!r}")
 
     async def _ask(self, question: Awaitable[T], what: str) -> T:
         try:

@@ -203,10 +203,11 @@ class Bus:
         except BaseException as error:
             await self._give_up_starting()
             if isinstance(error, asyncio.CancelledError) and not _is_cancelled():
-                raise ConfigurationError("the bus was stopped before it had started") from error
+                raise _stopped_before() from error
             raise
-        if self._state == "starting":
-            self._state = "running"
+        if self._state != "starting":
+            raise _stopped_before()
+        self._state = "running"
 
     async def _give_up_starting(self) -> None:
         """End a start that is under way, which leaves nothing open. Does not raise."""
@@ -373,7 +374,6 @@ class Bus:
             )
         if self._state == "starting":
             await self._give_up_starting()
-            return
         if self._stack is not None:
             stack, self._stack = self._stack, None
             self._state = "stopping"
@@ -563,6 +563,10 @@ class Bus:
         `Browsing.acknowledge` takes out. A give-back counts at the broker as a delivery does.
         """
         return Browsing(self._broker, queue, hold)
+
+
+def _stopped_before() -> ConfigurationError:
+    return ConfigurationError("the bus was stopped before it had started")
 
 
 def _is_cancelled() -> bool:

@@ -191,6 +191,22 @@ async def test_a_stop_ends_a_start_that_is_under_way_and_leaves_nothing_open(fak
     await eventually(lambda: not ours(asyncio.all_tasks() - before - {starting}), "no task", 3)
 
 
+async def test_a_stop_at_the_very_end_of_a_start_leaves_nothing_open() -> None:
+    for turns in range(30):
+        server = EmbeddedBroker()
+        bus = Bus(server.client(), recording(Effects()))
+        starting = asyncio.create_task(bus.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+        await bus.stop()
+        await asyncio.wait({starting})
+
+        assert server.clients == [] or (turns == 0 and starting.exception() is None)
+        assert bus.stopping or turns == 0
+        await bus.stop()
+
+
 def ours(tasks: set[asyncio.Task[Any]]) -> list[str]:
     return [task.get_name() for task in tasks if "rabbitevents" in task.get_name()]
 

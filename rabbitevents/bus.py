@@ -27,7 +27,7 @@ from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.signatures import Factory, Provided
 from rabbitevents.consuming.workers import Workers
 from rabbitevents.consuming.workforce import Workforce
-from rabbitevents.errors import ConfigurationError
+from rabbitevents.errors import ConfigurationError, TopologyError
 from rabbitevents.events import Event
 from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
@@ -292,9 +292,9 @@ class Bus:
             for plugin in standing_in(self.plugins, subscription.plugins):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
-        refused = (
-            {} if told.declare == "none" else await self._broker.declare(wanted, passive=told.declare == "passive")
-        )
+        refused: Mapping[str, TopologyError] = {}
+        if told.declare != "none":
+            refused = await self._broker.declare(wanted, passive=told.declare == "passive")
         queues = {subscription.queue for subscription in self.subscriptions}
         for name, error in refused.items():
             if name not in queues:

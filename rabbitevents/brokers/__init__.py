@@ -6,7 +6,7 @@ one runs `rabbitevents.testing.conformance` against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -99,7 +99,7 @@ class Broker(Protocol):
         """
         ...
 
-    async def publish(self, message: Message, deadline: float) -> bool:
+    def publish(self, message: Message, deadline: float) -> Awaitable[bool]:
         """Publish, and return once it is safe: True in at least one queue, False where no queue is bound.
 
         ``deadline`` is on the event loop's clock. Raises `NotSentError`, `RefusedError`, `OutcomeUnknownError`, and

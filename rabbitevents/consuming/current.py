@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from uuid import UUID
@@ -63,7 +63,7 @@ CURRENT: ContextVar[Handling | None] = ContextVar("rabbitevents_handling", defau
 
 
 @contextmanager
-def detached() -> Iterator[None]:
+def detached() -> Generator[None]:
     """Leave the handling that is under way: what is published inside has no cause, a correlation and an id of its own.
 
     ::

@@ -91,11 +91,11 @@ class Invocation:
 class Outward(Protocol):
     """The way out for what handlers return."""
 
-    def prepare_all(self, events: list[Any]) -> list[Message]:
+    def prepare_all(self, events: list[Any], /) -> list[Message]:
         """Write events as messages, caused by what is handled here. Raises `EncodeError`."""
         ...
 
-    async def send_all(self, messages: list[Message], chain: Publish) -> list[tuple[Message, Exception]]:
+    async def send_all(self, messages: list[Message], chain: Publish, /) -> list[tuple[Message, Exception]]:
         """Publish all of them through ``chain``; return those that were not confirmed, and why."""
         ...
 

@@ -140,8 +140,12 @@ class Workers:
             self._reserve()
             self._tell(Paused, (self.name, reason))
         await self._consumer.cancel()
-        if self.paused is not None:
+        if self._is_paused:  # still, or resumed meanwhile
             self._give_back_waiting()
+
+    @property
+    def _is_paused(self) -> bool:
+        return self.paused is not None
 
     async def resume(self) -> None:
         """Take deliveries again."""

@@ -144,6 +144,8 @@ def glance(data: bytes) -> tuple[str, int] | None:
     """
     if not data.startswith(_OUR_HEAD) or data[_VERSION_AT - len(_FIRST) : _VERSION_AT] != _FIRST:
         return None
+    at: int
+    end: int
     try:
         at = len(_OUR_HEAD) + 5 + _u32(data, len(_OUR_HEAD))[0]  # past the headers and the delivery mode
         at += 1 + data[at]  # past the correlation id

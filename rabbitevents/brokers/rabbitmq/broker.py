@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -184,7 +184,7 @@ class RabbitMQ:
 
     # --- the seam ---
 
-    def publish(self, message: Message, deadline: float) -> Coroutine[Any, Any, bool]:
+    def publish(self, message: Message, deadline: float) -> Awaitable[bool]:
         """Publish on the publishing connection; what is awaited is the publisher's own, a layer less for each event."""
         if self._publisher is None:
             raise NotSentError(message, "the broker is not started")

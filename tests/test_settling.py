@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -199,6 +200,29 @@ async def test_what_succeeded_on_a_lost_connection_is_marked_and_not_handled_aga
 # --- what a handler returned -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_settlement_is_reported_as_stale_where_it_was_and_only_there(lost: bool) -> None:
+    router, server, stale, runs = Router("work"), EmbeddedBroker(), list[facts.Fact](), list[int]()
+
+    class Notes(Plugin):
+        def observe(self, fact: facts.Fact) -> None:
+            if isinstance(fact, facts.Stale):
+                stale.append(fact)
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        runs.append(job.number)
+        if lost and len(runs) == 1:
+            server.drop_connections()
+
+    async with running(Bus(server.client(), router, plugins=[Notes()]), broker=server) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await probe.settled()
+
+    assert runs == ([1, 1] if lost else [1])
+    assert stale == ([facts.Stale(WORK, True)] if lost else [])
+
+
 def charging(number_of_results: int = 1, note: str = "") -> tuple[Router, list[int]]:
     router, charged = Router("work"), list[int]()
 
@@ -212,6 +236,29 @@ def charging(number_of_results: int = 1, note: str = "") -> tuple[Router, list[i
 
 def is_result(message: Message) -> bool:
     return message.type == "job.done"
+
+
+def generated(number: int) -> Iterator[JobDone]:
+    yield JobDone(number)
+
+
+def listed(number: int) -> list[JobDone]:
+    return [JobDone(number)]
+
+
+@pytest.mark.parametrize("returned", [JobDone, listed, generated])
+async def test_what_a_plain_function_returns_is_published(returned: Callable[[int], object]) -> None:
+    router = Router("work")
+
+    @router.on(JobGiven)
+    def do(job: JobGiven) -> object:
+        return returned(job.number)
+
+    async with running(Bus("memory://", router, unroutable="ignore")) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await probe.settled()
+
+        assert probe.published(JobDone) == [JobDone(1)]
 
 
 @pytest.mark.parametrize("results", [1, 2, 5])
@@ -360,6 +407,24 @@ async def test_what_cannot_be_copied_is_given_back_as_it_is() -> None:
         server.queues[WORK].put(_stored(b"x" * 60))
         await eventually(lambda: max(counts, default=0) >= 2, "two returns")
         assert probe.bus.health().problems
+
+
+async def test_what_cannot_be_copied_now_is_given_back_as_it_is() -> None:
+    router, counts, server = Router("work"), list[int](), EmbeddedBroker()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven, delivery: Delivery) -> None:
+        counts.append(delivery.delivery_count)
+        raise OSError
+
+    bus = Bus(server.client(), router, consumer_timeout=timedelta(seconds=0.1))
+    async with running(bus, broker=server) as probe:
+        await probe.bus.publish(JobGiven(1))
+        server.fail("refuse", times=10**6)
+        await eventually(lambda: max(counts, default=0) == 2, "two returns")
+
+        assert probe.waiting(WORK) == 1
+    assert counts == sorted(counts)
 
 
 def _stored(body: bytes) -> Any:

@@ -22,12 +22,15 @@ from rabbitevents import (
     Bus,
     ConfigurationError,
     Delivery,
+    Exchange,
     Message,
     NotSentError,
     Plugin,
     Router,
     Settlement,
+    TopologyError,
     event,
+    facts,
     forward,
 )
 from rabbitevents.brokers import Deliver, Trusted, Verdict
@@ -261,6 +264,29 @@ async def test_when_half_the_window_is_held_the_subscription_takes_nothing_new_a
         assert len(tries) == 50
 
 
+async def test_observers_learn_when_a_subscription_takes_nothing_new_and_when_it_does_again() -> None:
+    router, broken, seen = Router("work"), [True], list[facts.Fact]()
+
+    class Notes(Plugin):
+        def observe(self, fact: facts.Fact) -> None:
+            seen.append(fact)
+
+    @router.on(JobGiven, prefetch=4)
+    async def do(job: JobGiven) -> None:
+        if broken[0]:
+            raise ValueError
+
+    async with running(Bus("amqp://x", router, plugins=[Notes()])) as probe:
+        for number in range(2):
+            await probe.bus.publish(JobGiven(number))
+        await eventually(lambda: probe.bus.load["work.do"].held == 2, "two that are held")
+        broken[0] = False
+        await eventually(lambda: not probe.waiting("work.do"), "both of them")
+
+    changes = [fact for fact in seen if isinstance(fact, facts.Paused | facts.Resumed)]
+    assert changes == [facts.Paused("work.do", "2 deliveries are held"), facts.Resumed("work.do")]
+
+
 async def test_what_is_held_is_given_back_before_the_consumer_timeout_and_spends_no_delivery() -> None:
     router, tags, counts = Router("work"), set[int](), set[int]()
 
@@ -278,6 +304,23 @@ async def test_what_is_held_is_given_back_before_the_consumer_timeout_and_spends
         assert probe.waiting("work.do.dead") == 0
 
     assert counts == {0}
+
+
+async def test_what_is_held_leaves_half_of_the_consumer_timeout_to_whatever_takes_time() -> None:
+    router, came = Router("work"), list[float]()
+    now = asyncio.get_running_loop().time
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven, delivery: Delivery) -> None:
+        if not came or delivery.tag > 1:
+            came.append(now())
+        raise ValueError
+
+    async with running(Bus("amqp://x", router, consumer_timeout=timedelta(seconds=1))) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: len(came) > 1, "the return")
+
+    assert 0.4 < came[1] - came[0] < 0.9
 
 
 async def test_a_forward_that_cannot_be_published_is_tried_again_and_the_handler_is_not() -> None:
@@ -414,6 +457,25 @@ async def test_stopping_waits_for_running_handlers_and_gives_back_the_rest() -> 
     assert broker.queues["work.do.dead"].ready == 0
 
 
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_stop_says_of_the_handlers_that_they_did_not_end_and_only_then(
+    ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    router, begun = Router("work"), asyncio.Event()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        begun.set()
+        await asyncio.sleep(0.02 if ends else 60)
+
+    async with Bus("memory://", router, grace=5 if ends else 0.1) as bus:
+        await bus.publish(JobGiven(1))
+        await begun.wait()
+
+    assert ("1 handlers did not end in time" in caplog.text) is not ends
+    assert ("did not end in time" in caplog.text) is not ends
+
+
 async def test_one_worker_handles_in_order_though_handlers_wait() -> None:
     router, done = Router("work"), list[int]()
 
@@ -452,7 +514,9 @@ class Final(BaseException):
 
 
 @pytest.mark.parametrize("raised", [Final("x"), BaseExceptionGroup("x", [asyncio.CancelledError()]), GeneratorExit()])
-async def test_whatever_a_handler_raises_is_held_and_shown(raised: BaseException) -> None:
+async def test_whatever_a_handler_raises_is_held_and_shown(
+    raised: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     router, tries = Router("work"), list[int]()
 
     @router.on(JobGiven, prefetch=2, concurrency=1)
@@ -467,6 +531,7 @@ async def test_whatever_a_handler_raises_is_held_and_shown(raised: BaseException
         await probe.settled()
 
         assert probe.waiting("work.do") == 0
+    assert "a worker ended" not in caplog.text
 
 
 async def test_resuming_during_a_stop_spends_nobodys_delivery_limit() -> None:
@@ -557,6 +622,81 @@ async def test_a_start_that_fails_leaves_nothing_running() -> None:
 
     assert asyncio.all_tasks() == before
     assert not bus.health().ok
+
+
+class HalfAway(MemoryClient):
+    """A client at which one queue cannot be consumed, and the others are still being asked for."""
+
+    async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> MemoryConsumer:
+        if queue != "work.gone":
+            await asyncio.Event().wait()
+        raise BrokerUnavailableError("away")
+
+
+async def test_where_one_subscription_cannot_begin_the_others_are_not_left_beginning() -> None:
+    router, before = Router("work"), asyncio.all_tasks()
+    for name in ("one", "gone", "other"):
+
+        @router.on(JobGiven, name=name)
+        async def do(job: JobGiven) -> None: ...
+
+    with pytest.raises(BrokerUnavailableError, match="away"):
+        await Bus(HalfAway(EmbeddedBroker()), router, grace=0.1).start()
+    await asyncio.sleep(0)
+
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_service_that_is_asked_to_stop_while_its_broker_is_away_ends() -> None:
+    broker = EmbeddedBroker()
+    broker.go_down()
+    bus = Bus(broker.client(), Router("work"), start_timeout=60)
+    serving = asyncio.create_task(bus.serve())
+    await eventually(lambda: bool(broker.clients), "the attempt")
+
+    bus.ask_to_stop()
+    async with asyncio.timeout(5):
+        await serving
+
+    assert bus.stopping
+    assert not broker.clients
+
+
+async def test_two_routers_of_one_name_cannot_share_a_queue_unawares() -> None:
+    one, other = Router("work"), Router("work")
+    for router in (one, other):
+
+        @router.on(JobGiven)
+        async def do(job: JobGiven) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"two routers have the queue 'work\.do'"):
+        await Bus("memory://", one, other).start()
+
+
+async def test_a_bus_whose_start_failed_has_stopped() -> None:
+    broker = EmbeddedBroker()
+    bus = Bus(broker.client(), Router("work"), start_timeout=0.01)
+    broker.go_down()
+    with pytest.raises(BrokerUnavailableError):
+        await bus.start()
+    broker.come_up()
+
+    assert bus.stopping
+    assert bus.health().checks[0].detail == "stopped"
+    with pytest.raises(ConfigurationError, match="this bus is stopped"):
+        await bus.start()
+
+
+async def test_an_exchange_that_stands_otherwise_keeps_the_bus_from_starting() -> None:
+    broker, router = EmbeddedBroker(), Router("work")
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None: ...
+
+    broker.declare_all([Exchange("events", "fanout")], passive=False)
+
+    with pytest.raises(TopologyError, match="'events'"):
+        await Bus(broker.client(), router).start()
 
 
 async def test_publishing_after_the_stop_is_refused_at_once() -> None:

@@ -6,13 +6,15 @@ On both event loops that services run on: asyncio's own and uvloop's.
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +22,10 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from rabbitevents import (
+    BrokerUnavailableError,
     Bus,
     ConfigurationError,
+    EncodeError,
     Host,
     Message,
     NotSentError,
@@ -31,17 +35,21 @@ from rabbitevents import (
     PublishError,
     RefusedError,
     Router,
+    facts,
 )
 from rabbitevents.brokers import Settings
-from rabbitevents.brokers.rabbitmq import calls, connection, link, subscriber, transport
+from rabbitevents.brokers.rabbitmq import broker as broker_room
+from rabbitevents.brokers.rabbitmq import calls, connection, link, publisher, subscriber, transport
 from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
 from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.errors import BrokerError
 from rabbitevents.testing import EmbeddedBroker, running
+from rabbitevents.topology import Queue, Topology
 from tests.bed.fake_broker import FakeBroker
-from tests.bed.fake_connection import FakeConnection
+from tests.bed.fake_connection import FakeConnection, Published
 from tests.bed.fixtures import NodeFactory
 from tests.bed.rabbitmq import RabbitNode
-from tests.shop import Effects, OrderPlaced, eventually, recording
+from tests.shop import Effects, OrderPlaced, eventually, nothing_left_running, recording
 
 BODY = b'{"order_id": "o-1"}'
 
@@ -457,6 +465,78 @@ async def test_each_thing_is_declared_once_at_start(fake_broker: FakeBroker) -> 
     assert sum(kind == "queue" for kind, _ in asked) == 20 * 2 + 1
 
 
+async def test_a_queue_that_is_gone_is_declared_again_with_all_that_it_needs_and_nothing_else(
+    fake_broker: FakeBroker,
+) -> None:
+    router = Router("shop")
+    for name in ("kept", "gone"):
+
+        @router.on(OrderPlaced, name=name)
+        async def record(order: OrderPlaced) -> None: ...
+
+    async with Bus(fake_broker.url, router, grace=1) as bus:
+        where, tag = next((c, t) for c in fake_broker.connections for t, (_, q) in c.consumers.items() if "gone" in q)
+        since = len(fake_broker.frames)
+        where.cancel(tag)
+        await eventually(lambda: not bus.health().ok, "the loss")
+        await eventually(lambda: bus.health().ok, "the consumer")
+
+    asked = [each.frame for each in fake_broker.frames[since:]]
+    queues = [each.queue for each in asked if isinstance(each, commands.Queue.Declare)]
+    bindings = [(each.exchange, each.routing_key) for each in asked if isinstance(each, commands.Queue.Bind)]
+    assert queues == ["shop.gone.dead", "shop.gone"]
+    assert bindings == [
+        ("events.dead", "shop.gone"),
+        ("delay.due", "shop.gone"),
+        ("events", "order.placed"),
+        ("events.due", "order.placed"),
+    ]
+
+
+async def test_a_consumer_whose_queue_is_not_there_is_back_only_once_the_queue_is(fake_broker: FakeBroker) -> None:
+    seen = list[facts.Fact]()
+
+    class Notes(Plugin):
+        def observe(self, fact: facts.Fact) -> None:
+            seen.append(fact)
+
+    fake_broker.fail(commands.Basic.Consume, times=1, code=404)
+    async with Bus(fake_broker.url, recording(Effects()), plugins=[Notes()], grace=1) as bus:
+        at_start = [check.detail for check in bus.health().problems]
+        await eventually(lambda: bus.health().ok, "the consumer")
+
+    declared = [each.frame.queue for each in fake_broker.all(commands.Queue.Declare)]
+    assert len(at_start) == 1
+    assert "NOT_FOUND" in at_start[0]
+    assert declared.count("shop.record") == 2
+    assert [type(each) for each in seen if isinstance(each, facts.ConsumerRestored)] == [facts.ConsumerRestored]
+
+
+async def test_a_bus_that_may_publish_and_not_consume_does_not_start(fake_broker: FakeBroker) -> None:
+    def one_only(where: FakeConnection, channel: int, frame: commands.Connection.Open) -> None:
+        if where.number == 1:
+            fake_broker.answer(where, channel, frame)
+        else:
+            where.close(530, "NOT_ALLOWED - vhost / not found")
+
+    fake_broker.on(commands.Connection.Open, one_only)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(BrokerUnavailableError, match="NOT_ALLOWED"):
+            await Bus(fake_broker.url, recording(Effects()), declare="none").start()
+
+
+async def test_a_bus_that_declares_nothing_consumes(fake_broker: FakeBroker) -> None:
+    effects = Effects()
+    async with Bus(fake_broker.url, recording(effects), declare="none", grace=1):
+        where, channel, tag = await consumed(fake_broker)
+        where.deliver(channel, tag, 1, BODY, of(), exchange="events", routing_key="order.placed")
+        await effects.until(1)
+
+    assert not fake_broker.all(commands.Queue.Declare)
+    assert not fake_broker.all(commands.Exchange.Declare)
+
+
 async def test_one_queue_s_declaration_without_an_answer_stops_no_publishing(
     fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +554,55 @@ async def test_one_queue_s_declaration_without_an_answer_stops_no_publishing(
         for number in range(3):
             await bus.publish(OrderPlaced(f"o-{number}"))
         await fake_broker.received(commands.Basic.Consume, 2, timeout=10)
+
+
+@pytest.mark.parametrize("unanswered", [{"q1", "q2"}, {"q0", "q2", "q4", "q6"}, {"q1", "q2", "q4", "q5"}])
+async def test_queues_without_an_answer_are_their_own_trouble_unless_three_follow_each_other(
+    unanswered: set[str], fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RPC_DEADLINE", 0.1)
+
+    silent = set(unanswered)
+
+    def answer(where: FakeConnection, channel: int, frame: commands.Queue.Declare) -> None:
+        if frame.queue not in silent:
+            fake_broker.answer(where, channel, frame)
+
+    fake_broker.on(commands.Queue.Declare, answer)
+    broker = RabbitMQ(fake_broker.url)
+    await broker.start(Settings(name="x"), None)
+    wanted = Topology(tuple(Queue(f"q{number}") for number in range(7)))
+
+    refused = await broker.declare(wanted)
+    silent |= {"q3", "q4", "q5"}
+    with pytest.raises(BrokerError, match="no answer"):
+        await broker.declare(wanted)
+    await broker.stop(asyncio.get_running_loop().time() + 1)
+
+    assert refused.keys() == unanswered
+
+
+async def test_of_many_that_are_published_together_each_has_its_own_outcome(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "_REFUSED_PAUSES", (0.01,))
+
+    def judge(where: FakeConnection, published: Published) -> None:
+        verdict = commands.Basic.Nack if published.routing_key == "refused" else commands.Basic.Ack
+        where.send(published.channel, verdict(published.delivery_tag))
+
+    fake_broker.on_publish(judge)
+    broker, now = RabbitMQ(fake_broker.url), asyncio.get_running_loop().time
+    await broker.start(Settings(name="x"), None)
+    keys = ["taken", "refused", "k" * 256, "taken", "refused"]
+    messages = [Message(exchange="e", routing_key=key, body=BODY, properties=Properties()) for key in keys]
+
+    outcomes = await broker.publish_many(messages, now() + 5)
+    await broker.stop(now() + 1)
+
+    assert [type(outcome) for outcome in outcomes] == [bool, RefusedError, EncodeError, bool, RefusedError]
+    assert outcomes[0] is outcomes[3] is True
+    assert [each.message for each in outcomes if isinstance(each, RefusedError)] == [messages[1], messages[4]]
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 20])
@@ -548,6 +677,156 @@ async def test_a_name_with_several_addresses_is_tried_at_each(
     monkeypatch.setattr(transport, "_resolve", several)
     async with Bus(fake_broker.url, name="x", start_timeout=5) as bus:
         await bus.publish(OrderPlaced("o"))
+
+
+def noting_sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """Return the sockets that are made for connections from now on."""
+    made = list[socket.socket]()
+
+    class Noted(socket.socket):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(transport, "socket", SimpleNamespace(**{**vars(socket), "socket": Noted}))
+    return made
+
+
+async def test_an_address_that_refuses_leaves_no_socket_open(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = noting_sockets(monkeypatch)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+
+        async def several(*_: object, **__: object) -> Any:
+            there = (nobody.getsockname(), fake_broker.address)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", where) for where in there]
+
+        monkeypatch.setattr(transport, "_resolve", several)
+        async with Bus(fake_broker.url, name="x", start_timeout=5):
+            still_open = [each.fileno() != -1 for each in made]
+
+    assert still_open == [False, True]
+
+
+async def test_a_start_that_is_cut_off_while_no_address_answers_leaves_no_socket_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = noting_sockets(monkeypatch)
+    with ExitStack() as opened_here:
+        full = opened_here.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):  # what its backlog has no place for gets no answer
+            waits = opened_here.enter_context(socket.socket())
+            waits.setblocking(False)
+            waits.connect_ex(full.getsockname())
+        starting = asyncio.create_task(Bus(f"amqp://127.0.0.1:{full.getsockname()[1]}", name="x").start())
+        await eventually(lambda: bool(made), "a socket")
+        starting.cancel()
+        await asyncio.wait({starting})
+
+        await eventually(lambda: all(each.fileno() == -1 for each in made), "no socket", 3)
+    assert starting.cancelled()
+
+
+async def test_a_broker_is_given_up_after_two_and_a_half_silent_heartbeats_and_no_sooner(
+    fake_broker: FakeBroker,
+) -> None:
+    broker, now = RabbitMQ(fake_broker.url, heartbeat=10), asyncio.get_running_loop().time
+    await broker.start(Settings(name="x"), None)
+    there: Connection = inside(broker)._publishing.connection
+
+    there.watch(now() + 7)
+    quiet = [there.quiet]
+    there.watch(now() + 24)
+    quiet.append(there.quiet)
+    stands = not there.lost.done()
+    there.watch(now() + 26)
+    await broker.stop(now() + 1)
+
+    assert quiet == ["", "nothing came from the broker for 24 s"]
+    assert stands
+    assert there.lost.result() == "nothing came from the broker for 26 s"
+
+
+async def test_a_publish_that_fails_says_what_the_broker_does(fake_broker: FakeBroker) -> None:
+    async with Bus(fake_broker.url, name="x", grace=1, publish_timeout=0.1) as bus:
+        fake_broker.on_publish(lambda where, published: None)
+        with pytest.raises(OutcomeUnknownError, match=r"the deadline passed before the broker answered$"):
+            await bus.publish(OrderPlaced("o"))
+
+        fake_broker.connection.block("low on memory")
+        await eventually(lambda: any("low on memory" in each.detail for each in bus.health().problems), "the alarm")
+        with pytest.raises(NotSentError, match=r"the deadline passed; the broker blocks publishers: low on memory$"):
+            await bus.publish(OrderPlaced("o"))
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_a_connection_is_closed_politely_unless_its_broker_does_not_read(
+    blocked: bool, fake_broker: FakeBroker
+) -> None:
+    seen = list[facts.Fact]()
+
+    class Notes(Plugin):
+        def observe(self, fact: facts.Fact) -> None:
+            seen.append(fact)
+
+    async with Bus(fake_broker.url, name="x", plugins=[Notes()], grace=1):
+        if blocked:
+            fake_broker.connection.block()
+            await eventually(lambda: bool([each for each in seen if isinstance(each, facts.Blocked)]), "the alarm")
+
+    assert len(fake_broker.all(commands.Connection.Close)) == (0 if blocked else 1)
+
+
+async def test_a_start_ends_when_its_consumers_are_registered(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_room, "REGISTER_TIMEOUT", 60)
+
+    async with asyncio.timeout(5), Bus(fake_broker.url, recording(Effects()), grace=1) as bus:
+        assert bus.health().ok
+
+
+async def test_who_is_cut_off_while_a_consumer_is_registered_leaves_none(fake_broker: FakeBroker) -> None:
+    broker, now = RabbitMQ(fake_broker.url), asyncio.get_running_loop().time
+    await broker.start(Settings(name="x"), None)
+    fake_broker.ignore(commands.Basic.Consume)
+    consuming = asyncio.create_task(broker.consume("q", prefetch=1, deliver=lambda _: None, trusted=None))
+    await fake_broker.received(commands.Basic.Consume)
+
+    consuming.cancel()
+    await asyncio.wait({consuming}, timeout=1)
+    names = [check.name for check in broker.health()]
+    await broker.stop(now() + 1)
+
+    assert consuming.cancelled()
+    assert "consumer q" not in names
+
+
+async def test_observers_learn_what_happens_to_the_connections_and_the_consumers(fake_broker: FakeBroker) -> None:
+    seen = list[facts.Fact]()
+
+    class Notes(Plugin):
+        def observe(self, fact: facts.Fact) -> None:
+            seen.append(fact)
+
+    async with Bus(fake_broker.url, recording(Effects()), plugins=[Notes()], grace=1) as bus:
+        where, _, tag = await consumed(fake_broker)
+        where.cancel(tag)
+        await consumed(fake_broker, 2)
+        fake_broker.connections[0].block("low on memory")
+        fake_broker.connections[0].unblock()
+        await eventually(lambda: facts.Unblocked() in seen, "the end of the alarm")
+        fake_broker.connections[0].drop()
+        await eventually(lambda: bus.health().ok, "health", 5)
+
+    kinds = Counter(type(fact) for fact in seen)
+    assert facts.Blocked("low on memory") in seen
+    assert kinds[facts.ConsumerLost] == 1
+    assert kinds[facts.ConsumerRestored] == 2
+    assert kinds[facts.ConnectionLost] == 1
+    assert kinds[facts.Connected] == 3
 
 
 async def test_an_address_that_accepts_and_says_nothing_keeps_nobody_from_the_next_one(
@@ -645,6 +924,37 @@ async def test_a_publishing_channel_that_cannot_be_opened_is_tried_with_growing_
     assert pauses[-1] > 2 * pauses[0]
 
 
+async def test_a_pause_and_a_resume_end_when_the_broker_has_answered(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber, "CANCEL_DEADLINE", 60)
+    async with Bus(fake_broker.url, recording(Effects()), grace=1) as bus:
+        await opened(fake_broker)
+
+        async with asyncio.timeout(5):
+            await bus.pause("shop.record")
+            cancelled = len(fake_broker.all(commands.Basic.Cancel))
+            await bus.resume("shop.record")
+            consumers = len(fake_broker.all(commands.Basic.Consume))
+
+        assert (cancelled, consumers) == (2, 3)  # the window was opened by the first of the cancels
+
+
+async def test_a_stop_ends_in_time_though_a_publish_has_time_left_and_no_answer(fake_broker: FakeBroker) -> None:
+    broker, now = RabbitMQ(fake_broker.url), asyncio.get_running_loop().time
+    await broker.start(Settings(name="x"), None)
+    fake_broker.on_publish(lambda where, published: None)
+    message = Message(exchange="events", routing_key="order.placed", body=BODY, properties=Properties())
+    publish = asyncio.ensure_future(broker.publish(message, now() + 60))
+    await fake_broker.until(lambda: bool(fake_broker.published), what="the publish")
+
+    async with asyncio.timeout(5):
+        await broker.stop(now() + 1.5)
+    await asyncio.wait({publish}, timeout=1)
+
+    assert isinstance(publish.exception(), OutcomeUnknownError)
+
+
 def test_a_sibling_keeps_every_setting() -> None:
     context = ssl.create_default_context()
     bus = Bus("amqps://a", name="x", ssl_context=context, heartbeat=3, grace=7, in_flight=5)
@@ -683,6 +993,31 @@ async def test_a_bus_on_another_event_loop_or_thread_gets_one_clear_error(url: s
 
     assert all("run_coroutine_threadsafe" in each for each in said)
     assert effects.done == {"here": 1}
+
+
+async def test_a_question_that_fails_when_nobody_waits_any_more_is_no_unhandled_error() -> None:
+    unhandled, release = list[dict[str, Any]](), asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+
+    async def fails() -> None:
+        try:
+            await release.wait()
+        finally:
+            raise OSError
+
+    cut_off = asyncio.create_task(calls.within(5, fails(), "asking"))
+    await asyncio.sleep(0)
+    cut_off.cancel()
+    unanswered = asyncio.create_task(calls.within(0.01, fails(), "asking"))
+    await asyncio.wait({cut_off, unanswered})
+    release.set()
+    await nothing_left_running(set())
+    ends = (cut_off.cancelled(), type(unanswered.exception()))
+    del cut_off, unanswered
+    gc.collect()
+
+    assert ends == (True, BrokerError)
+    assert unhandled == []
 
 
 def test_deadlines_are_what_is_promised() -> None:

@@ -38,6 +38,7 @@ from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.embedded.client import MemoryClient
 from rabbitevents.brokers.embedded.consumer import MemoryConsumer
 from rabbitevents.consuming import holding
+from rabbitevents.consuming.workers import SUSPECT_COUNT
 from rabbitevents.plugin import Consume
 from rabbitevents.testing import running
 from rabbitevents.testing.bench import eventually
@@ -262,6 +263,27 @@ async def test_when_half_the_window_is_held_the_subscription_takes_nothing_new_a
         assert any("takes nothing new" in problem for problem in problems)
         assert probe.bus.health().ok
         assert len(tries) == 50
+
+
+async def test_a_held_suspect_stalls_nobody_behind_it() -> None:
+    router, done = Router("work"), list[int]()
+
+    @router.on(JobGiven, prefetch=10)
+    async def do(job: JobGiven) -> None:
+        if job.number == 0:
+            raise ValueError
+        done.append(job.number)
+
+    bus = Bus("amqp://x", router, consumer_timeout=timedelta(hours=1))
+    async with running(bus) as probe:
+        await probe.bus.pause("work.do")
+        for number in range(3):
+            await probe.bus.publish(JobGiven(number))
+        for _, stored in probe.broker.queues["work.do"]._ready:  # pyright: ignore[reportPrivateUsage]
+            stored.count = SUSPECT_COUNT
+        await probe.bus.resume("work.do")
+
+        await eventually(lambda: done == [1, 2], "those behind it", 3)
 
 
 async def test_observers_learn_when_a_subscription_takes_nothing_new_and_when_it_does_again() -> None:
@@ -645,6 +667,20 @@ async def test_where_one_subscription_cannot_begin_the_others_are_not_left_begin
     await asyncio.sleep(0)
 
     assert asyncio.all_tasks() == before
+
+
+async def test_a_service_that_is_asked_to_stop_has_stopped_when_it_ends() -> None:
+    broker, started = EmbeddedBroker(), asyncio.Event()
+    bus = Bus(broker.client(), Router("work"))
+    serving = asyncio.create_task(bus.serve(started=started.set))
+    await started.wait()
+
+    bus.ask_to_stop()
+    async with asyncio.timeout(5):
+        await serving
+
+    assert bus.health().checks[0].detail == "stopped"
+    assert not broker.clients
 
 
 async def test_a_service_that_is_asked_to_stop_while_its_broker_is_away_ends() -> None:

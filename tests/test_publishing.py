@@ -78,6 +78,18 @@ async def test_a_stop_ends_the_declaring_of_a_waiting_queue_and_who_waits_for_it
     await nothing_left_running(before)
 
 
+async def test_while_the_broker_blocks_publishers_nothing_is_published_and_the_error_says_why() -> None:
+    server = EmbeddedBroker()
+    async with Bus(server.client(), router()) as bus:
+        server.block("low on memory")
+        with pytest.raises(NotSentError, match="the broker blocks publishers: low on memory"):
+            await bus.publish(JobGiven(1), timeout=0.02)
+        waiting = asyncio.create_task(bus.publish(JobGiven(2), timeout=10))
+        server.unblock()
+
+        await waiting
+
+
 def test_a_message_whose_routing_key_amqp_cannot_carry_is_over_the_limits() -> None:
     def keyed(key: str) -> Message:
         return Message(exchange="", routing_key=key, body=b"{}", properties=Properties())

@@ -10,7 +10,7 @@ from typing import Any
 
 ATTEMPTS = 3
 
-TAKEN = 0.25
+TAKEN = 0.5
 """Seconds after an acknowledgement was written in which a cut can still keep it from the broker: on quorum queues what
 was written within the last 100 ms is lost with its connection, and a busy machine takes its time."""
 

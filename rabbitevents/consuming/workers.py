@@ -56,8 +56,8 @@ class Workers:
         forward: Callable[[Message], Awaitable[None]],
         amend: Callable[[Delivery, Message], Message] | None = None,
         report: Report | None,
-        overdue: Callable[[], int] = lambda: 0,
-        may_reject: Callable[[], bool] = lambda: True,
+        overdue: Callable[[], int],
+        may_reject: Callable[[], bool],
         consumer_timeout: float,
     ) -> None:
         self.subscription = subscription

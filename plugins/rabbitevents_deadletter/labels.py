@@ -35,8 +35,8 @@ DEAD: Final = ".dead"
 
 
 def moment(time: datetime) -> str:
-    """Return a time as it stands in a header: RFC 3339, UTC, in milliseconds."""
-    return time.astimezone(UTC).isoformat(timespec="milliseconds")
+    """Return a time as it stands in a header: RFC 3339, UTC, in microseconds: in a trace, a replay must not begin before its event died."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def cut(text: str, limit: int) -> str:

@@ -106,17 +106,6 @@ async def test_a_body_over_the_limit_is_not_kept() -> None:
     assert [(d.tag, len(d.body), d.oversize) for d in wired.delivered] == [(1, 0, 201), (2, 200, 0)]
 
 
-async def test_what_comes_from_now_on_goes_elsewhere() -> None:
-    wired, elsewhere = Wired(), list[int]()
-    lane = wired.inbound()
-    wired.tap.data_received(b"".join(a_delivery(1, 1, b"x")))
-
-    lane.deliver_to(lambda batch: elsewhere.extend(d.tag for d in batch))
-    wired.tap.data_received(b"".join(a_delivery(1, 2, b"x")))
-
-    assert (wired.received(1), elsewhere) == ([(1, b"x")], [2])
-
-
 # --- settling -------------------------------------------------------------------------------------------------------
 
 

@@ -82,8 +82,7 @@ async def test_every_single_cut_and_one_byte_at_a_time_give_the_same_deliveries(
 
 async def test_deliveries_of_one_read_come_as_one_list() -> None:
     wired, batches = Wired(), list[int]()
-    lane = wired.inbound()
-    lane.deliver_to(lambda batch: batches.append(len(batch)))
+    wired.inbound(deliver=lambda batch: batches.append(len(batch)))
 
     wired.tap.data_received(deliveries(1, *[b"x"] * 7))
 
@@ -93,7 +92,7 @@ async def test_deliveries_of_one_read_come_as_one_list() -> None:
 async def test_deliveries_of_interleaved_channels_come_as_one_list_each() -> None:
     wired, batches = Wired(), list[list[tuple[str, int]]]()
     for number in (1, 2, 3):
-        wired.inbound(number).deliver_to(lambda batch: batches.append([(d.queue, d.tag) for d in batch]))
+        wired.inbound(number, deliver=lambda batch: batches.append([(d.queue, d.tag) for d in batch]))
     one, two = [[f for tag in (1, 2) for f in a_delivery(number, tag, b"x")] for number in (1, 2)]
 
     wired.tap.data_received(b"".join(interleaved([one, two], [0, 1] * 6)))

@@ -7,6 +7,7 @@ import asyncio
 from pamqp import body as amqp_body
 from pamqp import commands, frame
 
+from rabbitevents.brokers import Deliver
 from rabbitevents.brokers.rabbitmq.frames import HEARTBEAT
 from rabbitevents.brokers.rabbitmq.inbound import InboundLane
 from rabbitevents.brokers.rabbitmq.outbound import Answer, OutboundLane
@@ -60,13 +61,13 @@ class Wired:
         self.delivered: list[Delivery] = []
         self.rooms = 0
 
-    def inbound(self, number: int = 1, body_limit: int = 1_000_000) -> InboundLane:
+    def inbound(self, number: int = 1, body_limit: int = 1_000_000, deliver: Deliver | None = None) -> InboundLane:
         lane = InboundLane(
             number,
             self.transport,
             queue=f"q{number}",
             generation=1,
-            deliver=self.delivered.extend,
+            deliver=deliver or self.delivered.extend,
             body_limit=body_limit,
         )
         self.tap.attach(lane)

@@ -79,7 +79,7 @@ class Workers:
         self._holding = Holding(
             subscription.name,
             limit=max(1, subscription.options.prefetch // 2),
-            give_back_after=consumer_timeout / 2,
+            give_back_after=self._too_long,
             retry=self._due,
             give_back=self._give_back,
             tell=self._tell,
@@ -334,13 +334,10 @@ class Workers:
 
     def _cancelled(self, work: Work, error: asyncio.CancelledError) -> None:
         """Tell our own cancellation (the end of the grace period) from one that a handler let loose."""
+        self._hold(work, error)
         task = asyncio.current_task()
         if self._stopping and task is not None and task.cancelling():
-            self._hold(work, error)
             raise error
-        while task is not None and task.cancelling():
-            task.uncancel()
-        self._hold(work, error)
 
     def _done(self, work: Work) -> None:
         """Let go of a delivery: it is settled, or the broker delivers it again."""

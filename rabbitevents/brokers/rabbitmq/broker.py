@@ -96,7 +96,7 @@ class RabbitMQ:
             report=self._report,
         )
 
-    async def _until_running(self, link: Link) -> Connection:
+    async def _until_running(self, link: Link) -> None:
         """Wait until ``link`` runs. Raises `BrokerUnavailableError`: at once when we are refused, else at the timeout."""
         timeout = self._settings.start_timeout
         running = asyncio.ensure_future(link.running.wait())
@@ -106,7 +106,7 @@ class RabbitMQ:
         finally:
             running.cancel()
         if link.connection is not None:
-            return link.connection
+            return
         if link.refused.done():
             refusal = link.refused.result()
             raise BrokerUnavailableError(str(refusal), code=refusal.code)
@@ -119,13 +119,18 @@ class RabbitMQ:
         """
         if self._publishing is None or self._publishing.state == "closed":
             raise BrokerError(f"{what}: there is no connection to the broker")
+        link = self._consuming or await self._until_consuming()
+        if link.connection is None:
+            raise BrokerError(f"{what}: there is no connection to the broker")
+        return link.connection
+
+    async def _until_consuming(self) -> Link:
+        """Wait for the consuming connection, which is begun when it is first needed. Raises `BrokerUnavailableError`."""
         if self._consuming is None:
             self._consuming = self._link("consume", self._restore_consuming)
             self._consuming.open()
-            return await self._until_running(self._consuming)
-        if self._consuming.connection is None:
-            raise BrokerError(f"{what}: there is no connection to the broker")
-        return self._consuming.connection
+        await self._until_running(self._consuming)
+        return self._consuming
 
     # --- topology ---
 
@@ -198,12 +203,8 @@ class RabbitMQ:
 
     async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Subscriber:
         """Consume on the consuming connection, on a channel of its own."""
-        if self._consuming is None:
-            self._consuming = self._link("consume", self._restore_consuming)
-            self._consuming.open()
-        await self._until_running(self._consuming)
         subscriber = Subscriber(
-            self._consuming,
+            await self._until_consuming(),
             queue,
             prefetch=prefetch,
             deliver=deliver,

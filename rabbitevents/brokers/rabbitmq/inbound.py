@@ -82,10 +82,6 @@ class InboundLane:
         self._flushing = False
         self._call_soon: Callable[[Callable[[], None]], object] = loop.call_soon
 
-    def deliver_to(self, deliver: Deliver) -> None:
-        """Send what comes from now on to ``deliver``."""
-        self._deliver = deliver
-
     # --- in ---
 
     def method(self, buffer: bytes, at: int, end: int) -> bool:

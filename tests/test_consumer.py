@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +28,6 @@ from rabbitevents import (
     Router,
     Settlement,
     TopologyError,
-    event,
     facts,
     forward,
 )
@@ -42,12 +40,7 @@ from rabbitevents.consuming.workers import SUSPECT_COUNT
 from rabbitevents.plugin import Consume
 from rabbitevents.testing import running
 from rabbitevents.testing.bench import eventually
-
-
-@event("job.given")
-@frozen
-class JobGiven:
-    number: int
+from tests.jobs import JobGiven
 
 
 @pytest.fixture(autouse=True)

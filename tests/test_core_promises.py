@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from attrs import frozen
 from pamqp import commands
 
 from rabbitevents import (
@@ -23,30 +22,17 @@ from rabbitevents import (
     PublishError,
     RefusedError,
     Router,
-    event,
     facts,
 )
 from rabbitevents.consuming import holding
 from rabbitevents.testing import EmbeddedBroker, running
 from rabbitevents.testing.bench import eventually
 from tests.bed.fake_broker import FakeBroker
+from tests.jobs import WORK, JobDone, JobGiven
 from tests.shop import Effects, OrderPlaced, recording
 
-WORK = "work.do"
 UNREADABLE = b"\x20\x00\x00\x00\x00\x04\x01kZ\x00"
 """Properties whose one header is of a type that nobody knows."""
-
-
-@event("job.given")
-@frozen
-class JobGiven:
-    number: int
-
-
-@event("job.done")
-@frozen
-class JobDone:
-    number: int
 
 
 class Notes(Plugin):

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import AbstractAsyncContextManager
 
 import pytest
-from attrs import frozen
 
 from rabbitevents import (
     Bus,
@@ -20,19 +19,13 @@ from rabbitevents import (
     Plugin,
     Router,
     Settlement,
-    event,
     forward,
 )
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.properties import Properties
 from rabbitevents.testing import delivered, running
+from tests.jobs import JobGiven
 from tests.shop import eventually
-
-
-@event("job.given")
-@frozen
-class JobGiven:
-    number: int
 
 
 class Again(Plugin):

@@ -9,25 +9,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rabbitevents import Bus, Consume, Delivery, Host, Message, Plugin, Router, Settlement, event, forward
+from rabbitevents import Bus, Consume, Delivery, Host, Message, Plugin, Router, Settlement, forward
 from rabbitevents.consuming.isolation import isolated, take_back_cancellations
 from rabbitevents.testing import running
-
-
-@event("job.given")
-@frozen
-class JobGiven:
-    number: int
-
-
-@event("job.done")
-@frozen
-class JobDone:
-    number: int
+from tests.jobs import JobDone, JobGiven
 
 
 class Session:

@@ -6,20 +6,14 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from attrs import frozen
 
-from rabbitevents import Bus, EncodeError, Limits, Message, NotSentError, Properties, Router, event
+from rabbitevents import Bus, EncodeError, Limits, Message, NotSentError, Properties, Router
 from rabbitevents.publishing import delay
 from rabbitevents.testing import EmbeddedBroker
+from tests.jobs import JobGiven
 from tests.shop import nothing_left_running
 
 LATER = timedelta(seconds=5)
-
-
-@event("job.given")
-@frozen
-class JobGiven:
-    number: int
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
+from rabbitevents.brokers.home import Home
 from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.message import Delivery
 
@@ -32,13 +33,14 @@ class Browsing:
     cut off, nothing is left at the broker.
     """
 
-    def __init__(self, broker: Broker, queue: str, hold: int) -> None:
+    def __init__(self, broker: Broker, queue: str, hold: int, home: Home) -> None:
         if not 1 <= hold <= 2000:
             raise ConfigurationError(f"hold={hold}: say 1 to 2000 (quorum queues let 2000 out at a time)")
         self.queue = queue
         self.depth: int = 0
         """How many messages were ready when the look began."""
         self._broker = broker
+        self._home = home
         self._hold = hold
         self._consumer: Consumer | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -49,6 +51,7 @@ class Browsing:
     async def __aenter__(self) -> Self:
         if self._consumer is not None or self._leaving is not None:
             raise ConfigurationError(f"this look into queue {self.queue!r} was entered before; ask the bus for another")
+        self._home.check()
         depth = await self._broker.depth(self.queue)
         if depth is None:
             raise ConfigurationError(f"there is no queue {self.queue!r} at this broker (in this virtual host)")

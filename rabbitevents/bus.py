@@ -31,8 +31,8 @@ from rabbitevents.errors import ConfigurationError, TopologyError
 from rabbitevents.events import Event
 from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
-from rabbitevents.message import Delivery, Message
-from rabbitevents.plugin import Plugin, Publish, check_order, overrides, standing_in, wrap
+from rabbitevents.message import Message
+from rabbitevents.plugin import Plugin, Publish, amending, check_order, overrides, standing_in, wrap
 from rabbitevents.publishing.publishing import Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
@@ -277,7 +277,7 @@ class Bus:
             subscription,
             wrap(plugins, "consume", dispatch),
             forward=self._running.forward,
-            amend=_amending(plugins),
+            amend=amending(plugins),
             report=self.report if self._observers else None,
             overdue=dispatch.overdue,
             may_reject=lambda: subscription.queue in self._keeps_rejected,
@@ -365,13 +365,15 @@ class Bus:
         Ends at most `HARD_STOP` seconds after the grace period, whatever handlers, plugins and the broker do. Whoever
         calls it while it is under way waits for its end; a start that is under way ends too, and leaves nothing open.
 
-        Raises `ConfigurationError` when a handler calls it, which it would wait for.
+        Raises `ConfigurationError` when a handler calls it, which it would wait for, and on another event loop.
         """
         if asyncio.current_task() is self._starting or self._workforce.is_at_work(asyncio.current_task()):
             raise ConfigurationError(
                 "stop() was called by what it has to wait for, a handler or a plugin's lifespan: call ask_to_stop() there, "
                 "which `serve` and `run` wait for, or leave the stopping to whoever started the bus"
             )
+        if self._state not in ("new", "stopped"):
+            self._home.check()
         if self._state == "starting":
             await self._give_up_starting()
         if self._stack is not None:
@@ -562,7 +564,7 @@ class Bus:
         At most ``hold`` messages are kept at a time. Each goes back to its place, but those that
         `Browsing.acknowledge` takes out. A give-back counts at the broker as a delivery does.
         """
-        return Browsing(self._broker, queue, hold)
+        return Browsing(self._broker, queue, hold, self._home)
 
 
 def _stopped_before() -> ConfigurationError:
@@ -573,18 +575,6 @@ def _is_cancelled() -> bool:
     """Say whether somebody cancelled the current task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Message] | None:
-    """Return what the ``forward`` hooks do to a copy, the innermost plugin's first; None where there are none."""
-    hooks = [plugin.forward for plugin in reversed(plugins) if overrides(plugin, "forward")]
-
-    def amend(delivery: Delivery, message: Message) -> Message:
-        for hook in hooks:
-            message = hook(delivery, message)
-        return message
-
-    return amend if hooks else None
 
 
 def _broker(broker: str | Sequence[str] | Broker, told: Configuration) -> Broker:

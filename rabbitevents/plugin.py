@@ -169,6 +169,18 @@ def wrap(
     return chain
 
 
+def amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Message] | None:
+    """Return what the ``forward`` hooks do to a copy, the innermost plugin's first; None where there are none."""
+    hooks = [plugin.forward for plugin in reversed(plugins) if overrides(plugin, "forward")]
+
+    def amend(delivery: Delivery, message: Message) -> Message:
+        for hook in hooks:
+            message = hook(delivery, message)
+        return message
+
+    return amend if hooks else None
+
+
 def standing_in(plugins: Sequence[Plugin], own: Sequence[Plugin]) -> tuple[Plugin, ...]:
     """Return a subscription's plugins: each of its ``own`` in the place of the bus's of the same class.
 

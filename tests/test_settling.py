@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenacity import retry_if_exception_type, stop_after_attempt, wait_fixed, wait_none
@@ -28,31 +28,18 @@ from rabbitevents import (
     PublishError,
     Router,
     Settlement,
-    event,
     facts,
     forward,
 )
+from rabbitevents import bus as bus_module
+from rabbitevents.brokers.embedded.consumer import MemoryConsumer
 from rabbitevents.consuming import dispatch, holding
 from rabbitevents.testing import EmbeddedBroker, running
 from rabbitevents.testing.bench import eventually
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_idempotency import Idempotency, MemoryStore
 from rabbitevents_retry import Retry
-
-WORK = "work.do"
-
-
-@event("job.given")
-@frozen
-class JobGiven:
-    number: int
-
-
-@event("job.done")
-@frozen
-class JobDone:
-    number: int
-    note: str = ""
+from tests.jobs import WORK, JobDone, JobGiven
 
 
 @pytest.fixture(autouse=True)
@@ -431,3 +418,49 @@ def _stored(body: bytes) -> Any:
     from rabbitevents.brokers.embedded.queues import Stored
 
     return Stored("", WORK, body, Properties(type="job.given", content_type="application/json"))
+
+
+async def test_of_what_was_given_back_nothing_is_kept() -> None:
+    router, counts, server = Router("work"), list[int](), EmbeddedBroker()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        counts.append(job.number)
+        raise OSError
+
+    async with running(Bus(server.client(), router, consumer_timeout=timedelta(seconds=0.1)), broker=server) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await eventually(lambda: len(counts) > 5, "some returns")
+        server.fail("refuse", times=10**6)
+        await eventually(lambda: not _given_back(), "tasks that are over to be let go of")
+
+
+def _given_back() -> list[Any]:
+    """The tasks that gave something back, are over, and are still kept by somebody."""
+    gc.collect()
+    tasks: list[asyncio.Task[Any]] = [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]
+    return [each for each in tasks if each.done() and "_give_all_back" in repr(each)]
+
+
+async def test_a_stop_that_is_cut_off_leaves_no_handler_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_module, "HARD_STOP", 1.0)
+    monkeypatch.setattr(MemoryConsumer, "cancel", _for_ever)
+    router, began, ended = Router("work"), asyncio.Event(), asyncio.Event()
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with running(Bus("memory://", router, grace=0.1)) as probe:
+        await probe.bus.publish(JobGiven(1))
+        await began.wait()
+
+    await asyncio.wait_for(ended.wait(), 1)
+
+
+async def _for_ever(_: MemoryConsumer) -> None:
+    await asyncio.Event().wait()

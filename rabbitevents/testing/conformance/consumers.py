@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
+from rabbitevents.brokers.home import Home
 from rabbitevents.browsing import Browsing
 from rabbitevents.testing.bench import (
     Bench,
@@ -263,7 +264,7 @@ class TestingConsumers:
 
         for number in range(100):
             assert await broker.depth(queue) is not None
-            async with Browsing(broker, queue, 10) as look:
+            async with Browsing(broker, queue, 10, Home()) as look:
                 if number % 10 == 0:
                     assert len([delivery async for delivery in look]) == 2
 
@@ -277,7 +278,7 @@ class TestingConsumers:
         lines = _health(broker)
 
         async def look() -> None:
-            async with Browsing(broker, queue, 10) as entered:
+            async with Browsing(broker, queue, 10, Home()) as entered:
                 async for _ in entered:
                     await asyncio.sleep(0)
                 await asyncio.sleep(0)

@@ -77,6 +77,16 @@ async def test_an_order_that_comes_again_changes_nothing_and_gets_the_same_answe
     assert stock.left("mug") == 0
 
 
+async def test_a_refusal_that_comes_again_is_the_same_event_whatever_happened_to_the_stock(tmp_path: Path) -> None:
+    stock = Stock(tmp_path, pieces_of_each=10)
+
+    first = await inventory.reserve(TOO_MANY, stock)
+    await inventory.reserve(TWO_MUGS, stock)
+    again = await inventory.reserve(TOO_MANY, Stock(tmp_path, pieces_of_each=10))
+
+    assert again == first == OutOfStock("o-2", "customer-2", "mug", 10)
+
+
 async def test_a_service_that_starts_again_knows_what_it_knew(tmp_path: Path) -> None:
     before = Stock(tmp_path)
     await inventory.reserve(TWO_MUGS, before)

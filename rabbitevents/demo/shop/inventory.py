@@ -17,10 +17,11 @@ router: Router = Router("shop.inventory")
 
 @frozen
 class Reservation:
-    """What was set aside for an order; no pieces if there were too few."""
+    """What was decided for an order: the pieces set aside, none if there were too few, and how many were left then."""
 
     sku: str
     pieces: int
+    left: int
 
 
 class Stock:
@@ -43,13 +44,13 @@ class Stock:
         """Return how many pieces can still be had."""
         return self._pieces_of_each - self._taken[sku]
 
-    def reserve(self, order_id: str, sku: str, pieces: int) -> bool:
-        """Set pieces aside for an order; False if there are too few."""
+    def reserve(self, order_id: str, sku: str, pieces: int) -> Reservation:
+        """Set pieces aside for an order; none if there are too few."""
         if order_id not in self.reserved:
             pieces = pieces if pieces <= self.left(sku) else 0
-            self.reserved[order_id] = Reservation(sku, pieces)
+            self.reserved[order_id] = Reservation(sku, pieces, self.left(sku) - pieces)
             self._taken[sku] += pieces
-        return self.reserved[order_id].pieces > 0
+        return self.reserved[order_id]
 
     def give_back(self, order_id: str) -> str | None:
         """Put back what was set aside for an order; return its article, or None if nothing was."""
@@ -67,8 +68,10 @@ async def reserve(order: OrderPlaced, stock: Stock) -> OutOfStock | list[Invento
     """Set aside what was ordered, if there is enough."""
     if order.quantity < 1:
         raise Fatal(f"an order of {order.quantity} pieces")  # it says so tomorrow, too: no repetition mends it
-    if not stock.reserve(order.order_id, order.sku, order.quantity):
-        return OutOfStock(order.order_id, order.customer, order.sku, stock.left(order.sku))
+    reservation = stock.reserve(order.order_id, order.sku, order.quantity)
+    if not reservation.pieces:
+        # As it was when that was decided: with what is left now, a repeated attempt would refuse it by another event.
+        return OutOfStock(order.order_id, order.customer, order.sku, reservation.left)
     return [
         InventoryReserved(order.order_id, order.customer, order.total),
         InventoryUpdated(order.sku, stock.left(order.sku)),

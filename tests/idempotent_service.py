@@ -168,7 +168,7 @@ def serve(how: str, url: str, port: int, path: str) -> None:
     crash = Crash(how, ledger, 200)
     orders: dict[str, str] = {}
     router = Router("shop")
-    window = 1 if how in ("stopped", "stalled") else 50 if how == "load" else BATCH
+    window = {"stopped": 1, "stalled": 1, "long": 10, "load": 50}.get(how, BATCH)
 
     @router.on(OrderPlaced, concurrency=min(window, BATCH), prefetch=window)
     async def record(order: OrderPlaced, delivery: Delivery) -> None:

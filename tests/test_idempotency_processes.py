@@ -142,7 +142,7 @@ async def test_of_a_hundred_claimants_in_ten_processes_one_wins_each_of_a_thousa
 
 @pytest.mark.timeout(180)
 async def test_no_second_process_starts_while_a_handler_runs_ten_times_as_long_as_its_lease(scene: Scene) -> None:
-    orders = [f"o-{number}" for number in range(20)]
+    orders = [f"o-{number}" for number in range(20)]  # twice as many as one process takes at a time
 
     async with scene.service("long"), scene.service("long"):
         await eventually(lambda: scene.queues.counts("shop.record").consumers == 2, "two consumers", 30)

@@ -22,6 +22,7 @@ from rabbitevents.events import Event, Metadata, event, upcast
 from rabbitevents.facts import Fact
 from rabbitevents.fields import event_fields
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
+from rabbitevents.payload.own import wire_type
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
 from rabbitevents.properties import Headers, HeaderValue, Properties, Timestamp
 from rabbitevents.routing import Router, Subscription
@@ -81,4 +82,5 @@ __all__ = [
     "facts",
     "forward",
     "upcast",
+    "wire_type",
 ]

@@ -33,7 +33,7 @@ from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
 from rabbitevents.message import Message
 from rabbitevents.plugin import Plugin, Publish, amending, check_order, overrides, standing_in, wrap
-from rabbitevents.publishing.publishing import Publishing, Unroutable
+from rabbitevents.publishing.publishing import Checked, Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.wire import Form, Limits
@@ -58,7 +58,8 @@ class Bus:
     long a broker that is away is waited for, ``publish_timeout`` how long a publish may take, all in seconds.
     ``consumer_timeout`` is the broker's (30 min where it is not configured): what is held is given back at half of it.
     ``declare="passive"`` only looks whether queues are there. ``delivery_limit`` is how often the broker itself
-    redelivers before it gives up on an event. ``form`` is how events are written on the wire.
+    redelivers before it gives up on an event. ``form`` is how events are written on the wire. ``check="always"`` reads
+    each event back before it is published, and refuses what no consumer could read; ``"never"`` leaves that out.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Bus:
         declare: Declare = "active",
         unroutable: Unroutable = "warn",
         form: Form = "amqp",
+        check: Checked = "always",
         start_timeout: float = 30.0,
         publish_timeout: float = 30.0,
         grace: float = 30.0,
@@ -91,6 +93,7 @@ class Bus:
             declare=declare,
             unroutable=unroutable,
             form=form,
+            check=check,
             start_timeout=start_timeout,
             publish_timeout=publish_timeout,
             grace=grace,
@@ -248,6 +251,7 @@ class Bus:
             form=told.form,
             timeout=told.publish_timeout,
             unroutable=told.unroutable,
+            check=told.check,
             passive=told.declare != "active",
             report=self.report,
         )

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 import msgspec
 
-from rabbitevents.publishing.publishing import Unroutable
+from rabbitevents.publishing.publishing import Checked, Unroutable
 from rabbitevents.wire import Form, Limits
 
 Declare = Literal["active", "passive", "none"]
@@ -23,6 +23,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     declare: Declare
     unroutable: Unroutable
     form: Form
+    check: Checked
     start_timeout: float
     publish_timeout: float
     grace: float
@@ -47,6 +48,7 @@ class Told(TypedDict, total=False):
     declare: Declare
     unroutable: Unroutable
     form: Form
+    check: Checked
     start_timeout: float
     publish_timeout: float
     grace: float

@@ -6,10 +6,10 @@ What a mark says (type, version, entity, upcasters) is stored on the class itsel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -31,11 +31,20 @@ Document = dict[str, Any]
 Upcaster = Callable[[Document], Document]
 """Turns the document of one version into that of the next. It may change and return what it was given."""
 
+Rename = Literal["camel", "pascal", "kebab"] | Mapping[str, str] | None
+"""How the fields of a class are named on the wire, where that is not as in Python."""
+
+_RULES: Final = ("camel", "pascal", "kebab")
+
 _MARK: Final = "__rabbitevents__"
 
 
 class EventType(msgspec.Struct, frozen=True):
-    """What `@event` says of a class. ``oldest`` is the oldest version that is still understood."""
+    """What `@event` says of a class.
+
+    ``oldest`` is the oldest version that is still understood, ``aliases`` are other names that are read as this one, and
+    ``rename`` says how the fields are named on the wire.
+    """
 
     name: str
     version: int
@@ -43,6 +52,13 @@ class EventType(msgspec.Struct, frozen=True):
     key: str | None
     oldest: int
     upcasters: dict[int, Upcaster]
+    aliases: tuple[str, ...] = ()
+    rename: Rename = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name under which it is published, then those by which it is known too."""
+        return (self.name, *self.aliases)
 
     def entity_id(self, payload: object) -> str | None:
         """Return the id of the entity that ``payload`` is about, as text; None where there is none."""
@@ -68,17 +84,31 @@ class EventType(msgspec.Struct, frozen=True):
 
 
 def event(
-    type: str, *, version: int = 1, entity: str | None = None, key: str | None = None, oldest: int = 1
+    type: str,
+    *,
+    version: int = 1,
+    entity: str | None = None,
+    key: str | None = None,
+    oldest: int = 1,
+    aliases: Sequence[str] = (),
+    rename: Rename = None,
 ) -> Callable[[C], C]:
-    """Mark an attrs class or a dataclass as an event.
+    """Mark an attrs class, a dataclass or a pydantic model as an event.
 
     ``type`` is its name on the wire and its routing key: words with dots between them, in the past tense. ``version``
     is the version of its schema, ``oldest`` the oldest one still understood. ``entity`` names the kind of thing it
-    happened to, ``key`` the attribute that holds that thing's id. Raises `ConfigurationError`.
+    happened to, ``key`` the attribute that holds that thing's id.
+
+    ``aliases`` are other names that the same type has elsewhere: handlers get those events too; it is published under
+    ``type`` alone. ``rename`` says how its fields are named on the wire: ``"camel"``, ``"pascal"`` or ``"kebab"``, for
+    the classes in it too, or a mapping from its attributes to names (a pydantic model has aliases of its own for that).
+    Raises `ConfigurationError`.
     """
-    problem = _name_problem(type)
-    if problem:
-        raise ConfigurationError(problem)
+    others = _aliases(aliases)
+    for name in (type, *others):
+        problem = _name_problem(name)
+        if problem:
+            raise ConfigurationError(problem)
     if not 1 <= oldest <= version:
         raise ConfigurationError(
             f"{type!r}: versions count from 1, and oldest={oldest} must not be above version={version}"
@@ -88,11 +118,13 @@ def event(
         names = _field_names(cls)
         if names is None:
             raise ConfigurationError(
-                f"{cls.__name__} is neither an attrs class nor a dataclass: put @event(...) above @attrs.frozen or @dataclass"
+                f"{cls.__name__} is neither an attrs class nor a dataclass nor a pydantic model: "
+                "put @event(...) above @attrs.frozen or @dataclass"
             )
         if key is not None and key not in names:
             raise ConfigurationError(f"{cls.__name__} has no field {key!r} to be its key; it has {', '.join(names)}")
-        setattr(cls, _MARK, EventType(type, version, entity, key, oldest, {}))
+        _check_rename(rename, cls, names)
+        setattr(cls, _MARK, EventType(type, version, entity, key, oldest, {}, others, rename))
         return cls
 
     return mark
@@ -111,12 +143,35 @@ def _name_problem(name: object) -> str:
     return ""
 
 
+def _aliases(aliases: object) -> tuple[str, ...]:
+    if isinstance(aliases, (list, tuple)):
+        return tuple(cast("Sequence[str]", aliases))
+    raise ConfigurationError(f"aliases={aliases!r}: give the other names as a tuple, as in aliases=('PointsEarned',)")
+
+
+def _check_rename(rename: object, cls: type, names: Sequence[str]) -> None:
+    if rename is None or (isinstance(rename, str) and rename in _RULES):
+        if rename is not None and hasattr(cls, "__pydantic_fields__"):
+            raise ConfigurationError(
+                f"{cls.__name__} is a pydantic model: its ConfigDict(alias_generator=...) names its fields"
+            )
+        return
+    if not isinstance(rename, Mapping):
+        raise ConfigurationError(
+            f"{cls.__name__}: rename={rename!r} is no way of naming: say {', '.join(map(repr, _RULES))}, or a mapping"
+        )
+    strange = [name for name in cast("Mapping[object, object]", rename) if name not in names]
+    if strange:
+        raise ConfigurationError(f"{cls.__name__} has no field {strange[0]!r} to rename; it has {', '.join(names)}")
+
+
 def _field_names(cls: type) -> list[str] | None:
+    fields = vars(cls).get("__pydantic_fields__")  # pydantic's models, which need not be installed
     if attrs.has(cls):
         return [field.name for field in attrs.fields(cls)]
     if dataclasses.is_dataclass(cls):
         return [field.name for field in dataclasses.fields(cls)]
-    return None
+    return list(cast("Mapping[str, object]", fields)) if isinstance(fields, dict) else None
 
 
 def upcast(cls: type, *, from_version: int) -> Callable[[Upcaster], Upcaster]:

@@ -92,8 +92,8 @@ class Handler(msgspec.Struct, frozen=True):
 
     @property
     def routing_keys(self) -> tuple[str, ...]:
-        """What the handler's queue is bound by: the classes' types, then the patterns."""
-        return (*(event_type(cls).name for cls in self.classes), *self.patterns)
+        """What the handler's queue is bound by: the classes' types and their aliases, then the patterns."""
+        return (*(name for cls in self.classes for name in event_type(cls).names), *self.patterns)
 
 
 class Subscription(msgspec.Struct, frozen=True):

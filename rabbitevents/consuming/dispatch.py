@@ -51,7 +51,8 @@ class Invocation:
         self._positional = signature.positional
         self._keywords = signature.keywords
         self._factories = signature.factories
-        self._codecs = {event_type(cls).name: Codec[Any](cls) for cls in signature.classes}
+        codecs = {cls: Codec[Any](cls) for cls in signature.classes}
+        self._codecs = {name: codec for cls, codec in codecs.items() for name in event_type(cls).names}
         self._accepts_any = signature.accepts_any
         self._reads_payload = signature.reads_payload
         self._function = handler.function if _is_async(handler.function) else _in_thread(handler.function, threads())

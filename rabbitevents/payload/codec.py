@@ -15,26 +15,17 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from rabbitevents.errors import DecodeError, EncodeError
+from rabbitevents.errors import ConfigurationError, DecodeError, EncodeError
 from rabbitevents.events import Document, EventType, event_type
+from rabbitevents.payload.alike import difference
+from rabbitevents.payload.describing import describe
 from rabbitevents.payload.flooding import HARMLESS, can_be_flooded, check
-from rabbitevents.payload.kinds import may_hold_nan
-from rabbitevents.payload.paths import Path, path_for
+from rabbitevents.payload.hints import plainly
+from rabbitevents.payload.paths import Path, Walked, path_for
+from rabbitevents.payload.reading import REFUSALS, MisfitError, SafeError
+from rabbitevents.payload.shapes import Opaque, Record, Scalar, Shape
 
 P = TypeVar("P")
-
-_REFUSED = (
-    msgspec.MsgspecError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-"""What reading a document raises when it does not fit: msgspec's, and those of converters, validators and upcasters
-(``Decimal("one")`` is an ArithmeticError)."""
-
 
 _SAFE = (
     "Expected ",
@@ -54,14 +45,18 @@ _SAFE = (
 
 
 class Codec(Generic[P]):
-    """What reads and writes one event class, whatever version a document is of."""
+    """What reads and writes one event class, whatever version a document is of. Raises `ConfigurationError`."""
 
     def __init__(self, cls: type[P]) -> None:
         self.spec: EventType = event_type(cls)
         self.spec.check_upcasters(cls)
-        self._path: Path[P] = path_for(cls)
-        self._may_hold_nan = may_hold_nan(cls)
-        self._can_be_flooded = can_be_flooded(cls)
+        self._cls = cls
+        self._shape = _object_shape(cls)
+        self._path: Path[P] = path_for(cls, self._shape)
+        self._careful: Path[P] | None = Walked(self._shape) if self._shape.is_native() else None
+        self._may_hold_nan = _may_hold_nan(self._shape)
+        self._can_be_flooded = can_be_flooded(self._shape)
+        self._compares_exactly = all(part.is_exact for part in self._shape.everything() if isinstance(part, Record))
 
     def encode(self, payload: P) -> bytes:
         """Return the payload as JSON. Raises `EncodeError`, which says where, and not what, it holds."""
@@ -70,8 +65,50 @@ class Codec(Generic[P]):
             if self._may_hold_nan and b"null" in body and _holds_nan(self._path.document(payload)):
                 raise ValueError("NaN and infinities are no JSON, and would arrive as null")
             return body
-        except (msgspec.MsgspecError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise EncodeError(f"{type(payload).__name__} cannot be written as JSON: {_reason(error)}") from error
+        except (*REFUSALS, RecursionError) as error:
+            raise self._unwritten(error) from error
+
+    def encode_checked(self, payload: P) -> bytes:
+        """Return the payload as JSON that was read back, and is what was written.
+
+        Raises `EncodeError` for what no consumer could read, or would read as something else, with the place.
+        """
+        try:
+            body = self._path.encode(payload)
+        except (*REFUSALS, RecursionError) as error:
+            raise self._unwritten(error) from error
+        lost = self._lost(payload, body)
+        if lost is None:
+            return body
+        if self._careful is not None:  # msgspec rounds an offset from UTC that has seconds
+            try:
+                body = self._careful.encode(payload)
+            except (*REFUSALS, RecursionError) as error:
+                raise lost from error
+            if self._lost(payload, body) is None:
+                return body
+        raise lost
+
+    def _lost(self, payload: P, body: bytes) -> EncodeError | None:
+        """Return the error that it is that nobody could read ``body`` as ``payload``; None if everybody can."""
+        try:
+            again = self._path.decode(body)
+            if self._compares_exactly and again == payload:
+                return None
+            place = difference(payload, again)
+        except (*REFUSALS, RecursionError) as error:
+            lost = EncodeError(f"{self._cls.__name__} is not published, as nobody could read it: {_reason(error)}")
+            lost.__cause__ = error
+            return lost
+        if place is None:
+            return None
+        return EncodeError(
+            f"{self._cls.__name__} is not published, as it would be read as something else: what is at `{place}` does not "
+            "come back as it went (another type than the field's, a subclass with more fields, a number that JSON cannot say)"
+        )
+
+    def _unwritten(self, error: Exception) -> EncodeError:
+        return EncodeError(f"{self._cls.__name__} cannot be written as JSON: {_reason(error)}")
 
     def decode(self, body: bytes, version: int) -> P:
         """Read JSON of ``version`` into the class; older documents are led up step by step. Raises `DecodeError`.
@@ -84,7 +121,7 @@ class Codec(Generic[P]):
             if self._can_be_flooded and len(body) > HARMLESS:
                 check(read_document(body), self.spec.name)
             return self._path.decode(body)
-        except (*_REFUSED, RecursionError) as error:
+        except (*REFUSALS, RecursionError) as error:
             raise self._misfit(version, error) from error
 
     def structure(self, document: Any, version: int) -> P:
@@ -99,7 +136,7 @@ class Codec(Generic[P]):
             if self._can_be_flooded:
                 check(document, spec.name)
             return self._path.structure(spec.upcast(document, version))
-        except (*_REFUSED, RecursionError) as error:
+        except (*REFUSALS, RecursionError) as error:
             raise self._misfit(version, error) from error
 
     def _misfit(self, version: int, error: BaseException) -> DecodeError:
@@ -109,6 +146,13 @@ class Codec(Generic[P]):
         else:
             text = f"{spec.name} version {version} does not fit its class"
         return DecodeError(f"{text}: {_reason(error)}", type=spec.name)
+
+
+def _object_shape(cls: type) -> Shape:
+    shape = describe(cls)
+    if isinstance(shape, Opaque) and not shape.is_object:
+        raise ConfigurationError(f"{cls.__name__} is a RootModel: an event is an object, so give it a field")
+    return shape
 
 
 def read_document(body: bytes) -> Any:
@@ -126,13 +170,25 @@ def _reason(error: BaseException) -> str:
     """Say what was wrong and where, without any value that the document held."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, MisfitError):
+        return _placed(_reason(error.reason), error.place)
+    if isinstance(error, SafeError):
+        return str(error)
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     if isinstance(error, msgspec.MsgspecError) and error.__cause__ is None:
         return _said(str(error))
+    if isinstance(error, TypeError) and str(error).startswith("Encoding objects of type "):
+        return str(error)  # the name of a type, and no value
     if isinstance(error, KeyError):
         return "a field is missing, or a union's tag is unknown"
     return f"{type(error.__cause__ or error).__name__}"
+
+
+def _placed(reason: str, place: str) -> str:
+    """Say a reason with the place where it was found, put before the place that it names itself."""
+    text, _, inner = reason.partition(" - at `$")
+    return f"{text} - at `${place[-200:]}{inner or '`'}"
 
 
 def _said(text: str) -> str:
@@ -150,6 +206,14 @@ def _where(text: str) -> str:
     """Return the place that ends a text of msgspec's, if one does: the last one, for a value may look like one too."""
     _, at, place = text.rpartition(" - at `")
     return f" - at `{place[-200:]}" if at and text.endswith("`") and place.startswith("$") else ""
+
+
+def _may_hold_nan(shape: Shape) -> bool:
+    """Say whether a float can be in there: msgspec writes one that is no number as null, without a word."""
+    return any(
+        isinstance(part, Opaque) or (isinstance(part, Scalar) and plainly(part.kind)[0] in (float, Any))
+        for part in shape.everything()
+    )
 
 
 def _holds_nan(value: Any) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, TypeAlias, cast
-
-import msgspec
+from enum import EnumMeta
+from typing import Any, Final, Literal, TypeAlias, cast, get_origin
 
 from rabbitevents.errors import DecodeError
 from rabbitevents.events import Document
-from rabbitevents.payload.kinds import parts_of
+from rabbitevents.payload.hints import plainly
+from rabbitevents.payload.shapes import Array, Opaque, Scalar, Shape, Table
 
 HARMLESS: Final = 8_192
 """Up to this size in bytes a body is not looked at: the 200 UUIDs that it could hold take 2 ms."""
@@ -24,32 +24,26 @@ HARMLESS: Final = 8_192
 _ALIKE: Final = 64
 """How many values of one hash there may be. (Of 64 bits there are 9 integers of one remainder.)"""
 
-_SAFE_KEYS = (
-    msgspec.inspect.StrType,
-    msgspec.inspect.BytesType,
-    msgspec.inspect.BoolType,
-    msgspec.inspect.EnumType,
-    msgspec.inspect.LiteralType,
-    msgspec.inspect.NoneType,
-)
+_SAFE_KEYS = (str, bytes, bool, None, type(None))
 
 
-def can_be_flooded(cls: type) -> bool:
+def can_be_flooded(shape: Shape) -> bool:
     """Say whether a class holds a set, or a mapping, of keys that can be chosen to collide."""
-    try:
-        parts = list(parts_of(cls))
-    except (TypeError, NameError, NotImplementedError):
-        return True
-    return any(not isinstance(key, _SAFE_KEYS) for part in parts for key in _keys_of(part))
+    return any(not _is_safe(key) for part in shape.everything() for key in _keys_of(part))
 
 
-def _keys_of(part: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
-    if isinstance(part, (msgspec.inspect.SetType, msgspec.inspect.FrozenSetType)):
-        yield part.item_type
-    elif isinstance(part, msgspec.inspect.DictType):
-        yield part.key_type
-    elif isinstance(part, msgspec.inspect.CustomType):
+def _keys_of(part: Shape) -> Iterator[Shape]:
+    if isinstance(part, Array) and part.make in (set, frozenset):
+        yield part.item
+    elif isinstance(part, Table):
+        yield part.key
+    elif isinstance(part, Opaque):
         yield part
+
+
+def _is_safe(key: Shape) -> bool:
+    kind, _ = plainly(key.kind)
+    return isinstance(key, Scalar) and (kind in _SAFE_KEYS or isinstance(kind, EnumMeta) or get_origin(kind) is Literal)
 
 
 def check(document: Any, type: str) -> None:

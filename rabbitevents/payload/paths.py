@@ -1,8 +1,9 @@
-"""The two paths between a class and its JSON: msgspec alone, and cattrs with a walk of our own.
+"""The paths between a class and its JSON: msgspec alone, a walk of our own, and pydantic for its models.
 
 msgspec reads and writes every class that it can say in full. Where it cannot (unions of event classes, attrs
-converters, fields without an init argument), cattrs writes, and what stands here reads, part by part, handing each part
-that msgspec can say back to it. Both are equally strict. A union of classes is tagged: ``{"_type": "Card", ...}``.
+converters, renamed fields, types of one's own), what is made from the class's shape reads and writes, part by part,
+leaving to msgspec each part that it can say. Both are equally strict. A union of classes is tagged:
+``{"_type": "Card", ...}``.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-import cattrs
 import msgspec
 
-from rabbitevents.errors import ConfigurationError
-from rabbitevents.payload.kinds import is_native
+from rabbitevents.payload import models
 from rabbitevents.payload.reading import Readers
-from rabbitevents.payload.writing import writing_converter
+from rabbitevents.payload.shapes import Shape
+from rabbitevents.payload.writing import Writers
 
 P = TypeVar("P")
 
@@ -61,18 +61,18 @@ class Native(Generic[P]):
 class Walked(Generic[P]):
     """The path where the class is walked, for what msgspec cannot say."""
 
-    def __init__(self, cls: type[P]) -> None:
-        self._read = Readers().reader(cls)
-        self._unstructure = writing_converter().get_unstructure_hook(cls)
+    def __init__(self, shape: Shape) -> None:
+        self._read = Readers().reader(shape)
+        self._write = Writers().writer(shape)
         self._encode = msgspec.json.Encoder().encode
 
     def document(self, payload: P) -> Any:
         """Return the payload as plain values."""
-        return self._unstructure(payload)
+        return msgspec.to_builtins(self._write(payload))
 
     def encode(self, payload: P) -> bytes:
         """Return the payload as JSON."""
-        return self._encode(self._unstructure(payload))
+        return self._encode(self._write(payload))
 
     def decode(self, body: bytes) -> P:
         """Read JSON into the class."""
@@ -86,11 +86,10 @@ class Walked(Generic[P]):
 # --- which path ----------------------------------------------------------------------------------------------------
 
 
-def path_for(cls: type[P]) -> Path[P]:
-    """Return the way between a class and its bytes. Raises `ConfigurationError` for a field that has none."""
-    if is_native(cls):
+def path_for(cls: type[P], shape: Shape) -> Path[P]:
+    """Return the way between a class, as it was described, and its bytes."""
+    if shape.is_native():
         return Native(cls)
-    try:
-        return Walked(cls)
-    except (cattrs.StructureHandlerNotFoundError, TypeError, NameError, ValueError, NotImplementedError) as error:
-        raise ConfigurationError(f"{cls.__name__} cannot be carried as JSON: {error}") from error
+    if models.is_model(cls):
+        return cast("Path[P]", models.Model(cls))
+    return Walked(shape)

@@ -1,161 +1,207 @@
-"""What reads each type from a document: msgspec where that can say the type, and what stands here where it cannot."""
+"""What reads each shape from a document: msgspec where that can say the type, and what stands here where it cannot."""
 
 from __future__ import annotations
 
-import collections.abc
-import dataclasses
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Union, cast
 
-import attrs
 import msgspec
 
 from rabbitevents.events import Document
-from rabbitevents.payload.kinds import TAG, is_class, is_native, is_union, walked_members
+from rabbitevents.payload.choosing import form_of
+from rabbitevents.payload.shapes import TAG, Array, Choice, Opaque, Record, Row, Shape, Table
 
 Reader = Callable[[Any], Any]
-"""Reads a value of a document into one type. Raises one of `_REFUSED` for a value that does not fit."""
+"""Reads a value of a document into one type. Raises one of `REFUSALS` for a value that does not fit."""
 
-_ARRAYS: dict[Any, Callable[[Iterator[Any]], Any]] = {
-    list: list,
-    set: set,
-    frozenset: frozenset,
-    collections.abc.Sequence: list,
-    collections.abc.Set: set,
-}
-_OBJECTS = (dict, collections.abc.Mapping)
+REFUSALS = (
+    msgspec.MsgspecError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""What reading a document raises when it does not fit: msgspec's and pydantic's errors, and those of converters,
+validators and upcasters (``Decimal("one")`` is an ArithmeticError)."""
+
+
+class MisfitError(ValueError):
+    """A value that does not fit, with the place where it stands; ``reason`` is what was raised there."""
+
+    def __init__(self, reason: Exception, place: str) -> None:
+        super().__init__(place)
+        self.reason = reason
+        self.place = place
+
+
+class SafeError(ValueError):
+    """A reason that may be shown: it holds no value and no name of a document."""
+
+
+def misfit(error: Exception, step: str) -> NoReturn:
+    """Raise an error as that of a place, one ``step`` further out."""
+    if isinstance(error, MisfitError):
+        raise MisfitError(error.reason, step + error.place) from error.reason
+    raise MisfitError(error, step) from error
 
 
 class Readers:
-    """Makes what reads each type, once: msgspec where that can say the type, and what stands here where it cannot.
+    """Makes what reads each shape, once.
 
     cattrs's own hooks are not asked: they coerce (``"1"`` is an int to them).
     """
 
     def __init__(self) -> None:
-        self._classes: dict[type, Reader] = {}
+        self._records: dict[int, Reader] = {}
 
-    def reader(self, kind: Any) -> Reader:
-        """Return what reads ``kind``. Raises TypeError for a type that nothing here can read."""
-        if is_native(kind):
-            return partial(msgspec.convert, type=kind, strict=True, str_keys=True)
-        origin = get_origin(kind)
-        if origin is Annotated:
-            return self.reader(get_args(kind)[0])
-        if is_class(kind):
-            return self._classes.get(kind) or self._of_class(kind)
-        if is_union(kind):
-            return self._of_union(kind)
-        if origin in _OBJECTS:
-            return self._of_object(*get_args(kind))
-        if origin is tuple and get_args(kind)[-1] is not Ellipsis:
-            return self._of_tuple(get_args(kind))
-        if origin is tuple or origin in _ARRAYS:
-            return self._of_array(get_args(kind)[0], _ARRAYS.get(origin, tuple))
-        raise TypeError(f"{getattr(kind, '__name__', kind)} is nothing that JSON can say")
+    def reader(self, shape: Shape) -> Reader:
+        """Return what reads ``shape``."""
+        if shape.is_native():
+            return partial(msgspec.convert, type=shape.kind, strict=True, str_keys=True)
+        match shape:
+            case Record():
+                return self._records.get(id(shape)) or self._of_record(shape)
+            case Choice():
+                return self._of_choice(shape)
+            case Table():
+                return self._of_table(shape)
+            case Row():
+                return self._of_row(shape)
+            case Array():
+                return self._of_array(shape)
+            case Opaque():
+                return shape.read
+            case _:
+                raise TypeError(f"nothing reads {shape.kind}")
 
-    def _of_class(self, cls: type) -> Reader:
+    def _of_record(self, shape: Record) -> Reader:
         """Read an object into a class through its init, each field by its own reader."""
-        fields: list[tuple[str, str, Reader]] = []
+        fields: list[tuple[str, str, bool, Reader]] = []
+        cls: Callable[..., Any] = shape.cls
 
         def read(value: Any) -> Any:
-            document = _expect(value, dict)
-            return cls(**{argument: reads(document[name]) for name, argument, reads in fields if name in document})
+            document = _object(value)
+            given: dict[str, Any] = {}
+            for name, argument, required, reads in fields:
+                if name in document:
+                    try:
+                        given[argument] = reads(document[name])
+                    except REFUSALS as error:
+                        misfit(error, f".{name}")
+                elif required:
+                    raise msgspec.ValidationError(f"Object missing required field `{name}`")
+            return cls(**given)
 
-        self._classes[cls] = read  # before its fields are looked at: a class may hold others of its own kind
-        hints = get_type_hints(cls, include_extras=True)
-        if any(isinstance(hint, dataclasses.InitVar) for hint in hints.values()):
-            raise TypeError(f"{cls.__name__} has an InitVar, which cannot be written again")
-        fields.extend((name, argument, self.reader(hints[name])) for name, argument in _init_arguments(cls))
+        self._records[id(shape)] = read  # before its fields are looked at: a class may hold others of its own kind
+        fields.extend((f.name, f.argument, f.required, self.reader(f.shape)) for f in shape.fields)
         return read
 
-    def _of_union(self, kind: Any) -> Reader:
-        """Read one of several classes by its tag; what is no object must fit the union's other members."""
-        classes = [part for part in get_args(kind) if is_class(part)]
-        others = tuple(part for part in get_args(kind) if not is_class(part))
-        by_tag = {cls.__name__: self.reader(cls) for cls in classes}
-        _check_tags(classes)
-        if classes and any(map(_is_object, others)):
-            raise TypeError(f"nothing in a document tells the classes of {kind} from the mapping")
-        only = by_tag[classes[0].__name__] if len(classes) == 1 else None
-        rest = self._of_rest(others, kind)
+    def _of_choice(self, shape: Choice) -> Reader:
+        """Read one of several classes by its tag, and what is no class by its form."""
+        by_tag = {cls.__name__: self._of_tagged(member) for cls, member in shape.classes.items()}
+        only = self.reader(*shape.classes.values()) if len(by_tag) == 1 else None
+        by_form = {form: self._of_either(members) for form, members in shape.by_form.items()}
+        wanted = " | ".join([*by_tag, *sorted(by_form)])
 
         def read(value: Any) -> Any:
-            if isinstance(value, dict) and by_tag:
+            if by_tag and isinstance(value, dict):
                 document = cast("Document", value)
-                return only(document) if only is not None else by_tag[document[TAG]](document)
-            return rest(value)
+                if only is not None:
+                    return only(document)
+                tag = document.get(TAG)
+                reads = by_tag.get(tag) if isinstance(tag, str) else None
+                if reads is None:
+                    raise KeyError(TAG)
+                return reads(document)
+            reads = by_form.get(form_of(value))
+            if reads is None:
+                raise msgspec.ValidationError(f"Expected `{wanted}`, got `{type(value).__name__}`")
+            return reads(value)
 
         return read
 
-    def _of_rest(self, others: tuple[Any, ...], kind: Any) -> Reader:
-        """Read what of a union is no class: None, what msgspec can say, or one thing more."""
-        walked = walked_members(kind)
-        said = tuple(part for part in others if is_native(part))
-        if not walked and not said:
-            return partial(_expect, kind=dict)
-        together: Any = Union[said] if said else None  # noqa: UP007 - a tuple of types
-        if not walked and is_native(together):
-            return self.reader(together)
-        if len(walked) != 1 or said not in ((), (types.NoneType,)):
-            raise TypeError(f"nothing in a document tells the members of {kind} apart")
-        reads = self.reader(walked[0])
-        return lambda value: None if value is None and said else reads(value)
+    def _of_tagged(self, shape: Shape) -> Reader:
+        """Read a class; a model, which may forbid or keep what it does not know, without the tag."""
+        reads = self.reader(shape)
+        if not isinstance(shape, Opaque):
+            return reads
+        return lambda document: reads({name: value for name, value in document.items() if name != TAG})
 
-    def _of_object(self, key: Any, item: Any) -> Reader:
+    def _of_either(self, members: list[Shape]) -> Reader:
+        """Read what has one form: one type, or an int and a float, which msgspec tells apart."""
+        if len(members) == 1:
+            return self.reader(members[0])
+        kind: Any = Union[tuple(member.kind for member in members)]  # noqa: UP007 - a tuple of types
+        return partial(msgspec.convert, type=kind, strict=True, str_keys=True)
+
+    def _of_table(self, shape: Table) -> Reader:
+        key: Any = shape.key.kind
         keys: Any = dict[key, None]
-        reads = self.reader(item)
+        reads = self.reader(shape.item)
 
         def read(value: Any) -> Any:
-            document = _expect(value, dict)
+            document = _object(value)
             names = msgspec.convert(dict.fromkeys(document), keys, strict=True, str_keys=True)
-            return dict(zip(names, map(reads, document.values()), strict=True))
+            items: list[Any] = []
+            try:
+                items.extend(map(reads, document.values()))
+            except REFUSALS as error:
+                misfit(error, "[...]")
+            return dict(zip(names, items, strict=True))
 
         return read
 
-    def _of_tuple(self, parts: tuple[Any, ...]) -> Reader:
-        readers = [self.reader(part) for part in parts]
-        return lambda value: tuple(read(item) for read, item in zip(readers, _expect(value, list), strict=True))
+    def _of_row(self, shape: Row) -> Reader:
+        readers = [self.reader(item) for item in shape.items]
+        least = len(readers) - shape.optional
 
-    def _of_array(self, part: Any, make: Callable[[Iterator[Any]], Any]) -> Reader:
-        reads = self.reader(part)
-        return lambda value: make(map(reads, _expect(value, list)))
+        def read(value: Any) -> Any:
+            found = _array(value)
+            if not least <= len(found) <= len(readers):
+                raise msgspec.ValidationError(f"Expected `array` of length {len(readers)}, got {len(found)}")
+            items: list[Any] = []
+            try:
+                for reads, item in zip(readers, found, strict=False):
+                    items.append(reads(item))
+            except REFUSALS as error:
+                misfit(error, f"[{len(items)}]")
+            return shape.make(items)
+
+        return read
+
+    def _of_array(self, shape: Array) -> Reader:
+        reads, make = self.reader(shape.item), shape.make
+
+        def read(value: Any) -> Any:
+            found = _array(value)
+            items: list[Any] = []  # as many as were read say where one stands that does not fit
+            try:
+                items.extend(map(reads, found))
+            except REFUSALS as error:
+                misfit(error, f"[{len(items)}]")
+            return make(items)
+
+        return read
 
 
-def _expect(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise msgspec.ValidationError(f"Expected `{kind.__name__}`, got `{type(value).__name__}`")
+def _object(value: Any) -> Document:
+    if not isinstance(value, dict):
+        raise msgspec.ValidationError(f"Expected `object`, got `{_word(value)}`")
+    return cast("Document", value)
+
+
+def _array(value: list[Any]) -> list[Any]:
+    if not isinstance(value, list):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise msgspec.ValidationError(f"Expected `array`, got `{_word(value)}`")
     return value
 
 
-def _init_arguments(cls: type) -> list[tuple[str, str]]:
-    """Return the name of each field and the init's argument for it."""
-    if attrs.has(cls):
-        return [(f.name, f.alias or f.name) for f in attrs.fields(cls) if f.init]
-    return [(f.name, f.name) for f in dataclasses.fields(cls) if f.init]
+_WORDS: dict[type, str] = {dict: "object", list: "array", type(None): "null"}
 
 
-def _check_tags(classes: list[type]) -> None:
-    """Raise TypeError for classes of a union that their tags do not tell apart."""
-    if len({cls.__name__ for cls in classes}) < len(classes):
-        raise TypeError(f"two classes of one union have the same name: {', '.join(c.__qualname__ for c in classes)}")
-    if len(classes) > 1 and any(name == TAG for cls in classes for name, _ in _init_arguments(cls)):
-        raise TypeError(f"a class of a union has a field {TAG!r}, where its tag goes")
-
-
-def _is_object(kind: Any) -> bool:
-    """Say whether a type that is no class of ours may be an object in a document."""
-    return get_origin(kind) in _OBJECTS or (
-        is_native(kind)
-        and isinstance(
-            msgspec.inspect.type_info(kind),
-            (
-                msgspec.inspect.DictType,
-                msgspec.inspect.TypedDictType,
-                msgspec.inspect.StructType,
-                msgspec.inspect.AnyType,
-            ),
-        )
-    )
+def _word(value: object) -> str:
+    """Return what msgspec calls a value's type."""
+    return _WORDS.get(type(value), type(value).__name__)

@@ -31,6 +31,9 @@ P = TypeVar("P")
 Unroutable = Literal["warn", "raise", "ignore"]
 """What an event is that no queue is bound for: counted and logged once a type, an error, or nothing at all."""
 
+Checked = Literal["always", "never"]
+"""Whether what is published is read back first, so that what no consumer could read is an error here."""
+
 
 class Publishing:
     """Makes events and messages, and sends them.
@@ -47,6 +50,7 @@ class Publishing:
         form: Form,
         timeout: float,
         unroutable: Unroutable,
+        check: Checked,
         passive: bool,
         report: Report,
     ) -> None:
@@ -60,6 +64,7 @@ class Publishing:
         self._timeout = timeout
         self._on_unroutable: Unroutable = unroutable
         self._report = report
+        self._encode = Codec[Any].encode_checked if check == "always" else Codec[Any].encode
         self._codecs: dict[type, Codec[Any]] = {}
         self._time = asyncio.get_running_loop().time
 
@@ -83,10 +88,10 @@ class Publishing:
             event = cast("Event[P]", payload)
             inner: object = event.payload
             codec = self._codecs.get(type(inner)) or self._codec(type(inner))
-            body = codec.encode(inner)
+            body = self._encode(codec, inner)
         else:
             codec = self._codecs.get(type(payload)) or self._codec(type(payload))
-            body = codec.encode(payload)
+            body = self._encode(codec, payload)
             event = self._event(codec.spec, payload, body, id, metadata or {}, correlation_id, delay)
         written, properties = write(event, body, self._form)
         return event, Message(

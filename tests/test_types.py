@@ -223,16 +223,16 @@ class Keys(TypedDict, total=False):
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (Card | dict[str, Any], "dict is an object too, as Card: make it a class of its own"),
+        (Card | dict[str, Any], "dict[str, typing.Any] is an object too, as Card: make it a class of its own"),
         (Card | Cash | Keys, "Keys is an object too"),
         (datetime | str, "datetime and str are both written as text"),
-        (list[int] | Place, "list and Place are both written as an array"),
+        (list[int] | Place, "list[int] and Place are both written as an array"),
         (set[str] | list[Card], "are both written as an array"),
         (Color | str, "are both written as text"),
         (Literal["a"] | str, "are both written as text"),
         (Any | Card, "Any is an object too"),
         (Decimal | str | None, "are both written as text"),
-        (Page[int] | Page[str], "have the same name, by which they are told apart"),
+        (Page[int] | Page[str], "two classes of a union have the same name, Page, by which they are told apart"),
     ],
     ids=str,
 )

@@ -28,11 +28,11 @@ def _alike(kind: Any, choice: Choice) -> str:
     for form, shapes in choice.by_form.items():
         if form == "object" and classes:
             return _untold(
-                kind,
+                choice,
                 f"{_names(shapes)} is an object too, as {_names(list(classes.values()))}: make it a class of its own",
             )
         if len(shapes) > 1 and not (form == "number" and _are_numbers(shapes)) and not _are_told_structs(kind, shapes):
-            return _untold(kind, f"{_names(shapes)} are both written as {_FORMS[form]}: make each a class of its own")
+            return _untold(choice, f"{_names(shapes)} are both written as {_FORMS[form]}: make each a class of its own")
     return ""
 
 
@@ -46,13 +46,18 @@ _FORMS: dict[Form, str] = {
 }
 
 
-def _untold(kind: Any, why: str) -> str:
-    return f"nothing in a document tells the members of {kind} apart: {why}"
+def _untold(choice: Choice, why: str) -> str:
+    members = " | ".join(map(_name, choice.members))
+    return f"nothing in a document tells the members of {members} apart: {why}"
 
 
 def _names(shapes: list[Shape]) -> str:
-    names = [str(getattr(plainly(shape.kind)[0], "__name__", shape.kind)) for shape in shapes]
-    return " and ".join(names)
+    return " and ".join(map(_name, shapes))
+
+
+def _name(shape: Shape) -> str:
+    kind, _ = plainly(shape.kind)
+    return "None" if kind in (None, type(None)) else kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def _are_numbers(shapes: list[Shape]) -> bool:
@@ -81,7 +86,7 @@ def tag_problem(choice: Choice) -> str:
         return ""
     names = [shape.cls.__name__ for shape in classes if isinstance(shape, (Record, Opaque))]
     if len(set(names)) < len(names):
-        return f"two classes of {choice.kind} have the same name, by which they are told apart: rename one"
+        return f"two classes of a union have the same name, {names[0]}, by which they are told apart: rename one"
     for shape in classes:
         if TAG in _field_names(shape):
             return f"{_names([shape])} has a field {TAG!r}, where the tag of a union goes: rename it"

@@ -1,0 +1,118 @@
+"""The other names that a type has elsewhere, and what is read back before it is published."""
+
+from collections import Counter
+
+import attrs
+import pytest
+
+from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Message, Properties, Router, event
+from rabbitevents.testing import running
+
+
+@event("points.earned", aliases=("PointsEarned", "urn:message:Loyalty:PointsEarned"))
+@attrs.frozen
+class PointsEarned:
+    total: int
+
+
+@event("points.spent")
+@attrs.frozen
+class PointsSpent:
+    total: int
+
+
+def foreign(name: str, body: bytes = b'{"total": 5}') -> Message:
+    """Return an event as another team sends it, under its own name."""
+    return Message(
+        exchange="events",
+        routing_key=name,
+        body=body,
+        properties=Properties(content_type="application/json", type=name),
+    )
+
+
+@pytest.mark.parametrize("name", ["points.earned", "PointsEarned", "urn:message:Loyalty:PointsEarned"])
+async def test_an_event_is_handled_under_each_of_its_names(name: str) -> None:
+    router = Router("loyalty")
+    got: list[tuple[str, PointsEarned]] = []
+
+    @router.on(PointsEarned)
+    async def count(points: Event[PointsEarned]) -> None:
+        got.append((points.type, points.payload))
+
+    async with running(Bus("memory://", router)) as probe:
+        await probe.bus.send(foreign(name))
+        await probe.settled()
+
+    assert got == [(name, PointsEarned(5))]
+
+
+async def test_it_is_published_under_its_own_name() -> None:
+    async with running(Bus("memory://", name="loyalty", unroutable="ignore")) as probe:
+        await probe.bus.publish(PointsEarned(5))
+
+    assert [message.routing_key for message in probe.messages] == ["points.earned"]
+
+
+def test_a_shared_queue_has_one_handler_for_each_of_the_names() -> None:
+    router = Router("loyalty")
+
+    @router.on(PointsEarned, queue="all")
+    async def count(points: PointsEarned) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="has two handlers for 'PointsEarned'"):
+
+        @router.on("PointsEarned", queue="all")
+        async def count_too(points: Event) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("aliases", "why"),
+    [
+        ("PointsEarned", r"aliases='PointsEarned': give the other names as a tuple"),
+        (("points..earned",), "must be words with single dots between them"),
+        (("",), "the event type is empty"),
+        ((5,), "an event needs a name"),
+    ],
+)
+def test_aliases_that_are_no_names_are_refused(aliases: tuple[str, ...], why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        event("points.earned", aliases=aliases)
+
+
+# --- read back before it is published --------------------------------------------------------------------------------
+
+
+async def test_what_no_consumer_could_read_is_an_error_at_the_publisher() -> None:
+    async with running(Bus("memory://", name="loyalty")) as probe:
+        with pytest.raises(EncodeError, match=r"Expected `int`, got `str` - at `\$\.total`"):
+            await probe.bus.publish(PointsEarned("five"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        with pytest.raises(EncodeError):
+            await probe.bus.publish_many([PointsEarned(1), PointsEarned(None)])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    assert probe.messages == []
+
+
+async def test_what_a_handler_returns_is_read_back_too() -> None:
+    router = Router("loyalty")
+    calls: Counter[str] = Counter()
+
+    @router.on(PointsEarned)
+    async def spend(points: PointsEarned) -> PointsSpent:
+        calls["spend"] += 1
+        return PointsSpent(f"{points.total}")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    async with running(Bus("memory://", router)) as probe:
+        await probe.bus.publish(PointsEarned(5))
+        await probe.settled()
+
+        assert "PointsSpent is not published, as nobody could read it" in str(probe.bus.health().problems)
+    assert calls == {"spend": 1}
+    assert probe.published(PointsSpent) == []
+
+
+async def test_a_bus_may_leave_it_out() -> None:
+    async with running(Bus("memory://", name="loyalty", unroutable="ignore", check="never")) as probe:
+        await probe.bus.publish(PointsEarned("five"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    assert [message.body for message in probe.messages] == [b'{"total":"five"}']

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Literal, assert_type
@@ -16,6 +15,7 @@ from tenacity import stop_after_attempt, wait_none
 from rabbitevents import Bus, EncodeError, Event, Message, Properties, Router, event
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_retry import Retry
+from tests.bed.rabbitmq import RabbitNode
 from tests.shop import eventually
 
 
@@ -65,7 +65,9 @@ def order(**changes: object) -> OrderPlaced:
     ).model_copy(update=changes)
 
 
-async def test_a_service_of_models_bills_retries_and_gives_up_as_any_other(rabbit_url: str) -> None:
+async def test_a_service_of_models_bills_retries_and_gives_up_as_any_other(
+    rabbit_url: str, rabbit_node: RabbitNode
+) -> None:
     billing, ledger = Router("billing"), Router("ledger")
     billed: list[Event[OrderBilled]] = []
     attempts: list[UUID] = []
@@ -94,9 +96,7 @@ async def test_a_service_of_models_bills_retries_and_gives_up_as_any_other(rabbi
         await bus.send(
             Message(exchange="events", routing_key="order.placed", body=b'{"orderId": 5}', properties=stranger)
         )
-        async with asyncio.timeout(10):
-            while (dead := await bus.depth("billing.bill.dead")) is None or dead.ready == 0:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: rabbit_node.queue_counts("billing.bill.dead", rabbit_url).ready == 1, "it", 10)
 
     assert sent.entity_id == str(placed.order_id)
     assert billed[0].payload == OrderBilled(order_id=placed.order_id, total=Decimal("19.90"))

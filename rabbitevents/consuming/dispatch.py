@@ -22,7 +22,7 @@ from rabbitevents.message import ACK, REQUEUE, Delivery, Message, Outcome, Settl
 from rabbitevents.payload.codec import Codec, read_document
 from rabbitevents.plugin import Publish
 from rabbitevents.routing import Handler, Subscription, matches
-from rabbitevents.wire import Received, read
+from rabbitevents.wire import Received, glean, read
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
@@ -53,12 +53,12 @@ class Invocation:
         self._factories = signature.factories
         self._codecs = {event_type(cls).name: Codec[Any](cls) for cls in signature.classes}
         self._accepts_any = signature.accepts_any
-        self._reads_payload = signature.reads_payload
+        self.reads_payload: bool = signature.reads_payload
         self._function = handler.function if _is_async(handler.function) else _in_thread(handler.function, threads())
 
     def payload(self, received: Received) -> Any:
         """Decode what came for this handler. Raises `DecodeError`."""
-        codec = self._codecs.get(received.type)
+        codec = self._codecs.get(received.type) or self._codecs.get(received.delivery.routing_key)
         if codec is not None:
             return codec.decode(received.body, received.version)
         if self._accepts_any:
@@ -72,7 +72,7 @@ class Invocation:
         return self._with_all_it_asks_for(received)
 
     async def _with_all_it_asks_for(self, received: Received) -> Any:
-        payload = self.payload(received) if self._reads_payload else None
+        payload = self.payload(received) if self.reads_payload else None
         if not self._factories:
             return await self._call(received, payload, {})
         async with AsyncExitStack() as stack:
@@ -129,6 +129,7 @@ class Dispatch:
         self._invocations = [
             Invocation(handler, _where(subscription, handler), provided, threads) for handler in subscription.handlers
         ]
+        self._some_read_nothing = not all(each.reads_payload for each in self._invocations)
         timeout = subscription.options.timeout
         self._timeout = timeout.total_seconds() if timeout is not None else None
         self._known: dict[str, Invocation] = {}
@@ -145,8 +146,10 @@ class Dispatch:
         work = WORK.get()
         if work is not None and work.unpublished is not None:
             return await self._publish(delivery, work.unpublished)
-        received = read(delivery)
+        received = glean(delivery) if self._some_read_nothing else read(delivery)
         invocation = self._known.get(received.type) or self._find(received)
+        if self._some_read_nothing and invocation.reads_payload:
+            received = read(delivery)  # which raises why it cannot be read, if it cannot
         handling = Handling(received, self._name, self._owner, self._chain)
         CURRENT.set(handling)
         try:
@@ -220,6 +223,8 @@ class Dispatch:
                     if key == received.type and len(key) <= 255 and len(self._known) < _KEPT:
                         self._known[key] = invocation
                     return invocation
+        if len(self._invocations) == 1 and not self._invocations[0].reads_payload:
+            return self._invocations[0]
         raise DecodeError(
             f"no handler of queue {received.delivery.queue!r} is for {received.type!r}", type=received.type
         )

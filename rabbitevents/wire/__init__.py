@@ -1,7 +1,7 @@
 """How an event looks on the wire, written and read here and nowhere else (`docs/wire-contract.md` is the table).
 
-Three forms are understood, each with a room of its own: AMQP's own words (`amqp`), the structured JSON document
-(`document`), and CloudEvents (`cloudevents`). `write` chooses by the form that is asked for, `read` by what came.
+Four forms are understood, each with a room of its own: AMQP's own words (`amqp`), the structured JSON document
+(`document`), CloudEvents (`cloudevents`), and MassTransit's envelope (`masstransit`). `write` chooses by the form that is asked for, `read` by what came.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from rabbitevents.wire.amqp import JSON, text_of
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers
 from rabbitevents.wire.document import DOCUMENT
 from rabbitevents.wire.limits import Limits
-from rabbitevents.wire.reading import identify, read
+from rabbitevents.wire.reading import glean, identify, read
 from rabbitevents.wire.received import Received
 from rabbitevents.wire.times import read_time
 from rabbitevents.wire.words import read_version
@@ -24,6 +24,7 @@ __all__ = [
     "Limits",
     "Received",
     "cloud_headers",
+    "glean",
     "identify",
     "read",
     "read_time",

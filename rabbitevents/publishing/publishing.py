@@ -22,7 +22,7 @@ from rabbitevents.message import Message
 from rabbitevents.payload.codec import Codec
 from rabbitevents.plugin import Publish
 from rabbitevents.publishing.delay import Delays
-from rabbitevents.wire import Form, text_of, write
+from rabbitevents.wire import Form, text_of, with_correlation, write
 
 log: logging.Logger = logging.getLogger("rabbitevents.publish")
 
@@ -113,6 +113,8 @@ class Publishing:
         delay: timedelta | None,
     ) -> Event[P]:
         """Make an event. While another one is handled, it is caused by that one, and its id derives from that one's."""
+        if correlation_id is not None:
+            correlation_id, metadata = with_correlation(correlation_id, metadata)
         handling = CURRENT.get()
         cause: str | None = None
         if handling is None:

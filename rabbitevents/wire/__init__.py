@@ -6,7 +6,7 @@ Four forms are understood, each with a room of its own: AMQP's own words (`amqp`
 
 from __future__ import annotations
 
-from rabbitevents.wire.amqp import JSON, text_of
+from rabbitevents.wire.amqp import JSON, text_of, with_correlation
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers
 from rabbitevents.wire.document import DOCUMENT
 from rabbitevents.wire.limits import Limits
@@ -30,5 +30,6 @@ __all__ = [
     "read_time",
     "read_version",
     "text_of",
+    "with_correlation",
     "write",
 ]

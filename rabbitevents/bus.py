@@ -288,7 +288,9 @@ class Bus:
         told = self.configuration
         wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
         for subscription in self.subscriptions:
-            needed = topology.needed(subscription, self.exchange, told.delivery_limit)
+            needed = topology.needed(
+                subscription.queue, subscription.dead_queue, subscription.sources, self.exchange, told.delivery_limit
+            )
             for plugin in standing_in(self.plugins, subscription.plugins):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
@@ -297,6 +299,10 @@ class Bus:
             refused = await self._broker.declare(wanted, passive=told.declare == "passive")
         queues = {subscription.queue for subscription in self.subscriptions}
         for name, error in refused.items():
+            if name in wanted.foreign:
+                if told.declare == "passive":  # else the queues that are to be bound to it say so
+                    log.error("%s", error)
+                continue
             if name not in queues:
                 raise error
             log.error(

@@ -52,13 +52,16 @@ class Invocation:
         self._keywords = signature.keywords
         self._factories = signature.factories
         self._codecs = {event_type(cls).name: Codec[Any](cls) for cls in signature.classes}
+        self._otherwise: Codec[Any] | None = None
+        if len(self._codecs) == 1 and (handler.exchange is not None or handler.keys):
+            (self._otherwise,) = self._codecs.values()
         self._accepts_any = signature.accepts_any
         self.reads_payload: bool = signature.reads_payload
         self._function = handler.function if _is_async(handler.function) else _in_thread(handler.function, threads())
 
     def payload(self, received: Received) -> Any:
         """Decode what came for this handler. Raises `DecodeError`."""
-        codec = self._codecs.get(received.type) or self._codecs.get(received.delivery.routing_key)
+        codec = self._codecs.get(received.type) or self._codecs.get(received.delivery.routing_key) or self._otherwise
         if codec is not None:
             return codec.decode(received.body, received.version)
         if self._accepts_any:
@@ -217,12 +220,18 @@ class Dispatch:
             await take_back_cancellations()
 
     def _find(self, received: Received) -> Invocation:
-        for key in (received.type, received.delivery.routing_key):
-            for invocation in self._invocations:
-                if any(matches(pattern, key) for pattern in invocation.handler.routing_keys):
-                    if key == received.type and len(key) <= 255 and len(self._known) < _KEPT:
-                        self._known[key] = invocation
-                    return invocation
+        kind, delivery = received.type, received.delivery
+        for invocation in self._invocations:
+            if any(matches(pattern, kind) for pattern in invocation.handler.names):
+                if len(kind) <= 255 and len(self._known) < _KEPT:
+                    self._known[kind] = invocation
+                return invocation
+        from_there = [i for i in self._invocations if (e := i.handler.exchange) and e.name == delivery.exchange]
+        for invocation in from_there or self._invocations:
+            if any(matches(pattern, delivery.routing_key) for pattern in invocation.handler.source.keys):
+                return invocation
+        if len(from_there) == 1:  # a fanout exchange looks at no key
+            return from_there[0]
         if len(self._invocations) == 1 and not self._invocations[0].reads_payload:
             return self._invocations[0]
         raise DecodeError(

@@ -275,13 +275,11 @@ def _texts(said: object) -> tuple[str, ...]:
     if not isinstance(said, Iterable):
         raise ConfigurationError(f"key= is a {type(said).__name__}: say a routing key, or several")
     keys = list(cast("Iterable[object]", said))
-    wrong = next((key for key in keys if not isinstance(key, str)), None)
-    if wrong is not None or not keys:
-        raise ConfigurationError(
-            f"key= has a {type(wrong).__name__}: a routing key is text"
-            if keys
-            else "key= is empty: say what the queue is bound by, or leave it out"
-        )
+    if not keys:
+        raise ConfigurationError("key= is empty: say what the queue is bound by, or leave it out")
+    for key in keys:
+        if not isinstance(key, str):
+            raise ConfigurationError(f"key= has a {type(key).__name__}: a routing key is text")
     return tuple(dict.fromkeys(cast("list[str]", keys)))
 
 

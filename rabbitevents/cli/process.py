@@ -116,8 +116,8 @@ def _takes(handler: Handler) -> str:
     names, source = " ".join(dict.fromkeys(handler.names)), handler.source
     if source.exchange is None and not handler.keys:
         return names
-    there = "" if source.exchange is None else f"exchange {source.exchange.name} "
-    return f"{names} from {there}by {' '.join(map(repr, source.keys))}"
+    there = "the bus's exchange" if source.exchange is None else f"exchange {source.exchange.name}"
+    return f"{names} from {there} by {' '.join(map(repr, source.keys))}"
 
 
 class _Lifeline:

@@ -132,6 +132,7 @@ class Dispatch:
         self._invocations = [
             Invocation(handler, _where(subscription, handler), provided, threads) for handler in subscription.handlers
         ]
+        self._bound_elsewhere = [each for each in self._invocations if each.handler.exchange is not None]
         self._some_read_nothing = not all(each.reads_payload for each in self._invocations)
         timeout = subscription.options.timeout
         self._timeout = timeout.total_seconds() if timeout is not None else None
@@ -220,23 +221,33 @@ class Dispatch:
             await take_back_cancellations()
 
     def _find(self, received: Received) -> Invocation:
+        """Return the handler that a type, a binding to another team's exchange, a pattern or a routing key leads to."""
         kind, delivery = received.type, received.delivery
-        for invocation in self._invocations:
-            if any(matches(pattern, kind) for pattern in invocation.handler.names):
-                if len(kind) <= 255 and len(self._known) < _KEPT:
-                    self._known[kind] = invocation
-                return invocation
-        from_there = [i for i in self._invocations if (e := i.handler.exchange) and e.name == delivery.exchange]
-        for invocation in from_there or self._invocations:
-            if any(matches(pattern, delivery.routing_key) for pattern in invocation.handler.source.keys):
-                return invocation
-        if len(from_there) == 1:  # a fanout exchange looks at no key
-            return from_there[0]
+        found = self._first(lambda handler: kind in handler.names)
+        if found is None and self._bound_elsewhere and (found := self._by_exchange(delivery)) is not None:
+            return found
+        found = found or self._first(lambda handler: any(matches(name, kind) for name in handler.names))
+        if found is not None:
+            certain = not self._bound_elsewhere or kind in found.handler.names
+            if certain and len(kind) <= 255 and len(self._known) < _KEPT:
+                self._known[kind] = found
+            return found
+        key = delivery.routing_key
+        found = self._first(lambda handler: any(matches(each, key) for each in handler.source.keys))
+        if found is not None:
+            return found
         if len(self._invocations) == 1 and not self._invocations[0].reads_payload:
             return self._invocations[0]
-        raise DecodeError(
-            f"no handler of queue {received.delivery.queue!r} is for {received.type!r}", type=received.type
-        )
+        raise DecodeError(f"no handler of queue {delivery.queue!r} is for {kind!r}", type=kind)
+
+    def _by_exchange(self, delivery: Delivery) -> Invocation | None:
+        """Return the handler whose queue is bound to where a delivery was published, which is not the bus's exchange."""
+        there = [i for i in self._bound_elsewhere if (e := i.handler.exchange) and e.name == delivery.exchange]
+        fitting = (i for i in there if any(matches(key, delivery.routing_key) for key in i.handler.source.keys))
+        return next(fitting, there[0] if len(there) == 1 else None)  # a fanout exchange looks at no key
+
+    def _first(self, fits: Callable[[Handler], bool]) -> Invocation | None:
+        return next((each for each in self._invocations if fits(each.handler)), None)
 
 
 def _in_vain(delivery: Delivery, error: BaseException) -> Settlement:

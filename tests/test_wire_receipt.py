@@ -13,7 +13,7 @@ from rabbitevents import Bus, DecodeError, Delivery, Event, Message, Metadata, P
 from rabbitevents.events import now
 from rabbitevents.ids import new_id
 from rabbitevents.testing import running
-from rabbitevents.wire import identify, read
+from rabbitevents.wire import glean, identify, read
 from rabbitevents.wire.amqp import FULL_CORRELATION
 from rabbitevents_idempotency import Idempotency, MemoryStore
 from tests.shop import eventually
@@ -147,8 +147,6 @@ async def test_on_a_shared_queue_the_type_decides_as_far_as_it_is_known(known_by
 
 
 async def test_a_body_that_was_not_kept_goes_to_no_handler() -> None:
-    from rabbitevents.wire import glean
-
     too_large = Delivery("q", 1, 1, False, "events", "any.thing", b"", Properties(), oversize=17 << 20)
 
     with pytest.raises(DecodeError, match="over the limit"):
@@ -207,8 +205,13 @@ def test_a_byte_order_mark_is_passed_over_in_every_form(properties: dict[str, An
 
 
 async def test_a_byte_order_mark_before_an_event_in_our_own_words_harms_nothing() -> None:
-    kind = {"content_type": "application/json", "type": "order.placed", "message_id": str(new_id()), "app_id": "x"}
-    words = {**kind, "correlation_id": "c", "timestamp": 1, "headers": {"event-version": 1}}
+    kind: dict[str, Any] = {
+        "content_type": "application/json",
+        "type": "order.placed",
+        "message_id": str(new_id()),
+        "app_id": "x",
+    }
+    words: dict[str, Any] = {**kind, "correlation_id": "c", "timestamp": 1, "headers": {"event-version": 1}}
 
     names, problems = await received(message(BOM + b'{"name":"n"}', **words))
 

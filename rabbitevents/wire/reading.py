@@ -79,7 +79,9 @@ def identify(delivery: Delivery) -> None:
     is_ours = found is not None and found.stated is NOTHING and found.type == properties.type
     id = None if found is None or is_ours else _stated_id(delivery, found)
     if id is None and says_no_id(properties.message_id):
-        id = _id_in_headers(delivery) or new_id()
+        id = _id_in_headers(delivery)
+    if id is None and says_no_id(properties.message_id):
+        id = new_id()
         properties = msgspec.structs.replace(properties, message_id=None)  # so that all see that it has none
     elif id is not None:
         properties = msgspec.structs.replace(properties, message_id=str(id))

@@ -292,7 +292,9 @@ class Bus:
         told = self.configuration
         wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
         for subscription in self.subscriptions:
-            needed = topology.needed(subscription, self.exchange, told.delivery_limit)
+            needed = topology.needed(
+                subscription.queue, subscription.dead_queue, subscription.sources, self.exchange, told.delivery_limit
+            )
             for plugin in standing_in(self.plugins, subscription.plugins):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
@@ -301,6 +303,10 @@ class Bus:
             refused = await self._broker.declare(wanted, passive=told.declare == "passive")
         queues = {subscription.queue for subscription in self.subscriptions}
         for name, error in refused.items():
+            if name in wanted.foreign:
+                if told.declare == "passive":  # else the queues that are to be bound to it say so
+                    log.error("%s", error)
+                continue
             if name not in queues:
                 raise error
             log.error(
@@ -418,6 +424,8 @@ class Bus:
         payload: Event[P],
         /,
         *,
+        exchange: str | None = None,
+        key: str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
     ) -> Event[P]: ...
@@ -429,6 +437,8 @@ class Bus:
         /,
         *,
         id: UUID | str | None = None,
+        exchange: str | None = None,
+        key: str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -441,6 +451,8 @@ class Bus:
         /,
         *,
         id: UUID | str | None = None,
+        exchange: str | None = None,
+        key: str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -451,6 +463,11 @@ class Bus:
         ``payload`` is an instance of an `@event` class, or an `Event` that keeps its envelope. With ``delay`` it is
         delivered later. ``timeout`` (seconds) stands in for the bus's.
 
+        ``exchange`` is another team's exchange to publish it to, which must be there, and ``key`` the routing key (its
+        type): ``await bus.publish(booked, exchange="partner", key="booking.made")``. ``exchange=""`` is AMQP's default
+        exchange, where ``key`` names the one queue, and a queue that is not there is an error. What no queue is bound
+        for is as ``unroutable`` says, there too. Only what goes to the bus's own exchange can have a ``delay``.
+
         Published while another event is handled, it is caused by that one, and its id derives from that one's and from
         what it says: a repeated attempt repeats its ids, and no two different events share one. With ``id`` its author
         says which event it is: a UUID is taken as it is; any other text names the event among those of its type, in a
@@ -459,7 +476,14 @@ class Bus:
         Raises `EncodeError` for what cannot be written, and a `PublishError` when it was not confirmed.
         """
         event, message = self._running.prepare(
-            payload, id=id, metadata=metadata, correlation_id=correlation_id, delay=delay, timeout=timeout
+            payload,
+            id=id,
+            metadata=metadata,
+            correlation_id=correlation_id,
+            exchange=exchange,
+            key=key,
+            delay=delay,
+            timeout=timeout,
         )
         await self._chain()(message)
         return event

@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import msgspec
 
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type, is_event
+from rabbitevents.topology import Exchange, Kind, Source
 
 if TYPE_CHECKING:
     from rabbitevents.plugin import Plugin
@@ -90,10 +91,25 @@ class Handler(msgspec.Struct, frozen=True):
     patterns: tuple[str, ...]
     """The topic patterns named in the decorator."""
 
+    exchange: Exchange | None = None
+    """What its queue is bound to; None: the bus's own exchange."""
+    keys: tuple[str, ...] = ()
+    """What its queue is bound by, where that is not what it is called for."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the handler is called for: the classes' types and their aliases, then the patterns."""
+        return (*(name for cls in self.classes for name in event_type(cls).names), *self.patterns)
+
+    @property
+    def source(self) -> Source:
+        """What the handler's queue is bound to, and by which keys."""
+        return Source(self.exchange, self.keys or self.names)
+
     @property
     def routing_keys(self) -> tuple[str, ...]:
-        """What the handler's queue is bound by: the classes' types and their aliases, then the patterns."""
-        return (*(name for cls in self.classes for name in event_type(cls).names), *self.patterns)
+        """What the handler is known by: the classes' types, the patterns, and the keys of its queue."""
+        return (*self.names, *self.keys)
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -112,8 +128,13 @@ class Subscription(msgspec.Struct, frozen=True):
 
     @property
     def routing_keys(self) -> tuple[str, ...]:
-        """What the queue is bound by, each once."""
+        """What the handlers are known by, each once."""
         return tuple(dict.fromkeys(key for handler in self.handlers for key in handler.routing_keys))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the queue is bound to, and by which keys."""
+        return tuple(handler.source for handler in self.handlers)
 
 
 class Router:
@@ -130,6 +151,8 @@ class Router:
         *events: type | str,
         name: str | None = None,
         queue: str | None = None,
+        exchange: str | Exchange | None = None,
+        key: str | Iterable[str] | None = None,
         concurrency: int | None = None,
         prefetch: int | None = None,
         timeout: timedelta | float | None = None,
@@ -138,13 +161,21 @@ class Router:
         """Call the decorated function for each event of these classes or topic patterns. Returns it unchanged.
 
         ``name`` keeps the queue's name when the function is renamed. ``queue`` lets several handlers of the router
-        share one queue, with exactly one handler per event type. ``concurrency`` is the number of workers (10),
+        share one queue, with exactly one handler per event type.
+
+        ``exchange`` is another team's exchange that the queue is bound to instead of the bus's own: its name, where it
+        must be there, or an `Exchange` to declare it. ``key`` is what the queue is bound by, or several (the types and
+        patterns); what comes by it and says no type that is known is read as the one class of the handler.
+
+        ``concurrency`` is the number of workers (10),
         ``prefetch`` how many deliveries the broker sends ahead (100), ``timeout`` how long one handling may take
         (seconds or a timedelta; no limit). A plugin given here stands in for the bus's plugin of the same class.
         Raises `ConfigurationError`.
         """
         options = _options(concurrency, prefetch, timeout)
         classes, patterns = _sorted_out(events)
+        there = _exchange(exchange)
+        keys = _keys(key, there, patterns)
 
         def register(function: H) -> H:
             if self._frozen:
@@ -153,7 +184,7 @@ class Router:
                 )
             named: str = getattr(function, "__name__", "handler") if name is None else name
             _check_name("the handler's name", named)
-            handler = Handler(named, function, classes, patterns)
+            handler = Handler(named, function, classes, patterns, there, keys)
             self._add(handler, queue, options, tuple(plugins))
             return function
 
@@ -221,6 +252,53 @@ def _sorted_out(events: Sequence[type | str]) -> tuple[tuple[type, ...], tuple[s
     return tuple(e for e in events if not isinstance(e, str)), tuple(e for e in events if isinstance(e, str))
 
 
+def _exchange(said: object) -> Exchange | None:
+    if said is None:
+        return None
+    there = Exchange(said, None) if isinstance(said, str) else said
+    if not isinstance(there, Exchange):
+        raise ConfigurationError(f"exchange= is a {type(said).__name__}: say an exchange's name, or an Exchange")
+    if there.kind is not None and there.kind not in get_args(Kind):
+        raise ConfigurationError(f"exchange {there.name[:40]!r}: its kind is one of {', '.join(get_args(Kind))}")
+    if not there.name:
+        raise ConfigurationError("exchange='': nothing can be bound to AMQP's default exchange; say another one's name")
+    if len(there.name.encode("utf-8", "replace")) > _LONGEST:
+        raise ConfigurationError(f"the exchange {there.name[:40]!r}... has a longer name than 255 bytes")
+    return there
+
+
+def _texts(said: object) -> tuple[str, ...]:
+    if said is None:
+        return ()
+    if isinstance(said, str):
+        return (said,)
+    if not isinstance(said, Iterable):
+        raise ConfigurationError(f"key= is a {type(said).__name__}: say a routing key, or several")
+    keys = list(cast("Iterable[object]", said))
+    if not keys:
+        raise ConfigurationError("key= is empty: say what the queue is bound by, or leave it out")
+    for key in keys:
+        if not isinstance(key, str):
+            raise ConfigurationError(f"key= has a {type(key).__name__}: a routing key is text")
+    return tuple(dict.fromkeys(cast("list[str]", keys)))
+
+
+def _keys(said: str | Iterable[str] | None, exchange: Exchange | None, patterns: Sequence[str]) -> tuple[str, ...]:
+    keys = _texts(said)
+    for key in keys:
+        if len(key.encode("utf-8", "replace")) > _LONGEST:
+            raise ConfigurationError(f"the key {key[:40]!r}... is longer than 255 bytes")
+        if key and (exchange is None or exchange.kind == "topic"):
+            _check_pattern(key)
+    if exchange is not None and exchange.kind == "direct":
+        for each in keys or patterns:
+            if not {"*", "#"}.isdisjoint(each.split(".")):
+                raise ConfigurationError(
+                    f"{each[:40]!r} would match nothing: the exchange {exchange.name!r} is direct, and has no patterns; say key="
+                )
+    return keys
+
+
 def _check_pattern(pattern: str) -> None:
     words = pattern.split(".")
     if "" in words or len(pattern.encode()) > 255:
@@ -235,8 +313,12 @@ def _check_pattern(pattern: str) -> None:
 
 def _check_shared(queue: str, handlers: Iterable[Handler], new: Handler) -> None:
     for handler in handlers:
-        for one in handler.routing_keys:
-            for other in new.routing_keys:
+        if handler.exchange == new.exchange:
+            ones, others = handler.routing_keys, new.routing_keys
+        else:
+            ones, others = handler.names, new.names
+        for one in ones:
+            for other in others:
                 if overlaps(one, other):
                     what = repr(one) if one == other else f"events that fall under both {one!r} and {other!r}"
                     raise ConfigurationError(

@@ -12,8 +12,6 @@ from typing import Final, Literal
 
 import msgspec
 
-from rabbitevents.routing import Subscription
-
 DEAD_LETTER_LIMIT: Final = 1_000_000
 """The delivery limit of queues that hold dead letters. On 4.3 the count travels with a dead letter, and a default
 limit would lose it at the first look; -1 drops at the first requeue on 3.10 (both measured)."""
@@ -28,11 +26,14 @@ Argument = str | int | bool
 Arguments = Mapping[str, Argument]
 
 
+Kind = Literal["topic", "direct", "fanout"]
+
+
 class Exchange(msgspec.Struct, frozen=True):
-    """A durable exchange."""
+    """A durable exchange. One without a kind is another team's: it must be there, and is never declared by us."""
 
     name: str
-    kind: Literal["topic", "direct", "fanout"]
+    kind: Kind | None
     arguments: Arguments = {}
 
 
@@ -49,6 +50,13 @@ class Binding(msgspec.Struct, frozen=True):
     exchange: str
     queue: str
     routing_key: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What a queue is bound to: an exchange (None: the bus's own), by each of the routing keys."""
+
+    exchange: Exchange | None
+    keys: tuple[str, ...]
 
 
 class Topology(msgspec.Struct, frozen=True):
@@ -77,6 +85,11 @@ class Topology(msgspec.Struct, frozen=True):
         """The exchanges alone."""
         return Topology(tuple(item for item in self.items if isinstance(item, Exchange)))
 
+    @property
+    def foreign(self) -> frozenset[str]:
+        """The names of the exchanges that are other teams'."""
+        return frozenset(item.name for item in self.items if isinstance(item, Exchange) and item.kind is None)
+
     def queue(self, name: str) -> Queue | None:
         """Return the queue of that name."""
         return next((item for item in self.items if isinstance(item, Queue) and item.name == name), None)
@@ -94,7 +107,7 @@ class Topology(msgspec.Struct, frozen=True):
 def _identity(item: Exchange | Queue | Binding) -> tuple[object, ...]:
     if isinstance(item, Binding):
         return (Binding, item.exchange, item.queue, item.routing_key)
-    kind = item.kind if isinstance(item, Exchange) else ""
+    kind = item.kind or "" if isinstance(item, Exchange) else ""
     return (type(item), item.name, kind, *sorted((name, str(value)) for name, value in item.arguments.items()))
 
 
@@ -130,7 +143,7 @@ def base(exchange: str) -> Topology:
 def way_out(exchange: str) -> Topology:
     """Return the exchange that what has waited comes out of, and the place of what nobody is there for any more."""
     lost = Queue(DELAY_LOST, quorum(delivery_limit=DEAD_LETTER_LIMIT))
-    kind: Literal["direct", "topic"] = "direct" if exchange == DELAY_DUE else "topic"
+    kind: Kind = "direct" if exchange == DELAY_DUE else "topic"
     return Topology(
         (
             Exchange(DELAY_LOST, "fanout"),
@@ -141,9 +154,8 @@ def way_out(exchange: str) -> Topology:
     )
 
 
-def needed(subscription: Subscription, exchange: str, delivery_limit: int) -> Topology:
+def needed(queue: str, dead: str, sources: Iterable[Source], exchange: str, delivery_limit: int) -> Topology:
     """Return what a subscription needs: the place of its dead letters first, then its queue and the bindings."""
-    queue, dead = subscription.queue, subscription.dead_queue
     arguments = quorum(
         dead_letter_exchange=dead_exchange(exchange),
         dead_letter_routing_key=queue,
@@ -151,15 +163,32 @@ def needed(subscription: Subscription, exchange: str, delivery_limit: int) -> To
         overflow="reject-publish",
         delivery_limit=delivery_limit,
     )
-    sources = (exchange, due_exchange(exchange))
-    return Topology(
+    here = Topology(
         (
             Queue(dead, quorum(delivery_limit=DEAD_LETTER_LIMIT)),
             Binding(dead_exchange(exchange), dead, queue),
             Queue(queue, arguments),
             Binding(DELAY_DUE, queue, queue),
-            *(Binding(source, queue, key) for source in sources for key in subscription.routing_keys),
         )
+    )
+    for source in sources:
+        here += _bound(queue, source, exchange)
+    return here
+
+
+def _bound(queue: str, source: Source, own: str) -> Topology:
+    """Return what leads to a queue from one exchange. What is published there with a delay comes out of our own alone."""
+    there = source.exchange
+    if there is None or there.name == own:
+        return Topology(tuple(Binding(each, queue, key) for each in (own, due_exchange(own)) for key in source.keys))
+    return Topology((there, *(Binding(there.name, queue, key) for key in source.keys)))
+
+
+def missing(exchange: str) -> str:
+    """Say that another team's exchange is not there, and the way out."""
+    return (
+        f"exchange {exchange!r} does not exist, and it is not this bus's to declare: have it declared by those who own it, "
+        f"or mend its name; to declare it here, say exchange=Exchange({exchange!r}, 'topic') (or 'direct', 'fanout')"
     )
 
 

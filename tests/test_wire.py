@@ -899,7 +899,20 @@ def test_bare_json_may_say_its_type_and_version_in_amqp_s_words() -> None:
     assert (found.type, found.version) == ("stock.counted", 2)
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/octet-stream", "application/x-pickle", "json"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/xml",
+        "application/x-pickle",
+        "application/x-python-serialize",
+        "application/msgpack",
+        "application/x-ndjson",
+        "application/cloudevents-batch+json",
+        "application/vnd.masstransit+xml",
+        "text/html",
+        "json",
+    ],
+)
 def test_an_unknown_content_type_is_a_decode_error_that_names_it(content_type: str) -> None:
     it = delivery(content_type=content_type, type="order.placed")
 
@@ -1154,6 +1167,8 @@ def redelivered(copy: Message) -> Delivery:
     return Delivery("shop.record", 2, 1, False, "", "shop.record", copy.body, encode_properties(copy.properties))
 
 
+MASSTRANSIT_BODY = b'{"messageId":"m","messageType":["urn:message:Shop:OrderPlaced"],"message":{},"conversationId":"c"}'
+
 FOREIGN: dict[str, dict[str, Any]] = {
     "document": {"body": document(id="doc-1"), "content_type": DOCUMENT},
     "document as bare JSON": {"body": document(id="doc-1")},
@@ -1180,7 +1195,10 @@ FOREIGN: dict[str, dict[str, Any]] = {
     },
     "bare JSON": {"body": b"{}"},
     "no JSON": {"body": b"{"},
-    "another content type": {"body": b"", "content_type": "text/plain"},
+    "another content type": {"body": b"", "content_type": "application/xml"},
+    "MassTransit's envelope": {"body": MASSTRANSIT_BODY, "content_type": "application/vnd.masstransit+json"},
+    "Watermill": {"body": b"{}", "headers": {"_watermill_message_uuid": "w-1"}},
+    "Watermill, compressed": {"body": b"x", "headers": {"_watermill_message_uuid": "w-1"}, "content_encoding": "gzip"},
 }
 
 

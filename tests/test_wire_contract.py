@@ -13,7 +13,7 @@ from rabbitevents.events import now
 from rabbitevents.ids import new_id
 from rabbitevents.payload.codec import Codec
 from rabbitevents.wire import DOCUMENT, identify, read, write
-from rabbitevents.wire.received import FULL_CORRELATION
+from rabbitevents.wire.amqp import FULL_CORRELATION
 from rabbitevents_deadletter import labels
 from rabbitevents_retry.plugin import SINCE, WAITED
 from rabbitevents_tracing.carrier import BAGGAGE, FORWARDED_AT, PREVIOUS

@@ -21,6 +21,7 @@ from rabbitevents.cli.reference import load_bus
 from rabbitevents.cli.settings import Settings
 from rabbitevents.health import HealthServer
 from rabbitevents.loops import run_to_the_end
+from rabbitevents.routing import Handler
 
 LAST_MOMENT: Final = 0.5
 """Seconds that threads which are no daemons have to end when the bus has stopped; Python would wait for ever."""
@@ -106,10 +107,17 @@ def story_of(bus: Bus, *, in_short: bool) -> Iterator[str]:
 
 
 def _feeds(subscription: Subscription) -> str:
-    handlers = ", ".join(
-        f"{each.name} ({' '.join(dict.fromkeys(each.routing_keys))})" for each in subscription.handlers
-    )
+    handlers = ", ".join(f"{each.name} ({_takes(each)})" for each in subscription.handlers)
     return f"queue {subscription.queue} feeds {handlers}"
+
+
+def _takes(handler: Handler) -> str:
+    """Say what a handler is called for, and where that comes from unless it is the bus's own exchange by that name."""
+    names, source = " ".join(dict.fromkeys(handler.names)), handler.source
+    if source.exchange is None and not handler.keys:
+        return names
+    there = "the bus's exchange" if source.exchange is None else f"exchange {source.exchange.name}"
+    return f"{names} from {there} by {' '.join(map(repr, source.keys))}"
 
 
 class _Lifeline:

@@ -22,7 +22,7 @@ from rabbitevents.message import ACK, REQUEUE, Delivery, Message, Outcome, Settl
 from rabbitevents.payload.codec import Codec, read_document
 from rabbitevents.plugin import Publish
 from rabbitevents.routing import Handler, Subscription, matches
-from rabbitevents.wire import Received, read
+from rabbitevents.wire import Received, glean, read
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
@@ -53,13 +53,16 @@ class Invocation:
         self._factories = signature.factories
         codecs = {cls: Codec[Any](cls) for cls in signature.classes}
         self._codecs = {name: codec for cls, codec in codecs.items() for name in event_type(cls).names}
+        self._otherwise: Codec[Any] | None = None
+        if len(codecs) == 1 and (handler.exchange is not None or handler.keys):
+            (self._otherwise,) = codecs.values()
         self._accepts_any = signature.accepts_any
-        self._reads_payload = signature.reads_payload
+        self.reads_payload: bool = signature.reads_payload
         self._function = handler.function if _is_async(handler.function) else _in_thread(handler.function, threads())
 
     def payload(self, received: Received) -> Any:
         """Decode what came for this handler. Raises `DecodeError`."""
-        codec = self._codecs.get(received.type)
+        codec = self._codecs.get(received.type) or self._codecs.get(received.delivery.routing_key) or self._otherwise
         if codec is not None:
             return codec.decode(received.body, received.version)
         if self._accepts_any:
@@ -73,7 +76,7 @@ class Invocation:
         return self._with_all_it_asks_for(received)
 
     async def _with_all_it_asks_for(self, received: Received) -> Any:
-        payload = self.payload(received) if self._reads_payload else None
+        payload = self.payload(received) if self.reads_payload else None
         if not self._factories:
             return await self._call(received, payload, {})
         async with AsyncExitStack() as stack:
@@ -130,6 +133,8 @@ class Dispatch:
         self._invocations = [
             Invocation(handler, _where(subscription, handler), provided, threads) for handler in subscription.handlers
         ]
+        self._bound_elsewhere = [each for each in self._invocations if each.handler.exchange is not None]
+        self._some_read_nothing = not all(each.reads_payload for each in self._invocations)
         timeout = subscription.options.timeout
         self._timeout = timeout.total_seconds() if timeout is not None else None
         self._known: dict[str, Invocation] = {}
@@ -146,8 +151,10 @@ class Dispatch:
         work = WORK.get()
         if work is not None and work.unpublished is not None:
             return await self._publish(delivery, work.unpublished)
-        received = read(delivery)
+        received = glean(delivery) if self._some_read_nothing else read(delivery)
         invocation = self._known.get(received.type) or self._find(received)
+        if self._some_read_nothing and invocation.reads_payload:
+            received = read(delivery)  # which raises why it cannot be read, if it cannot
         handling = Handling(received, self._name, self._owner, self._chain)
         CURRENT.set(handling)
         try:
@@ -215,15 +222,33 @@ class Dispatch:
             await take_back_cancellations()
 
     def _find(self, received: Received) -> Invocation:
-        for key in (received.type, received.delivery.routing_key):
-            for invocation in self._invocations:
-                if any(matches(pattern, key) for pattern in invocation.handler.routing_keys):
-                    if key == received.type and len(key) <= 255 and len(self._known) < _KEPT:
-                        self._known[key] = invocation
-                    return invocation
-        raise DecodeError(
-            f"no handler of queue {received.delivery.queue!r} is for {received.type!r}", type=received.type
-        )
+        """Return the handler that a type, a binding to another team's exchange, a pattern or a routing key leads to."""
+        kind, delivery = received.type, received.delivery
+        found = self._first(lambda handler: kind in handler.names)
+        if found is None and self._bound_elsewhere and (found := self._by_exchange(delivery)) is not None:
+            return found
+        found = found or self._first(lambda handler: any(matches(name, kind) for name in handler.names))
+        if found is not None:
+            certain = not self._bound_elsewhere or kind in found.handler.names
+            if certain and len(kind) <= 255 and len(self._known) < _KEPT:
+                self._known[kind] = found
+            return found
+        key = delivery.routing_key
+        found = self._first(lambda handler: any(matches(each, key) for each in handler.source.keys))
+        if found is not None:
+            return found
+        if len(self._invocations) == 1 and not self._invocations[0].reads_payload:
+            return self._invocations[0]
+        raise DecodeError(f"no handler of queue {delivery.queue!r} is for {kind!r}", type=kind)
+
+    def _by_exchange(self, delivery: Delivery) -> Invocation | None:
+        """Return the handler whose queue is bound to where a delivery was published, which is not the bus's exchange."""
+        there = [i for i in self._bound_elsewhere if (e := i.handler.exchange) and e.name == delivery.exchange]
+        fitting = (i for i in there if any(matches(key, delivery.routing_key) for key in i.handler.source.keys))
+        return next(fitting, there[0] if len(there) == 1 else None)  # a fanout exchange looks at no key
+
+    def _first(self, fits: Callable[[Handler], bool]) -> Invocation | None:
+        return next((each for each in self._invocations if fits(each.handler)), None)
 
 
 def _in_vain(delivery: Delivery, error: BaseException) -> Settlement:

@@ -22,7 +22,7 @@ from rabbitevents.message import Message
 from rabbitevents.payload.codec import Codec
 from rabbitevents.plugin import Publish
 from rabbitevents.publishing.delay import Delays
-from rabbitevents.wire import Form, text_of, write
+from rabbitevents.wire import Form, fits, shown, text_of, with_correlation, write
 
 log: logging.Logger = logging.getLogger("rabbitevents.publish")
 
@@ -75,13 +75,16 @@ class Publishing:
         id: UUID | str | None = None,
         metadata: Mapping[str, str] | None = None,
         correlation_id: str | None = None,
+        exchange: str | None = None,
+        key: str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
     ) -> tuple[Event[P], Message]:
         """Put a payload into its envelope, and write it as a message. One that is in its envelope already keeps it.
 
-        Raises `EncodeError` for what cannot be written, and `ConfigurationError` for an ``id`` that cannot be one.
+        Raises `EncodeError` for what cannot be written, and `ConfigurationError` for what cannot be meant.
         """
+        where = () if exchange is None and key is None else self._elsewhere(exchange, key, delay)
         if isinstance(payload, Event):
             if id is not None:
                 raise ConfigurationError("an Event has an id of its own; publish its payload to give it another one")
@@ -92,11 +95,11 @@ class Publishing:
         else:
             codec = self._codecs.get(type(payload)) or self._codec(type(payload))
             body = self._encode(codec, payload)
-            event = self._event(codec.spec, payload, body, id, metadata or {}, correlation_id, delay)
+            event = self._event(codec.spec, payload, body, id, metadata or {}, correlation_id, delay, where)
         written, properties = write(event, body, self._form)
         return event, Message(
-            exchange=self._exchange,
-            routing_key=event.type,
+            exchange=self._exchange if exchange is None else exchange,
+            routing_key=event.type if key is None else key,
             body=written,
             properties=properties,
             after=delay,
@@ -116,8 +119,11 @@ class Publishing:
         metadata: Mapping[str, str],
         correlation_id: str | None,
         delay: timedelta | None,
+        where: tuple[str, ...],
     ) -> Event[P]:
         """Make an event. While another one is handled, it is caused by that one, and its id derives from that one's."""
+        if correlation_id is not None:
+            correlation_id, metadata = with_correlation(correlation_id, metadata)
         handling = CURRENT.get()
         cause: str | None = None
         if handling is None:
@@ -131,7 +137,7 @@ class Publishing:
             elif handling.ended:
                 own = new_id()
             else:
-                own = handling.next_id(_digest(spec, body, metadata, correlation_id, delay))
+                own = handling.next_id(_digest(spec, body, metadata, correlation_id, delay, where))
         return Event(
             own,
             spec.name,
@@ -142,6 +148,22 @@ class Publishing:
             payload,
             Metadata(correlation_id, cause, self._source, metadata),
         )
+
+    def _elsewhere(self, exchange: str | None, key: str | None, delay: timedelta | None) -> tuple[str, ...]:
+        """Return where an event goes, as words. Raises `ConfigurationError` for what cannot be meant."""
+        there = self._exchange if exchange is None else _short("exchange", exchange)
+        if key is not None:
+            _short("key", key)
+        elif not there:
+            raise ConfigurationError(
+                "publish(exchange=''): AMQP's default exchange needs key=, which names the one queue"
+            )
+        if delay is not None and there != self._exchange:
+            raise ConfigurationError(
+                f"publish(exchange={there!r}, delay=...): only what goes to the bus's own exchange {self._exchange!r} can "
+                "wait; publish an event there with delay=, and let its handler publish to the other exchange"
+            )
+        return (there, str(key))
 
     def _codec(self, kind: type[Any]) -> Codec[Any]:
         codec = self._codecs[kind] = Codec(kind)
@@ -190,7 +212,7 @@ class Publishing:
 
     def _unroutable_error(self, message: Message) -> UnroutableError | None:
         """Return the error that it is that no queue is bound for a message, or say so and return None."""
-        if self._on_unroutable == "raise" or message.exchange != self._exchange:
+        if self._on_unroutable == "raise" or not message.exchange:
             return UnroutableError(message)
         if self._on_unroutable == "ignore":
             return None
@@ -214,6 +236,15 @@ async def _send_one(message: Message, chain: Publish) -> list[tuple[Message, Exc
     return []
 
 
+def _short(what: str, text: object) -> str:
+    """Return an exchange's name or a routing key. Raises `ConfigurationError` for what AMQP cannot say."""
+    if not isinstance(text, str):
+        raise ConfigurationError(f"publish({what}=...) is a {type(text).__name__}: say text")
+    if not fits(text):
+        raise ConfigurationError(f"publish({what}={shown(text)}): AMQP carries at most 255 bytes of UTF-8")
+    return text
+
+
 def _said_id(id: UUID | str) -> UUID | None:
     """Return the UUID that an author gave as an event's id; None for a name of another form."""
     if isinstance(id, UUID):
@@ -224,10 +255,15 @@ def _said_id(id: UUID | str) -> UUID | None:
 
 
 def _digest(
-    spec: EventType, body: bytes, metadata: Mapping[str, str], correlation_id: str, delay: timedelta | None
+    spec: EventType,
+    body: bytes,
+    metadata: Mapping[str, str],
+    correlation_id: str,
+    delay: timedelta | None,
+    where: tuple[str, ...],
 ) -> bytes:
-    """Return a digest of all that an event says, but its id and its time."""
-    words = [spec.name, str(spec.version), str(correlation_id), str(delay)]
+    """Return a digest of all that an event says, but its id and its time, and of where it goes if that was said."""
+    words = [spec.name, str(spec.version), str(correlation_id), str(delay), *where]
     for pair in sorted(metadata.items()):
         words += map(str, pair)
     digest = blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=16)

@@ -122,6 +122,8 @@ class SyncBus:
         payload: Event[P],
         /,
         *,
+        exchange: str | None = None,
+        key: str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
     ) -> Event[P]: ...
@@ -133,6 +135,8 @@ class SyncBus:
         /,
         *,
         id: UUID | str | None = None,
+        exchange: str | None = None,
+        key: str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -145,6 +149,8 @@ class SyncBus:
         /,
         *,
         id: UUID | str | None = None,
+        exchange: str | None = None,
+        key: str | None = None,
         delay: timedelta | None = None,
         timeout: float | None = None,
         metadata: dict[str, str] | None = None,
@@ -165,7 +171,14 @@ class SyncBus:
         def work() -> Awaitable[Event[P]]:
             left = max(0.0, deadline - monotonic())
             return life.bus.publish(
-                cast("P", payload), id=id, delay=delay, timeout=left, metadata=metadata, correlation_id=correlation_id
+                cast("P", payload),
+                id=id,
+                exchange=exchange,
+                key=key,
+                delay=delay,
+                timeout=left,
+                metadata=metadata,
+                correlation_id=correlation_id,
             )
 
         return life.call(work, deadline + MARGIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -11,6 +12,7 @@ import msgspec
 from rabbitevents.errors import EncodeError
 from rabbitevents.events import Event
 from rabbitevents.properties import Headers, HeaderValue, Properties
+from rabbitevents.wire.words import carried, readable
 
 JSON: Final = "application/json"
 
@@ -20,6 +22,9 @@ ENTITY_ID: Final = "entity-id"
 EVENT_TIME: Final = "event-time"
 CAUSATION_ID: Final = "causation-id"
 META: Final = "meta-"
+
+FULL_CORRELATION: Final = "fullcorrelationid"
+"""Where among the metadata a correlation id stands that cannot go on as it is (`carried`)."""
 
 _json = msgspec.json.Encoder().encode
 
@@ -35,12 +40,18 @@ def properties_of(event: Event[Any], content_type: str, headers: Headers) -> Pro
     return Properties(
         content_type=content_type,
         headers=headers,
-        correlation_id=metadata.correlation_id,
+        correlation_id=carried(metadata.correlation_id),
         message_id=text_of(event.id),
         timestamp=_posix(event.timestamp),
         type=event.type,
         app_id=metadata.source,
     )
+
+
+def with_correlation(given: str, metadata: Mapping[str, str]) -> tuple[str | None, Mapping[str, str]]:
+    """Return a correlation id as it goes on, and the publisher's own pairs, with the whole id where that is another."""
+    goes_on = carried(given)
+    return (goes_on, metadata) if goes_on == given else (goes_on, {**metadata, FULL_CORRELATION: readable(given)})
 
 
 def _posix(time: datetime) -> int | None:

@@ -18,7 +18,7 @@ from rabbitevents.message import Delivery
 from rabbitevents.properties import Headers, HeaderValue
 from rabbitevents.wire.amqp import JSON, metadata_text
 from rabbitevents.wire.received import Found
-from rabbitevents.wire.words import checked_type, plain, read_content_type, read_version, shown, text
+from rabbitevents.wire.words import checked_type, is_json, plain, read_content_type, read_version, shown, text
 
 CLOUDEVENT: Final = "application/cloudevents+json"
 
@@ -86,16 +86,16 @@ def cloud_headers(headers: Headers) -> dict[str, HeaderValue]:
     return {k[12:]: v for k, v in headers.items() if k.startswith(_PREFIXES)}
 
 
-def read_binary(delivery: Delivery, attributes: Mapping[str, Any], content_type: str) -> Found:
+def read_binary(delivery: Delivery, body: bytes, attributes: Mapping[str, Any], content_type: str) -> Found:
     """Read a CloudEvent whose attributes came as headers. Raises `DecodeError`."""
-    return _found({**attributes, "datacontenttype": content_type}, delivery.body, delivery.properties.type)
+    return _found({**attributes, "datacontenttype": content_type}, body, delivery.properties.type)
 
 
-def read_structured(delivery: Delivery) -> Found:
-    """Read a CloudEvent that is all in the body. Raises `DecodeError`."""
+def read_structured(delivery: Delivery, body: bytes) -> Found:
+    """Read a CloudEvent that is all in the body (UTF-8). Raises `DecodeError`."""
     kind = delivery.properties.type
     try:
-        parts = _parts(delivery.body)
+        parts = _parts(body)
         data = bytes(parts.pop("data", b"null"))
         encoded = parts.pop("data_base64", None)
         attributes = {name: plain(value) for name, value in parts.items()}
@@ -115,7 +115,7 @@ def _found(attributes: Mapping[str, Any], body: bytes, known: str | None) -> Fou
         raise DecodeError("a CloudEvent needs a type and the specversion 1.0", type=known)
     kind = checked_type(kind)
     content_type = read_content_type(text(attributes.get("datacontenttype") or JSON))
-    if content_type != JSON:
+    if not is_json(content_type):
         raise DecodeError(f"the CloudEvent's data content type {shown(content_type)} is not understood", type=kind)
     given = {name: value for name, value in attributes.items() if value is not None}
     metadata = {name: text(value) for name, value in given.items() if name not in _KNOWN}

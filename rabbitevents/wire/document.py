@@ -30,6 +30,14 @@ class _Claim(msgspec.Struct):
 
     type: str
     payload: msgspec.Raw
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    timestamp: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    version: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has what only an envelope has all of."""
+        return msgspec.UNSET not in (self.id, self.timestamp, self.version)
 
 
 _document = msgspec.json.Decoder(_Document).decode
@@ -38,45 +46,39 @@ _claim = msgspec.json.Decoder(_Claim).decode
 _REFUSED = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-def read_document(delivery: Delivery) -> Found:
+def read_document(delivery: Delivery, body: bytes) -> Found:
     """Read a body that must be a document. Raises `DecodeError`."""
     try:
-        return _found(_document(delivery.body))
+        return _found(_document(body))
     except _REFUSED as error:
         raise DecodeError(
             f"the structured document cannot be read: {type(error).__name__}", type=delivery.type
         ) from error
 
 
-def document_in(delivery: Delivery) -> Found | None:
-    """Read a JSON body that may be a document: one that carries a type of its own, which no property contradicts.
+def document_in(delivery: Delivery, body: bytes) -> Found | None:
+    """Read a JSON body that may be a document; None for any other body, such as a payload with such fields of its own.
 
-    (The property is there when `identify` has been here before, and in the copy that a retry is.) None for any other
-    body. Raises `DecodeError` for a document that cannot be read in full.
+    It is one if the type that it states is what the ``type`` property says, or where that says nothing the routing
+    key; with another routing key, if it has an id, a timestamp and a version as well. (The property is there when
+    `identify` has been here before, and in the copy that a retry is.) Raises `DecodeError` for one that cannot be read.
     """
-    body, known = delivery.body, delivery.properties.type
     if b'"payload"' not in body or b'"type"' not in body:
         return None
     try:
-        document = _document(body)
+        claim = _claim(body)
     except msgspec.ValidationError:
-        return read_document(delivery) if _claims_to_be_one(body, known) else None
+        return None
     except _REFUSED:
-        return read_document(delivery)
-    return _found(document) if _agrees(document.type, known) else None
+        return read_document(delivery, body)  # which says why it is no JSON at all
+    return read_document(delivery, body) if _is_one(claim, delivery) else None
 
 
-def _claims_to_be_one(body: bytes, known: str | None) -> bool:
-    try:
-        return _agrees(_claim(body).type, known)
-    except msgspec.ValidationError:
-        return False
-    except _REFUSED:
-        return True
-
-
-def _agrees(stated: str, known: str | None) -> bool:
-    return bool(stated) and (not known or stated == known)
+def _is_one(claim: _Claim, delivery: Delivery) -> bool:
+    known = delivery.properties.type
+    if not claim.type or known:
+        return bool(claim.type) and claim.type == known
+    return claim.type == delivery.routing_key or claim.whole
 
 
 def _found(document: _Document) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -14,10 +15,21 @@ from rabbitevents.properties import Properties, glance
 from rabbitevents.wire.amqp import EVENT_VERSION, JSON
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers, read_binary, read_structured
 from rabbitevents.wire.document import DOCUMENT, document_in, read_document
+from rabbitevents.wire.masstransit import MASSTRANSIT, read_envelope
 from rabbitevents.wire.received import NOTHING, Found, Received
-from rabbitevents.wire.words import LATEST_VERSION, carried, read_content_type, read_version, shown
+from rabbitevents.wire.words import BOM, LATEST_VERSION, carried, is_json, read_content_type, read_version, shown, utf_8
 
-_PLAIN_ENCODINGS = frozenset({None, "", "identity", "utf-8", "UTF-8"})
+_ENVELOPES: Final = {CLOUDEVENT: read_structured, DOCUMENT: read_document, MASSTRANSIT: read_envelope}
+"""What reads a body that says all of its event, by the content type."""
+
+_OTHER_ENVELOPES: Final = frozenset({"application/cloudevents-batch+json"})
+"""JSON, but no payload: what is inside is not understood."""
+
+_SAYING_NOTHING: Final = frozenset({"application/octet-stream", "text/plain"})
+"""What clients write where nobody told them what they send: the Java client's `MessageProperties`, Spring, NServiceBus."""
+
+WATERMILL_ID: Final = "_watermill_message_uuid"
+"""The header where Watermill has the message's id, the only word of another library that stands in for a property."""
 
 
 def read(delivery: Delivery) -> Received:
@@ -31,6 +43,20 @@ def read(delivery: Delivery) -> Received:
     return Received(delivery, found.type, found.version, found.body, found.stated)
 
 
+def glean(delivery: Delivery) -> Received:
+    """Say what was delivered as far as that can be read: what cannot is what its property or its routing key says.
+
+    For handlers that ask for no payload. Raises `DecodeError` where not even AMQP's own words can be read, or the body
+    was not kept.
+    """
+    try:
+        return read(delivery)
+    except DecodeError:
+        if delivery.oversize:
+            raise
+        return Received(delivery, delivery.type, 1, delivery.body, NOTHING)
+
+
 def identify(delivery: Delivery) -> None:
     """Settle once which event a delivery is, before anybody handles it: all see the same, and so do its copies.
 
@@ -39,7 +65,8 @@ def identify(delivery: Delivery) -> None:
     """
     raw = delivery.raw
     if type(raw) is bytes and not delivery.oversize and (ours := glance(raw)) is not None and _is_version(ours[1]):
-        delivery.identify(None, None, Found(*ours, delivery.body, NOTHING))  # nearly always: nothing is to be settled
+        # Nearly always: nothing is to be settled.
+        delivery.identify(None, None, Found(*ours, delivery.body.removeprefix(BOM), NOTHING))
         return
     try:
         properties = delivery.properties
@@ -51,6 +78,8 @@ def identify(delivery: Delivery) -> None:
         found = None
     is_ours = found is not None and found.stated is NOTHING and found.type == properties.type
     id = None if found is None or is_ours else _stated_id(delivery, found)
+    if id is None and says_no_id(properties.message_id):
+        id = _id_in_headers(delivery)
     if id is None and says_no_id(properties.message_id):
         id = new_id()
         properties = msgspec.structs.replace(properties, message_id=None)  # so that all see that it has none
@@ -76,6 +105,14 @@ def _stated_id(delivery: Delivery, found: Found) -> UUID | None:
     )
 
 
+def _id_in_headers(delivery: Delivery) -> UUID | None:
+    try:
+        said = delivery.headers.get(WATERMILL_ID)
+    except DecodeError:
+        return None
+    return as_uuid(said, delivery.properties.app_id) if isinstance(said, str) and not says_no_id(said) else None
+
+
 def _stated_correlation(found: Found) -> str | None:
     return carried(_metadata(found).get("correlation_id"))
 
@@ -90,29 +127,35 @@ def _find(delivery: Delivery, properties: Properties) -> Found:
         raise DecodeError(
             f"the body is {delivery.oversize:,} bytes, over the limit, and was not kept", type=delivery.type
         )
-    if properties.content_encoding not in _PLAIN_ENCODINGS:
-        raise DecodeError(
-            f"the content encoding {shown(properties.content_encoding or '')} is not understood", type=properties.type
-        )
-    content_type = properties.content_type
-    if content_type == JSON and properties.type:
+    stated = properties.content_type or JSON
+    if stated == JSON and properties.type and not properties.content_encoding:
         version = delivery.peek(EVENT_VERSION)
-        if version is not None:
-            return Found(properties.type, read_version(version), delivery.body, NOTHING)
-    return _find_foreign(delivery, read_content_type(content_type or JSON))
+        if version is not None:  # without reading the other headers: what speaks AMQP's own words as we do
+            return Found(properties.type, read_version(version), delivery.body.removeprefix(BOM), NOTHING)
+    content_type = read_content_type(stated)
+    try:
+        body = utf_8(delivery.body, stated, properties.content_encoding or "")
+    except DecodeError as error:
+        error.type = properties.type
+        raise
+    return _read(delivery, properties, content_type, body)
 
 
-def _find_foreign(delivery: Delivery, content_type: str) -> Found:
-    if content_type == CLOUDEVENT:
-        return read_structured(delivery)
-    if content_type == DOCUMENT:
-        return read_document(delivery)
-    cloud = cloud_headers(delivery.headers)
+def _read(delivery: Delivery, properties: Properties, content_type: str, body: bytes) -> Found:
+    """Read a body by the first of the forms that fits (`docs/wire-contract.md` has them in this order)."""
+    if content_type in _ENVELOPES:
+        return _ENVELOPES[content_type](delivery, body)
+    headers = delivery.headers
+    cloud = cloud_headers(headers)
     if cloud:
-        return read_binary(delivery, cloud, content_type)
-    if content_type != JSON:
-        raise DecodeError(f"the content type {shown(content_type)} is not understood", type=delivery.properties.type)
-    document = document_in(delivery)
-    if document is not None:
-        return document
-    return Found(delivery.type, read_version(delivery.headers.get(EVENT_VERSION, 1)), delivery.body, NOTHING)
+        return read_binary(delivery, body, cloud, content_type)
+    if content_type in _OTHER_ENVELOPES or not (is_json(content_type) or content_type in _SAYING_NOTHING):
+        raise DecodeError(f"the content type {shown(content_type)} is not understood", type=properties.type)
+    compression = headers.get("compression")
+    if isinstance(compression, str) and compression:
+        raise DecodeError(f"the compression {shown(compression)} is not understood", type=properties.type)
+    if EVENT_VERSION not in headers or not properties.type:
+        document = document_in(delivery, body)
+        if document is not None:
+            return document
+    return Found(delivery.type, read_version(headers.get(EVENT_VERSION, 1)), body, NOTHING)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from rabbitevents.events import Event, Metadata
 from rabbitevents.message import Delivery
 from rabbitevents.properties import Headers
-from rabbitevents.wire.amqp import CAUSATION_ID, ENTITY_ID, ENTITY_TYPE, EVENT_TIME, META
+from rabbitevents.wire.amqp import CAUSATION_ID, ENTITY_ID, ENTITY_TYPE, EVENT_TIME, FULL_CORRELATION, META
 from rabbitevents.wire.times import read_time
 from rabbitevents.wire.words import carried, readable, text
 
 P = TypeVar("P")
-
-FULL_CORRELATION: Final = "fullcorrelationid"
-"""Where among the metadata a handler finds a correlation id that cannot go on as it is (`carried`)."""
 
 _KNOWN_METADATA = frozenset({"correlation_id", "causation_id", "source"})
 

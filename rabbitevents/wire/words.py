@@ -1,4 +1,4 @@
-"""What strangers say, made sound: types, versions, correlation ids and texts, and how an error shows them.
+"""What strangers say, made sound: types, content types, versions, correlation ids, and how an error shows them.
 
 Whatever is read here came from outside. A text in an error is cut, and never a payload's.
 """
@@ -17,6 +17,13 @@ MOST_BYTES: Final = 255
 """How long a type, a content type or a correlation id may be: what AMQP's short strings carry."""
 
 LATEST_VERSION: Final = 2**31 - 1
+
+BOM: Final = b"\xef\xbb\xbf"
+"""The byte order mark, which .NET's writers put before their UTF-8, and which no JSON begins with (RFC 8259, 8.1)."""
+
+_UTF_8: Final = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
+_LATIN_1: Final = frozenset({"iso-8859-1", "iso8859-1", "latin-1", "latin1"})
+_NO_ENCODING: Final = frozenset({"", "identity", "binary", "7bit", "8bit"})
 
 
 def shown(text: str) -> str:
@@ -46,6 +53,39 @@ def read_content_type(stated: str) -> str:
     if len(stated) > MOST_BYTES:
         raise DecodeError(f"the content type that it states has {len(stated):,} characters; AMQP carries at most 255")
     return stated.partition(";")[0].strip().lower()
+
+
+def is_json(content_type: str) -> bool:
+    """Say whether a content type (without parameters) is one of JSON's: by name, or by its suffix (RFC 6839, 3.1)."""
+    return content_type in ("application/json", "text/json") or content_type.endswith("+json")
+
+
+def utf_8(body: bytes, content_type: str, encoding: str) -> bytes:
+    """Return a body as UTF-8 without a byte order mark. Raises `DecodeError` for what is compressed, or in other signs.
+
+    The content type's parameter says the charset; where it says none the content encoding does, as kombu and Spring
+    have it, although HTTP has that word for compression.
+    """
+    encoding = encoding.strip().lower()
+    charset = _charset(content_type)
+    if encoding not in _NO_ENCODING:
+        if encoding not in _UTF_8 and encoding not in _LATIN_1:
+            raise DecodeError(f"the content encoding {shown(encoding)} is not understood: have it sent as it is")
+        charset = charset or encoding
+    if charset in _LATIN_1:
+        return body.decode("latin-1").encode()
+    if charset not in _UTF_8:
+        raise DecodeError(f"the charset {shown(charset)} is not understood: have it sent as UTF-8")
+    return body.removeprefix(BOM)
+
+
+def _charset(content_type: str) -> str:
+    """Return the charset that a content type says, in lower case; empty where it says none."""
+    for parameter in content_type.split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return value.strip().strip("\"'").lower()
+    return ""
 
 
 def read_version(value: object) -> int:

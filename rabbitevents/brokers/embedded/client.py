@@ -218,11 +218,15 @@ class MemoryClient:
         if self._report is not None:
             self._report(Blocked(reason) if reason is not None else Unblocked())
 
-    def queues_declared(self) -> None:
-        """Read from queues that were missing."""
-        found = [name for name, error in self._refused.items() if error.code == 404 and name in self.server.queues]
-        for name in found:
-            del self._refused[name]
+    def declared(self) -> None:
+        """Declare what could not be, since something was missing, and read from queues that were."""
+        missing = [name for name, error in self._refused.items() if error.code == 404]
+        if self._lost is None and missing and self._declared:
+            self._declare(self._declared.values(), passive=False)
+            return
+        for name in missing:
+            if name in self.server.queues:
+                del self._refused[name]
         if self._lost is None:
             self._register()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rabbitevents.errors import TopologyError
-from rabbitevents.topology import Arguments, Exchange, Queue
+from rabbitevents.topology import Arguments, Exchange, Queue, missing
 
 STANDARD = (Exchange("amq.direct", "direct"), Exchange("amq.fanout", "fanout"), Exchange("amq.topic", "topic"))
 """Exchanges that every broker has."""
@@ -20,6 +20,8 @@ _WORDS = {
 def refusal(there: Exchange | Queue | None, wanted: Exchange | Queue, *, passive: bool) -> TopologyError | None:
     """Return what keeps ``wanted`` from being declared, where ``there`` is what has its name; None: it may be."""
     what = f"{'queue' if isinstance(wanted, Queue) else 'exchange'} {wanted.name!r}"
+    if isinstance(wanted, Exchange) and wanted.kind is None:
+        return TopologyError(missing(wanted.name), name=wanted.name, code=404) if there is None else None
     if passive:
         text = f"{what} does not exist: have it declared, or let this bus declare"
         return TopologyError(text, name=wanted.name, code=404) if there is None else None

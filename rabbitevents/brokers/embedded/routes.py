@@ -14,7 +14,7 @@ from rabbitevents.brokers.embedded.declaring import STANDARD, refusal
 from rabbitevents.brokers.embedded.queues import MemoryQueue, Stored
 from rabbitevents.errors import TopologyError
 from rabbitevents.message import Message
-from rabbitevents.topology import Arguments, Binding, Exchange, Queue
+from rabbitevents.topology import Arguments, Binding, Exchange, Queue, missing
 
 
 class Routes:
@@ -50,7 +50,8 @@ class Routes:
         error = refusal(self._there(item), item, passive=passive)
         if error is None and not passive:
             if isinstance(item, Exchange):
-                self.exchanges.setdefault(item.name, item)
+                if item.kind is not None:
+                    self.exchanges.setdefault(item.name, item)
             elif item.name not in self.queues:
                 self.queues[item.name] = self.make_queue(item.name, item.arguments)
         return error
@@ -70,8 +71,8 @@ class Routes:
         if not binding.exchange:
             return TopologyError("nothing can be bound to the default exchange", name=binding.queue, code=403)
         if exchange is None or binding.queue not in self.queues:
-            missing = binding.exchange if exchange is None else binding.queue
-            return TopologyError(f"{missing!r} does not exist: nothing can be bound", name=binding.queue, code=404)
+            why = missing(binding.exchange) if exchange is None else f"queue {binding.queue!r} does not exist"
+            return TopologyError(f"nothing can be bound: {why}", name=binding.queue, code=404)
         self.bindings.add(binding, exchange)
         return None
 

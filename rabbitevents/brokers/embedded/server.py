@@ -34,8 +34,8 @@ class Connection(Protocol):
         """Learn that nothing is taken from publishers, or (None) that it is again."""
         ...
 
-    def queues_declared(self) -> None:
-        """Learn that there are queues that were not there."""
+    def declared(self) -> None:
+        """Learn that there are queues or exchanges that were not there."""
         ...
 
     def queue_deleted(self) -> None:
@@ -69,12 +69,12 @@ class Server(Routes):
             self.clients.remove(client)
 
     def declare_all(self, items: Iterable[Exchange | Queue | Binding], *, passive: bool) -> dict[str, TopologyError]:
-        """Declare things in order, or only look; return what is refused, by name. Those who wait for a queue learn of it."""
-        before = len(self.queues)
+        """Declare things in order, or only look; return what is refused, by name. Those who wait for it learn of it."""
+        before = len(self.queues) + len(self.exchanges)
         refused = super().declare_all(items, passive=passive)
-        if len(self.queues) > before:
+        if len(self.queues) + len(self.exchanges) > before:
             for client in list(self.clients):
-                client.queues_declared()
+                client.declared()
         return refused
 
     def make_reader(

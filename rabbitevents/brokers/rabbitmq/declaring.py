@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from aiormq.abc import AbstractChannel
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.states import Depth
-from rabbitevents.topology import Binding, Exchange, Queue, Topology
+from rabbitevents.topology import Binding, Exchange, Queue, Topology, missing
 
 _REFUSALS: Final = (403, 404, 405, 406)
 """Codes that concern the one thing that was asked for."""
@@ -43,7 +43,7 @@ async def declare(connection: Connection, topology: Topology, *, passive: bool) 
             unanswered += error.code == 0
             if connection.lost.done() or unanswered == _UNANSWERED or error.code not in (0, *_REFUSALS):
                 raise
-            refused.setdefault(_key(item), _explained(item, error))
+            refused.setdefault(_key(item), _explained(item, error, refused))
     return refused
 
 
@@ -64,7 +64,11 @@ def _ask(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive:
     match item:
         case Exchange():
             return channel.exchange_declare(
-                item.name, exchange_type=item.kind, durable=True, passive=passive, arguments=dict(item.arguments)
+                item.name,
+                exchange_type=item.kind or "topic",
+                durable=True,
+                passive=passive or item.kind is None,
+                arguments=dict(item.arguments),
             )
         case Queue():
             return channel.queue_declare(item.name, durable=True, passive=passive, arguments=dict(item.arguments))
@@ -86,8 +90,16 @@ def _name(item: Exchange | Queue | Binding) -> str:
             return f"the binding of queue {item.queue!r} to {item.routing_key!r} on exchange {item.exchange!r}"
 
 
-def _explained(item: Exchange | Queue | Binding, error: BrokerError) -> TopologyError:
+def _explained(
+    item: Exchange | Queue | Binding, error: BrokerError, refused: Mapping[str, TopologyError]
+) -> TopologyError:
     """Say what the broker has, what we want, and the way out."""
+    if error.code == 404 and isinstance(item, Exchange) and item.kind is None:
+        return TopologyError(missing(item.name), name=item.name, code=404)
+    if isinstance(item, Binding) and item.exchange in refused:
+        return TopologyError(
+            f"{_name(item)} cannot be made: {refused[item.exchange]}", name=item.queue, code=error.code
+        )
     sides = _BOTH_SIDES.search(str(error))
     if sides is not None:
         text = (

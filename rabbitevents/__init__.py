@@ -21,6 +21,7 @@ from rabbitevents.errors import (
 from rabbitevents.events import Event, Metadata, event, upcast
 from rabbitevents.facts import Fact
 from rabbitevents.fields import event_fields
+from rabbitevents.lines import LineFilter
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.payload.own import wire_type
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
@@ -55,6 +56,7 @@ __all__ = [
     "Health",
     "Host",
     "Limits",
+    "LineFilter",
     "Load",
     "Message",
     "Metadata",

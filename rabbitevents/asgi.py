@@ -2,8 +2,8 @@
 
 ::
 
-    app = FastAPI(lifespan=lifespan)  # in which the bus runs
-    app.mount("/bus", health_app(bus))  # GET /bus/live, /bus/ready, /bus/health
+    app = FastAPI(lifespan=lifespan)  # which makes the bus, and keeps it as app.state.bus
+    app.mount("/bus", health_app(lambda: app.state.bus))  # GET /bus/live, /bus/ready, /bus/health
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from rabbitevents.bus import Bus
 from rabbitevents.health import Answer, answer
+from rabbitevents.states import Health
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -26,18 +27,22 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 _NOT_ALLOWED = Answer(HTTPStatus.METHOD_NOT_ALLOWED, b'{"status": "use GET", "checks": []}')
 
 
-def health_app(bus: Bus) -> Application:
+def health_app(bus: Bus | Callable[[], Bus]) -> Application:
     """Return an application that answers ``GET .../live``, ``.../ready`` and ``.../health`` for ``bus``.
 
-    They answer 200 or 503 with a JSON document; what each means says `rabbitevents.health`. The bus has to run on the
-    event loop that serves the application, as it does when it is started in the lifespan.
+    ``bus`` may be a function that returns it, asked at each request: for a bus that the lifespan makes. They answer 200
+    or 503 with a JSON document; what each means says `rabbitevents.health`. The bus has to run on the event loop that
+    serves the application, as it does when it is started in the lifespan.
     """
+
+    def look() -> Health:
+        return (bus if isinstance(bus, Bus) else bus()).health()
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise NotImplementedError(f"this application answers HTTP, not {scope['type']}")  # as ASGI asks for
         method = scope["method"]
-        found = answer(bus.health, scope["path"]) if method in ("GET", "HEAD") else _NOT_ALLOWED
+        found = answer(look, scope["path"]) if method in ("GET", "HEAD") else _NOT_ALLOWED
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(found.body)).encode()),

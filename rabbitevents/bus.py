@@ -564,6 +564,19 @@ class Bus:
         return self._state in ("stopping", "stopped")
 
     @property
+    def broker(self) -> Broker:
+        """The broker that the bus is on. Before the start another one may take its place."""
+        return self._broker
+
+    @broker.setter
+    def broker(self, broker: Broker) -> None:
+        if self._state != "new":
+            raise ConfigurationError(
+                f"this bus is {self._state} on {self.address}: its broker is chosen before it starts"
+            )
+        self._broker = broker
+
+    @property
     def address(self) -> str:
         """The broker that the bus is connected to, or looks for; without a password."""
         return self._broker.address

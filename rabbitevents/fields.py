@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from rabbitevents.errors import DecodeError
 from rabbitevents.message import Delivery, Message
+from rabbitevents.texts import printable
 
 Fields = dict[str, str | int]
 """Fields of a log record: ``event_id``, ``event_type``, ``correlation_id``, and of a delivery ``subscription`` and
@@ -16,7 +17,7 @@ def event_fields(of: Delivery | Message) -> Fields:
     """Return what a log record says of a delivery, or of a message that goes out. Raises nothing.
 
     ``log.warning("%s is late", delivery.describe(), extra=event_fields(delivery))``. Of a delivery whose properties
-    cannot be read, only the subscription is known.
+    cannot be read, only the subscription is known. Texts have no ends of lines and no control signs in them.
     """
     if isinstance(of, Message):
         return _named(of.id, of.type, of.properties.correlation_id)
@@ -27,4 +28,5 @@ def event_fields(of: Delivery | Message) -> Fields:
 
 
 def _named(id: str, type: str, correlation_id: str | None) -> Fields:
-    return {"event_id": id, "event_type": type, "correlation_id": correlation_id or id}
+    named: Fields = {"event_id": id, "event_type": type, "correlation_id": correlation_id or id}
+    return {name: printable(str(value)) for name, value in named.items()}

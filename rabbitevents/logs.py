@@ -22,6 +22,8 @@ from typing import Any, Final, Literal, TextIO, TypeAlias
 
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.fields import Fields, event_fields
+from rabbitevents.lines import STRUCTURE
+from rabbitevents.texts import printable
 
 Form: TypeAlias = Literal["text", "json"]
 """How a log is written: a line for people, or a JSON object a line for programs."""
@@ -83,9 +85,10 @@ class TextFormatter(logging.Formatter):
         """Write one line, and the traceback below it."""
         fields = " ".join(f"{name}={value}" for name, value in _fields_of(record).items())
         line = f"{self.formatTime(record)} {record.levelname} {self._who}{record.getMessage()}"
-        lines = [_printable(f"{line} [{fields}]" if fields else line)]
+        lines = [printable(f"{line} [{fields}]" if fields else line)]
         if record.exc_info:
-            lines += _below(self.formatException(record.exc_info), record.exc_info[1])
+            text = record.exc_text or self.formatException(record.exc_info)
+            lines += _below(text, record.exc_info[1])
         if record.stack_info:
             lines += _below(self.formatStack(record.stack_info), None)
         return without_passwords("\n".join(lines))
@@ -115,7 +118,7 @@ class JsonFormatter(logging.Formatter):
         if self._worker:
             written["worker"] = self._worker
         if record.exc_info:
-            written["exception"] = without_passwords(self.formatException(record.exc_info))
+            written["exception"] = without_passwords(record.exc_text or self.formatException(record.exc_info))
         if record.stack_info:
             written["stack"] = record.stack_info
         for name, value in vars(record).items():
@@ -145,33 +148,12 @@ def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
     return {name: known[name] for name in NAMES if name in known}
 
 
-def _printable(text: str) -> str:
-    """Return ``text`` with a backslash escape for each sign that is not shown as itself, ends of lines among them."""
-    return text if text.isprintable() else "".join(s if s.isprintable() else _escaped(s) for s in text)
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
-_STRUCTURE: Final = frozenset(
-    {
-        "",
-        "Traceback (most recent call last):",
-        "Stack (most recent call last):",
-        "The above exception was the direct cause of the following exception:",
-        "During handling of the above exception, another exception occurred:",
-    }
-)
-"""The lines of a traceback that begin at the left, besides those that name an exception."""
-
-
 def _below(text: str, error: BaseException | None) -> list[str]:
     """Return a traceback's lines, so that none of an exception's text or notes can pass for a record's line."""
     names = frozenset(_names_of(error, set()))
-    lines = map(_printable, text.split("\n"))
+    lines = map(printable, text.split("\n"))
     return [
-        line if line[:1] == " " or line in _STRUCTURE or line.partition(":")[0] in names else f"    {line}"
+        line if line[:1] == " " or line in STRUCTURE or line.partition(":")[0] in names else f"    {line}"
         for line in lines
     ]
 

@@ -16,6 +16,7 @@ import msgspec
 from rabbitevents.errors import DecodeError
 from rabbitevents.ids import as_uuid, new_id, says_no_id
 from rabbitevents.properties import NO_HEADERS, Headers, HeaderValue, Properties, Table, decode_properties
+from rabbitevents.texts import printable
 
 ATTEMPT: Final = "attempt"
 """The header that counts deliveries of one event to one handler, ours: 1 when absent. The broker's counts differ
@@ -65,9 +66,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Message {self.describe()}>"
 
     def describe(self) -> str:
-        """Name the message for logs and errors: type, id and destination, never the body."""
+        """Name the message for logs and errors: type, id and destination in one printable line, never the body."""
         to = f"exchange {self.exchange!r}" if self.exchange else f"queue {self.routing_key!r}"
-        return f"{self.type} {self.id or '(no id)'} to {to}"
+        return printable(f"{self.type} {self.id or '(no id)'} to {to}")
 
     def replace(
         self, *, exchange: str | None = None, routing_key: str | None = None, headers: Headers | None = None
@@ -259,9 +260,9 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
         return f"<Delivery {self.describe()}>"
 
     def describe(self) -> str:
-        """Name the delivery for logs and errors: type, id and queue, never the body. Raises nothing."""
+        """Name the delivery for logs and errors: type, id and queue in one printable line, never the body. Raises nothing."""
         try:
-            return f"{self.type} {self.properties.message_id or '(no id)'} from queue {self.queue!r}"
+            return printable(f"{self.type} {self.properties.message_id or '(no id)'} from queue {self.queue!r}")
         except DecodeError:
             return f"a delivery with unreadable properties from queue {self.queue!r}"
 

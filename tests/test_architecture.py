@@ -21,8 +21,8 @@ from pathlib import Path
 CORE = "rabbitevents"
 
 FLOORS: Sequence[tuple[str, frozenset[str]]] = (
-    ("values", frozenset({"errors", "properties", "ids", "events", "message", "facts", "states"})),
-    ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topology", "fields"})),
+    ("values", frozenset({"errors", "properties", "ids", "events", "message", "facts", "states", "texts"})),
+    ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topology", "fields", "lines"})),
     ("brokers", frozenset({"brokers"})),
     (
         "ways in and out",

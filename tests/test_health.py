@@ -441,6 +441,23 @@ async def test_it_is_mounted_in_an_application(framework: str) -> None:
     assert other == [200, 405]
 
 
+async def test_a_bus_that_the_lifespan_makes_is_asked_for_at_each_request() -> None:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        async with Bus("memory://") as app.state.bus:
+            yield
+
+    app = Starlette(lifespan=lifespan, routes=[Mount("/bus", app=health_app(lambda: app.state.bus))])
+    statuses = list[int]()
+
+    for _ in range(2):  # an application is started many times in tests
+        transport = httpx.ASGITransport(app)
+        async with lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            statuses.append((await client.get("/bus/ready")).status_code)
+
+    assert statuses == [200, 200]
+
+
 async def test_the_application_answers_head_without_a_body() -> None:
     sent = list[Any]()
 

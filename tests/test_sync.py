@@ -224,7 +224,7 @@ async def test_what_a_handler_in_a_thread_publishes_is_caused_by_what_it_handles
 def test_it_connects_at_the_first_publish_once_for_all_threads(pool: ThreadPoolExecutor) -> None:
     gate = Gate()
     bus = SyncBus("memory://", plugins=[gate], unroutable="ignore")
-    assert not bus.health().ok
+    assert bus.health().ready
 
     publishes = [pool.submit(bus.publish, OrderPlaced(f"o-{i}")) for i in range(16)]
     soon(lambda: gate.waiting == 16, "all to wait at the gate")
@@ -237,6 +237,27 @@ def test_it_connects_at_the_first_publish_once_for_all_threads(pool: ThreadPoolE
     bus.close()
 
 
+def test_one_that_has_not_published_yet_is_ready_and_one_that_was_closed_is_not() -> None:
+    bus = SyncBus(f"amqp://127.0.0.1:{free_port()}")
+    new = bus.health()
+    bus.close()
+
+    assert new.ok
+    assert new.ready
+    assert not bus.health().ready
+
+
+def test_one_whose_broker_was_away_is_ready_to_try_again_and_says_so() -> None:
+    bus = SyncBus(f"amqp://127.0.0.1:{free_port()}", start_timeout=0.2)
+    with pytest.raises(BrokerUnavailableError):
+        bus.start()
+
+    assert not bus.health().ok
+    assert bus.health().ready
+    assert "the next publish tries anew" in str(bus.health())
+    bus.close()
+
+
 def test_start_and_close_may_be_said_again_and_a_closed_one_opens_again() -> None:
     bus = SyncBus("memory://", unroutable="ignore")
     bus.start()
@@ -246,7 +267,7 @@ def test_start_and_close_may_be_said_again_and_a_closed_one_opens_again() -> Non
     bus.close()
     with pytest.raises(ConfigurationError, match="closed"):
         bus.publish(OrderPlaced("o"))
-    assert [check.detail for check in bus.health().problems] == ["not started in this process"]
+    assert [check.detail for check in bus.health().problems] == ["closed; start() opens it again"]
 
     with bus:
         assert bus.publish(OrderPlaced("again")).payload == OrderPlaced("again")

@@ -21,6 +21,7 @@ from rabbitevents import (
     Headers,
     HeaderValue,
     Host,
+    LineFilter,
     Message,
     Outcome,
     Plugin,
@@ -33,6 +34,7 @@ from rabbitevents import (
 )
 from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
 from rabbitevents_deadletter.failures import name_of, text_of, traceback_of
+from rabbitevents_deadletter.harmless import harmless
 from rabbitevents_deadletter.labels import (
     ATTEMPTS,
     DEAD,
@@ -48,6 +50,7 @@ from rabbitevents_deadletter.labels import (
 )
 
 log: logging.Logger = logging.getLogger("rabbitevents.deadletter")
+log.addFilter(LineFilter())
 
 _ATTEMPT: ContextVar[int] = ContextVar("rabbitevents_deadletter_attempt", default=0)
 """The attempt that runs in the current task, where an earlier one was repeated in this process; 0: as the delivery says."""
@@ -193,16 +196,21 @@ class DeadLetter(Plugin):
 
     def _log(self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException, why_not: str) -> None:
         log.error(
-            "%s was given up on after %d %s, because of %s; it goes to %s%s",
+            "%s was given up on after %d %s, because of %s%s; it goes to %s (rabbitevents dlq)%s",
             delivery.describe(),
             failed.attempts,
             "attempt" if failed.attempts == 1 else "attempts",
             failed.error,
+            f": {harmless(text_of(error))}" if self._may_say(error) else "",
             delivery.queue + DEAD,
             f", without a label, as no copy can be made: {why_not}" if why_not else "",
             extra={**event_fields(delivery), "attempt": failed.attempts},
             exc_info=error if self._with_message and not isinstance(error, RabbitEventsError) else None,
         )
+
+    def _may_say(self, error: BaseException) -> bool:
+        """Say whether the line has an exception's text: ours names no value; below another one stands its traceback."""
+        return isinstance(error, DecodeError) or (self._with_message and isinstance(error, RabbitEventsError))
 
     async def _announce(self, delivery: Delivery, failed: EventProcessingFailed) -> None:
         try:

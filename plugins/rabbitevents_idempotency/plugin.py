@@ -17,6 +17,7 @@ from rabbitevents import (
     Consume,
     Delivery,
     Host,
+    LineFilter,
     Outcome,
     Plugin,
     RabbitEventsError,
@@ -31,6 +32,7 @@ from rabbitevents_idempotency.leases import Lease
 from rabbitevents_idempotency.store import Acquired, Busy, Store
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
+log.addFilter(LineFilter())
 
 SUSPECT: Final = 3
 """From so many abandoned claims on, an event may be what crashes the process: of such events one runs at a time."""

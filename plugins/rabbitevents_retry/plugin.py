@@ -22,6 +22,7 @@ from rabbitevents import (
     Delivery,
     EncodeError,
     Host,
+    LineFilter,
     Message,
     Plugin,
     Settlement,
@@ -35,6 +36,7 @@ from rabbitevents_retry.raised import Fatal, members
 from rabbitevents_retry.timetable import Timetable, check, timetable
 
 log: logging.Logger = logging.getLogger("rabbitevents.retry")
+log.addFilter(LineFilter())
 
 SINCE: Final = "retry-since"
 """The header with the time of the first failure, in milliseconds since 1970."""

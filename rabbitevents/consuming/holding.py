@@ -15,8 +15,11 @@ from rabbitevents.errors import DecodeError, RabbitEventsError
 from rabbitevents.facts import Fact, Held, Paused, Released, Resumed
 from rabbitevents.fields import event_fields
 from rabbitevents.message import Delivery
+from rabbitevents.texts import printable
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
+
+_WAY_OUT = "plugins=[DeadLetter()] would take it out of the way, into the queue of dead letters"
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0
@@ -62,6 +65,7 @@ class Holding:
         now = self._loop.time()
         work.tries += 1
         work.error = named(error)
+        work.attempt = work.attempt or _first_attempt(work.delivery)
         if work not in self._held:
             work.held_since = now
         pause = None if isinstance(error, DecodeError) else min(FIRST_PAUSE * 2 ** (work.tries - 1), LONGEST_PAUSE)
@@ -76,7 +80,8 @@ class Holding:
         self._say(work, error, pause)
         if self.full and not was_full:
             log.error(
-                "%s takes nothing new: half of its window is held (%d deliveries)",
+                "%s takes nothing new: half of its window is held (%d deliveries); it goes on when one of them succeeds: "
+                "mend what they fail of, or have them dead-lettered (plugins=[DeadLetter()])",
                 self._name,
                 len(self),
                 extra={"subscription": self._name},
@@ -85,12 +90,13 @@ class Holding:
 
     def _say(self, work: Work, error: BaseException, pause: float | None) -> None:
         log.error(
-            "%s failed and no plugin took care of it; it is held, and %s: %s",
+            "%s failed at attempt %d and no plugin took care of it; it is held, and %s%s",
             work.delivery.describe(),
-            f"tried again in {pause:g} s" if pause is not None else "not tried again before a restart",
-            work.error,
+            work.attempt,
+            f"tried again in {pause:g} s: " if pause is not None else "not tried again before a restart: ",
+            work.error if pause is not None else f"{work.error}; {_WAY_OUT}",
             exc_info=None if isinstance(error, RabbitEventsError) else error,
-            extra=event_fields(work.delivery),
+            extra={**event_fields(work.delivery), "attempt": work.attempt},
         )
         self._tell(Held, (self._name, *_type_and_id(work.delivery), work.error, pause))
 
@@ -105,6 +111,7 @@ class Holding:
         del self._held[work]
         self._tell(Released, (self._name, _type_and_id(work.delivery)[1]))
         if was_full and not self.full:
+            log.warning("%s takes deliveries again: fewer are held", self._name, extra={"subscription": self._name})
             self._tell(Resumed, (self._name,))
 
     def problems(self) -> list[str]:
@@ -118,7 +125,16 @@ class Holding:
 
 def named(error: BaseException) -> str:
     """Name an error; the text of one that is not ours may hold what was in the event, and is left to the log."""
-    return f"{type(error).__name__}: {error}" if isinstance(error, RabbitEventsError) else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {printable(str(error))}" if isinstance(error, RabbitEventsError) else name
+
+
+def _first_attempt(delivery: Delivery) -> int:
+    """Return the attempt that a delivery came as; 1 where its headers cannot be read."""
+    try:
+        return delivery.attempt
+    except DecodeError:
+        return 1
 
 
 def _type_and_id(delivery: Delivery) -> tuple[str, str]:

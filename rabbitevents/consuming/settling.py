@@ -77,7 +77,12 @@ class Settling:
         try:
             await self._forward(message)
         except EncodeError as error:
-            log.error("%s: no copy can carry it: %s", delivery.describe(), error, extra=event_fields(delivery))
+            log.error(
+                "%s is handed to the broker's own dead-lettering as it is, since no copy can carry it: %s",
+                delivery.describe(),
+                error,
+                extra=event_fields(delivery),
+            )
             return self._rejected(delivery)
         except RabbitEventsError as error:
             return error

@@ -41,6 +41,8 @@ class Work(msgspec.Struct, eq=False):
     """When it was held first (event loop's clock)."""
     tries: int = 0
     """How often it was held."""
+    attempt: int = 0
+    """The number of its latest attempt; 0 before the first one has failed."""
     error: str = ""
     """Why it is held, or why what its handler returned is not published yet."""
     timer: asyncio.TimerHandle | None = None

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
+from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.holding import Holding
 from rabbitevents.consuming.isolation import isolated, take_back_cancellations
 from rabbitevents.consuming.settling import Settling
@@ -124,7 +125,7 @@ class Workers:
         if self._stopping:
             return
         log.critical(
-            "%s: a worker ended; another one takes its place",
+            "%s: a worker ended, which is a defect of rabbitevents; another one takes its place",
             self.name,
             exc_info=error,
             extra={"subscription": self.name},
@@ -296,7 +297,7 @@ class Workers:
             settlement = work.settlement
             if settlement is None:
                 identify(delivery)
-                settlement = await self._chain(delivery)
+                settlement = await self._chain(delivery if not work.tries else self._another_attempt(work))
                 if settlement is not ACK:
                     settlement = self._settling.amended(delivery, settlement)
             if settlement is ACK and work.state is State.RUNNING:  # nearly always: without another await
@@ -321,6 +322,15 @@ class Workers:
             self._running -= 1
             if self._draining is not None and not self._running:
                 self._draining.set()
+
+    def _another_attempt(self, work: Work) -> Delivery:
+        """Return what was held as the attempt that it is now: whoever tries again, attempts count up.
+
+        Where only what the handler returned is published again, it is the same one.
+        """
+        if work.unpublished is None:
+            work.attempt += 1
+        return work.delivery.marked(attempt=work.attempt)
 
     async def _settle(self, work: Work, settlement: Settlement) -> None:
         if work.state is State.GIVEN_BACK:
@@ -362,6 +372,7 @@ class Workers:
             self._tell(Stale, (self.subscription.queue, True))
             self._done(work)
         else:
+            work.attempt = max(work.attempt, _attempt_handled(work.delivery))
             self._holding.hold(work, error)
             self._reserve()
             if self._consumer is not None:
@@ -420,3 +431,11 @@ class Workers:
         running = (State.RUNNING, State.GIVEN_BACK)
         if too_long := sum(1 for work in self._works.values() if work.state in running and work.since < latest):
             yield f"{too_long} running for more than half of the consumer timeout"
+
+
+def _attempt_handled(delivery: Delivery) -> int:
+    """Return the number of the attempt that was handled here: further in, plugins may have repeated some; 0 if none was."""
+    handled = CURRENT.get()
+    if handled is None or (handled.delivery.queue, handled.delivery.tag) != (delivery.queue, delivery.tag):
+        return 0
+    return handled.delivery.attempt

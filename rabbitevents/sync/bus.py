@@ -6,7 +6,8 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from time import monotonic
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
+from rabbitevents.brokers import Broker
 from rabbitevents.bus import HARD_STOP, Bus
 from rabbitevents.configuration import Told
 from rabbitevents.errors import BrokerError, ConfigurationError
@@ -84,15 +86,35 @@ class SyncBus:
         closes what that process opened, and leaves the parent's alone.
         """
         _refuse_event_loop("close")
+        self._end(closed=True)
+
+    def _end(self, *, closed: bool) -> None:
         process = self._process()
         with process.lock:
-            self._closed = True
+            self._closed = closed
             life, process.life = process.life, None
             if life is not None:
                 life.ask_to_end()
         atexit.unregister(self.close)
         if life is not None:
             life.wait_ended(GRACE + HARD_STOP + 1)
+
+    @contextmanager
+    def elsewhere(self, broker: str | Sequence[str] | Broker) -> Generator[None]:
+        """Publish to another broker, as long as this is entered: ``with bus.elsewhere("amqp://other"):``.
+
+        What is open is closed before and after it; a bus that was closed is open meanwhile. It is for one process at a
+        time, as in a test: others know nothing of it.
+        """
+        _refuse_event_loop("elsewhere")
+        there, was_closed = self._new_bus, self._closed
+        self._end(closed=False)
+        self._new_bus = partial(Bus, broker, **there.keywords)
+        try:
+            yield
+        finally:
+            self._new_bus = there
+            self._end(closed=was_closed)
 
     def _process(self) -> _Process:
         """Return what belongs to this process. The parent's is never touched: its lock may be held for ever."""
@@ -195,11 +217,19 @@ class SyncBus:
         )
 
     def health(self) -> Health:
-        """Say how this process's bus is. It connects nowhere, and answers within two seconds."""
+        """Say how this process's bus is. It connects nowhere, and answers within two seconds.
+
+        A process that has not published yet is well: it connects at its first publish. One whose bus has ended can
+        publish again (``degraded``, and so ready): only a publish would show whether it works.
+        """
         _refuse_event_loop("health")
+        if self._closed:
+            return Health((Check("bus", False, "closed; start() opens it again"),))
         life = self._process().life
-        if life is None or life.over:
-            return Health((Check("bus", False, "not started in this process"),))
+        if life is None:
+            return Health((Check("bus", True, "connects at the first publish in this process"),))
+        if life.over:
+            return Health((Check("bus", False, "it ended, or found no broker; the next publish tries anew", True),))
         try:
             return life.health()
         except BrokerError as error:

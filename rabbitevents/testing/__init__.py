@@ -7,37 +7,44 @@
         await probe.settled()
         assert probe.published(OrderConfirmed) == [OrderConfirmed("o-1")]
 
+Where an application has its own bus, and a view publishes through it::
+
+    with probing(bus) as probe:
+        client.post("/orders/o-1")
+        assert probe.published(OrderPlaced) == [OrderPlaced("o-1")]
+
 `rabbitevents.testing.conformance` is for authors of brokers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
+from rabbitevents.brokers.embedded.client import MemoryClient
 from rabbitevents.bus import Bus
+from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type
 from rabbitevents.message import Delivery, Message
 from rabbitevents.payload.codec import Codec
 from rabbitevents.plugin import Plugin
 from rabbitevents.properties import Properties
+from rabbitevents.sync import SyncBus
 from rabbitevents.wire import read
 
 P = TypeVar("P")
 
-__all__ = ["EmbeddedBroker", "Probe", "running"]
+__all__ = ["EmbeddedBroker", "Probe", "Witness", "probing", "running"]
 
 
-class Probe:
-    """Sees what a running bus publishes, and moves its broker's clock."""
+class Witness:
+    """Sees what is published; it may be asked from any thread."""
 
-    def __init__(self, bus: Bus, broker: EmbeddedBroker) -> None:
-        self.bus = bus
-        self.broker = broker
+    def __init__(self) -> None:
         self.messages: list[Message] = []
         """Everything that was published, in order, as messages."""
 
@@ -49,8 +56,17 @@ class Probe:
         """Return the events of one class that were published, in order."""
         codec = Codec(cls)
         name = event_type(cls).name
-        received = (read(_as_delivered(message)) for message in self.messages if message.type == name)
+        received = (read(_as_delivered(message)) for message in list(self.messages) if message.type == name)
         return [codec.decode(each.body, each.version) for each in received]
+
+
+class Probe(Witness):
+    """Sees what a running bus publishes, and moves its broker's clock."""
+
+    def __init__(self, bus: Bus, broker: EmbeddedBroker) -> None:
+        super().__init__()
+        self.bus = bus
+        self.broker = broker
 
     def waiting(self, queue: str) -> int:
         """Return how many messages a queue holds, delivered ones included; 0 for one that does not exist."""
@@ -110,6 +126,47 @@ async def running(
             yield probe
     finally:
         server.witnesses.remove(probe.witness)
+
+
+@contextmanager
+def probing(bus: Bus | SyncBus, *, broker: EmbeddedBroker | None = None) -> Generator[Witness]:
+    """Put the bus of an application on an embedded broker, and yield a witness of what it publishes.
+
+    It is the very bus that views have. A `SyncBus` is there as long as this is entered, and connects anew after it. A
+    `Bus` is moved before it starts, and stays; one that runs already has to be on ``memory://``. ``broker`` (else a
+    fresh one) may be shared. Raises `ConfigurationError` for a bus that runs on another broker.
+    """
+    with ExitStack() as stack:
+        if isinstance(bus, SyncBus):
+            client = (broker or EmbeddedBroker()).client()
+            stack.enter_context(bus.elsewhere(client))
+        else:
+            client = _moved(bus, broker, stack)
+        witnesses, witness = client.server.witnesses, Witness()
+        witnesses.append(witness.witness)
+        stack.callback(witnesses.remove, witness.witness)
+        yield witness
+
+
+def _moved(bus: Bus, broker: EmbeddedBroker | None, stack: ExitStack) -> MemoryClient:
+    """Return the connection of ``bus`` to an embedded broker: the one that it has, or a new one in its broker's place."""
+    there = bus.broker
+    if isinstance(there, MemoryClient) and broker in (None, there.server):
+        return there
+    client = (broker or EmbeddedBroker()).client()
+    try:
+        bus.broker = client
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"probing(bus): {error}. Enter probing() before that, or have the test's application make its bus on memory://"
+        ) from error
+
+    def back() -> None:
+        with suppress(ConfigurationError):  # it has run, and will not again
+            bus.broker = there
+
+    stack.callback(back)
+    return client
 
 
 def delivered(body: bytes, properties: Properties, *, queue: str = "queue", routing_key: str = "") -> Delivery:

@@ -53,7 +53,7 @@ def found_one_by_one(bindings: Iterable[Binding], exchange: Exchange, key: str) 
         "direct": lambda bound: bound == key,
         "fanout": lambda _: True,
     }
-    return {b.queue for b in bindings if b.exchange == exchange.name and fits[exchange.kind](b.routing_key)}
+    return {b.queue for b in bindings if b.exchange == exchange.name and fits[str(exchange.kind)](b.routing_key)}
 
 
 @given(added=st.lists(BINDINGS, max_size=12), removed=st.sets(st.integers(0, 11)), key=KEYS)

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import attrs
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
 from hypothesis import given, settings
 from pydantic.alias_generators import to_camel
@@ -642,3 +643,43 @@ def test_generic_bases_of_pydantic_and_dataclasses_come_back_too() -> None:
     lines = Lines(items=[Line(sku="s", pieces=1)])
 
     assert there_and_back(lines) == lines
+
+
+@pydantic.dataclasses.dataclass(frozen=True)
+class Checked:
+    number: Annotated[int, pydantic.Field(ge=0)]
+
+
+@attrs.define
+class TroubleError(Exception):
+    code: int
+
+
+@pytest.mark.parametrize("value", [Checked(1), TroubleError(2)], ids=["a pydantic dataclass", "an exception"])
+def test_what_else_has_fields_comes_back_too(value: Any) -> None:
+    cls = holding(value.__class__)
+
+    again = there_and_back(cls(value)).value
+
+    assert type(again) is type(value)
+    assert attrs.asdict(again) == attrs.asdict(value) if isinstance(value, TroubleError) else again == value
+
+
+class WeirdError(Exception):
+    """An error of nobody's kind."""
+
+
+def test_whatever_a_type_of_ones_own_raises_is_our_error() -> None:
+    class Odd:
+        pass
+
+    def odd(_: object) -> Any:
+        raise WeirdError("4111")
+
+    wire_type(Odd, write=odd, read=odd)
+    cls = holding(Odd)
+
+    with pytest.raises(EncodeError, match="Holding cannot be written as JSON: WeirdError"):
+        Codec(cls).encode(cls(Odd()))
+    with pytest.raises(DecodeError, match=r"WeirdError - at `\$\.value`"):
+        Codec(cls).decode(b'{"value": 1}', 1)

@@ -3,6 +3,9 @@
 Strict types, nothing coerced, unknown fields ignored. The path is `paths`'s business; here are versions,
 and what an error says: where, and never what.
 
+What a class's own converters, validators and types raise is anybody's, so here every exception is caught: none of them
+may pass for a failure of the handler, which would be tried again.
+
 Each class is bound once, at start; per message there is one call. (A JSON number for a Decimal keeps all its digits
 on the first path, and those of a float, 17, on the second; we ourselves write a Decimal as text.)
 """
@@ -22,7 +25,7 @@ from rabbitevents.payload.describing import describe
 from rabbitevents.payload.flooding import HARMLESS, can_be_flooded, check
 from rabbitevents.payload.hints import plainly
 from rabbitevents.payload.paths import Path, Walked, path_for
-from rabbitevents.payload.reading import REFUSALS, MisfitError, SafeError
+from rabbitevents.payload.reading import MisfitError, SafeError
 from rabbitevents.payload.shapes import Opaque, Record, Scalar, Shape
 
 P = TypeVar("P")
@@ -65,7 +68,7 @@ class Codec(Generic[P]):
             if self._may_hold_nan and b"null" in body and _holds_nan(self._path.document(payload)):
                 raise ValueError("NaN and infinities are no JSON, and would arrive as null")
             return body
-        except (*REFUSALS, RecursionError) as error:
+        except Exception as error:
             raise self._unwritten(error) from error
 
     def encode_checked(self, payload: P) -> bytes:
@@ -75,7 +78,7 @@ class Codec(Generic[P]):
         """
         try:
             body = self._path.encode(payload)
-        except (*REFUSALS, RecursionError) as error:
+        except Exception as error:
             raise self._unwritten(error) from error
         lost = self._lost(payload, body)
         if lost is None:
@@ -83,7 +86,7 @@ class Codec(Generic[P]):
         if self._careful is not None:  # msgspec rounds an offset from UTC that has seconds
             try:
                 body = self._careful.encode(payload)
-            except (*REFUSALS, RecursionError) as error:
+            except Exception as error:
                 raise lost from error
             if self._lost(payload, body) is None:
                 return body
@@ -96,7 +99,7 @@ class Codec(Generic[P]):
             if self._compares_exactly and again == payload:
                 return None
             place = difference(payload, again)
-        except (*REFUSALS, RecursionError) as error:
+        except Exception as error:
             lost = EncodeError(f"{self._cls.__name__} is not published, as nobody could read it: {_reason(error)}")
             lost.__cause__ = error
             return lost
@@ -117,11 +120,11 @@ class Codec(Generic[P]):
         """
         if version < self.spec.version:
             return self.structure(read_document(body), version)
+        if self._can_be_flooded and len(body) > HARMLESS:
+            check(read_document(body), self.spec.name)
         try:
-            if self._can_be_flooded and len(body) > HARMLESS:
-                check(read_document(body), self.spec.name)
             return self._path.decode(body)
-        except (*REFUSALS, RecursionError) as error:
+        except Exception as error:
             raise self._misfit(version, error) from error
 
     def structure(self, document: Any, version: int) -> P:
@@ -132,11 +135,13 @@ class Codec(Generic[P]):
                 f"{spec.name} came in version {version}, older than {spec.oldest}, the oldest understood here",
                 type=spec.name,
             )
+        if self._can_be_flooded:
+            check(document, spec.name)
         try:
-            if self._can_be_flooded:
-                check(document, spec.name)
             return self._path.structure(spec.upcast(document, version))
-        except (*REFUSALS, RecursionError) as error:
+        except DecodeError:
+            raise
+        except Exception as error:
             raise self._misfit(version, error) from error
 
     def _misfit(self, version: int, error: BaseException) -> DecodeError:

@@ -289,7 +289,7 @@ def _members(kind: Any) -> list[Any]:
             found.append(member if any(isinstance(note, msgspec.Meta) for note in notes) else plain)
     if literals:
         found.append(Literal[tuple(literals)])
-    return list(dict.fromkeys(found))
+    return [member for place, member in enumerate(found) if member not in found[:place]]
 
 
 def _is_named_tuple(cls: type) -> bool:

@@ -13,19 +13,8 @@ from rabbitevents.payload.choosing import form_of
 from rabbitevents.payload.shapes import TAG, Array, Choice, Opaque, Record, Row, Shape, Table
 
 Reader = Callable[[Any], Any]
-"""Reads a value of a document into one type. Raises one of `REFUSALS` for a value that does not fit."""
-
-REFUSALS = (
-    msgspec.MsgspecError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-"""What reading a document raises when it does not fit: msgspec's and pydantic's errors, and those of converters,
-validators and upcasters (``Decimal("one")`` is an ArithmeticError)."""
+"""Reads a value of a document into one type. Raises whatever it likes for a value that does not fit: converters,
+validators and types of one's own are anybody's code."""
 
 
 class MisfitError(ValueError):
@@ -89,7 +78,7 @@ class Readers:
                 if name in document:
                     try:
                         given[argument] = reads(document[name])
-                    except REFUSALS as error:
+                    except Exception as error:
                         misfit(error, f".{name}")
                 elif required:
                     raise msgspec.ValidationError(f"Object missing required field `{name}`")
@@ -148,7 +137,7 @@ class Readers:
             items: list[Any] = []
             try:
                 items.extend(map(reads, document.values()))
-            except REFUSALS as error:
+            except Exception as error:
                 misfit(error, "[...]")
             return dict(zip(names, items, strict=True))
 
@@ -166,7 +155,7 @@ class Readers:
             try:
                 for reads, item in zip(readers, found, strict=False):
                     items.append(reads(item))
-            except REFUSALS as error:
+            except Exception as error:
                 misfit(error, f"[{len(items)}]")
             return shape.make(items)
 
@@ -180,7 +169,7 @@ class Readers:
             items: list[Any] = []  # as many as were read say where one stands that does not fit
             try:
                 items.extend(map(reads, found))
-            except REFUSALS as error:
+            except Exception as error:
                 misfit(error, f"[{len(items)}]")
             return make(items)
 

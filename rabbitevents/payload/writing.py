@@ -19,7 +19,7 @@ from rabbitevents.payload.hints import plainly
 from rabbitevents.payload.shapes import TAG, Array, Choice, Field, Form, Opaque, Record, Row, Scalar, Shape, Table
 
 Writer = Callable[[Any], Any]
-"""Turns a value into what msgspec's encoder writes as it is meant. Raises what `reading.REFUSALS` lists for what is no such value."""
+"""Turns a value into what msgspec's encoder writes as it is meant. Raises whatever it likes for what is no such value."""
 
 
 class Writers:

@@ -183,6 +183,16 @@ def test_a_subclass_in_a_field_of_its_base_is_not_cut_off_in_silence() -> None:
         assert "`$.value" in said
 
 
+def test_nor_where_the_class_does_not_compare_that_field() -> None:
+    @event("was.held")
+    @attrs.frozen
+    class Lax:
+        value: Base = attrs.field(eq=False)
+
+    assert "a subclass with more fields" in unpublished(Lax(Derived("a", 1)))
+    assert there_and_back(Lax(Base("a"))).value == Base("a")
+
+
 def test_a_field_without_an_annotation_is_refused() -> None:
     made = event("was.made")(attrs.make_class("Made", ["number"]))
 
@@ -252,6 +262,7 @@ DIFFERING: list[tuple[Any, list[Any]]] = [
     (dict[str, Card | Cash] | list[Card] | None, [{"a": Cash(1)}, [Card("1")], None]),
     (Literal["a"] | Literal[1] | None, ["a", 1, None]),
     (Annotated[Card, "a card"] | Cash, [Card("1"), Cash(1)]),
+    (Annotated[Card, msgspec.Meta(title="a card")] | Cash, [Card("1"), Cash(1)]),
     (Place | Card, [Place(1), Card("1")]),
     (Keys | list[Keys], [{"a": 1}, [{}]]),
 ]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -16,6 +17,7 @@ import pydantic.dataclasses
 import pytest
 from hypothesis import given, settings
 from pydantic.alias_generators import to_camel
+from typing_extensions import TypeAliasType
 
 from rabbitevents.errors import ConfigurationError, DecodeError, EncodeError
 from rabbitevents.events import event
@@ -277,6 +279,32 @@ def test_a_union_whose_members_differ_comes_back_as_it_went(kind: Any, values: l
 
         assert again == value
         assert type(again) is type(value)
+
+
+Numbers = TypeAliasType("Numbers", list[int])
+Pair = TypeAliasType("Pair", tuple[T, T | None], type_params=(T,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(Numbers, [1]), (Numbers | None, None), (dict[str, Numbers], {"a": [1]}), (Pair[Card], (Card("1"), None))],
+    ids=str,
+)
+def test_an_alias_stands_for_what_it_names(kind: Any, value: Any) -> None:
+    assert there_and_back(holding(kind)(value)).value == value
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax is Python 3.12's")
+def test_generic_classes_and_aliases_may_be_written_in_the_short_way() -> None:
+    names: dict[str, Any] = {"attrs": attrs, "event": event, "Card": Card}
+    exec(
+        "type Many[T] = list[T]\n"
+        "@attrs.frozen\nclass Short[T]:\n    items: Many[T]\n"
+        "@event('was.short')\n@attrs.frozen\nclass Cards(Short[Card]):\n    pass\n",
+        names,
+    )
+
+    assert there_and_back(names["Cards"]([Card("1")])).items == [Card("1")]
 
 
 def test_a_union_of_literals_is_one_literal() -> None:

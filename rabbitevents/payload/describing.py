@@ -22,7 +22,7 @@ import msgspec
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.payload import models, own
 from rabbitevents.payload.choosing import choice_of, tag_problem
-from rabbitevents.payload.hints import hints_of, is_union, plainly
+from rabbitevents.payload.hints import hints_of, is_foreign_alias, is_union, plainly
 from rabbitevents.payload.records import Rename, is_record, record_of, wire_names
 from rabbitevents.payload.shapes import (
     EVERY_FORM,
@@ -100,6 +100,8 @@ class Describing:
         """Return what ``annotated`` is; ``rename`` is how the fields of classes in it are named."""
         kind, notes = plainly(annotated)
         shape = self._of(kind, place, rename)
+        if is_foreign_alias(annotated):
+            shape.direct = False
         limits = [note for note in notes if isinstance(note, msgspec.Meta)]
         if limits:
             if not shape.is_native():

@@ -79,6 +79,12 @@ def substituted(hint: Any, bound: Bound) -> Any:
     return generic[tuple(bound.get(variable, variable) for variable in variables)]
 
 
+def is_foreign_alias(kind: Any) -> bool:
+    """Say whether a type is named by typing_extensions' ``TypeAliasType``, which msgspec does not know before 3.12."""
+    origin = get_origin(kind) or kind
+    return isinstance(origin, _ALIASES) and type(origin).__module__ != "typing"
+
+
 def plainly(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return what a type is behind its aliases and wrappers, and what it was annotated with."""
     notes: list[Any] = []

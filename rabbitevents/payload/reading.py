@@ -64,7 +64,7 @@ class Readers:
             case Opaque():
                 return shape.read
             case _:
-                raise TypeError(f"nothing reads {shape.kind}")
+                return partial(msgspec.convert, type=shape.kind, strict=True, str_keys=True)
 
     def _of_record(self, shape: Record) -> Reader:
         """Read an object into a class through its init, each field by its own reader."""

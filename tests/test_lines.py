@@ -6,7 +6,7 @@ import asyncio
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,7 @@ AT_ONCE = Retry(stop=stop_after_attempt(3), wait=wait_none())
 
 
 @contextmanager
-def written(name: str, level: int = logging.ERROR, form: str = "%(levelname)s %(message)s") -> Iterator[io.StringIO]:
+def written(name: str, level: int = logging.ERROR, form: str = "%(levelname)s %(message)s") -> Generator[io.StringIO]:
     """What a handler with the standard library's formatter writes of one logger."""
     out = io.StringIO()
     handler, logger = logging.StreamHandler(out), logging.getLogger(name)

@@ -88,7 +88,9 @@ def test_no_text_from_outside_forges_a_line_for_the_standard_formatter(
 ) -> None:
     error = LookupError(text)
     error.__cause__ = raised(ValueError(cause))
-    error.add_note(note)
+    error.__cause__.__context__ = raised(KeyError(cause))
+    for each in (error, error.__cause__, error.__cause__.__context__):
+        each.add_note(note)
     raised(error)
 
     with written("rabbitevents.consumer") as out:
@@ -98,7 +100,7 @@ def test_no_text_from_outside_forges_a_line_for_the_standard_formatter(
     at_the_left = [line for line in below if not line.startswith(" ") and line not in STRUCTURE]
     assert first.isprintable()
     assert all(line.isprintable() for line in below)
-    assert [line.partition(":")[0] for line in at_the_left] == ["ValueError", "LookupError"]
+    assert [line.partition(":")[0] for line in at_the_left] == ["KeyError", "ValueError", "LookupError"]
 
 
 @given(st.lists(HOSTILE, min_size=1, max_size=3))
@@ -229,9 +231,15 @@ def test_a_failure_of_ours_alone_shows_all_its_frames(monkeypatch: pytest.Monkey
 
 
 def test_with_a_limit_on_tracebacks_it_says_what_python_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "tracebacklimit", 0, raising=False)
+    async def failing() -> None:
+        raise LookupError("x")
 
-    assert traceback_text(raised(LookupError("x"))).splitlines()[-1] == "LookupError: x"
+    with pytest.raises(LookupError) as caught, asyncio.Runner() as runner:
+        runner.run(failing())
+    error = caught.value.with_traceback(caught.tb.tb_next)  # it begins within asyncio
+    monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
+
+    assert "runners.py" in traceback_text(error)
 
 
 # --- attempts count up ---------------------------------------------------------------------------------------------

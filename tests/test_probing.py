@@ -11,7 +11,17 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from rabbitevents import Bus, ConfigurationError, Delivery, Health, Message, RefusedError, Router, SyncBus
+from rabbitevents import (
+    Bus,
+    ConfigurationError,
+    Delivery,
+    Health,
+    Message,
+    RefusedError,
+    Router,
+    SyncBus,
+    UnroutableError,
+)
 from rabbitevents.asgi import health_app
 from rabbitevents.health import HealthServer
 from rabbitevents.logs import Form, configure, log_handler
@@ -70,6 +80,17 @@ def test_one_that_was_closed_or_open_before_is_so_afterwards() -> None:
     assert probe.published(OrderPlaced) == [OrderPlaced("o-1")]
     with pytest.raises(ConfigurationError, match=r"closed; start\(\) opens it again"):
         bus.publish(OrderPlaced("o-2"))
+
+
+def test_that_nobody_is_bound_is_no_error_but_on_a_broker_of_ones_own() -> None:
+    bus = SyncBus("amqp://localhost", unroutable="raise")
+
+    with probing(bus) as probe:
+        bus.publish(OrderPlaced("o-1"))
+    with probing(bus, broker=EmbeddedBroker()), pytest.raises(UnroutableError):
+        bus.publish(OrderPlaced("o-2"))
+
+    assert probe.published(OrderPlaced) == [OrderPlaced("o-1")]
 
 
 def test_the_broker_can_be_told_to_fail() -> None:

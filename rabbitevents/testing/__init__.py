@@ -27,6 +27,7 @@ from typing import TypeVar, cast
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.embedded.client import MemoryClient
 from rabbitevents.bus import Bus
+from rabbitevents.configuration import Told
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type
 from rabbitevents.message import Delivery, Message
@@ -149,14 +150,16 @@ def probing(bus: Bus | SyncBus, *, broker: EmbeddedBroker | None = None) -> Gene
 
     It is the very bus that views have. A `SyncBus` is there as long as this is entered, and connects anew after it. A
     `Bus` is moved before it starts, and stays; one that runs already has to be on ``memory://``. ``broker`` (else a
-    fresh one) may be shared. Raises `ConfigurationError` for a bus that runs on another broker.
+    fresh one, to which nobody is bound, as no error) may be told to fail. Raises `ConfigurationError` for a bus that
+    runs on another broker.
     """
     if not isinstance(cast("object", bus), (Bus, SyncBus)):
         raise ConfigurationError(f"probing() takes the Bus or the SyncBus that publishes, not a {type(bus).__name__}")
     with ExitStack() as stack:
         if isinstance(bus, SyncBus):
             client = (broker or EmbeddedBroker()).client()
-            stack.enter_context(bus.elsewhere(client))
+            told: Told = {} if broker is not None else {"unroutable": "ignore"}  # who could be bound to a fresh one?
+            stack.enter_context(bus.elsewhere(client, **told))
         else:
             client = _moved(bus, broker, stack)
         witnesses, witness = client.server.witnesses, Witness()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tenacity import stop_after_attempt, wait_none
 
 from rabbitevents import Bus, Consume, Delivery, LineFilter, Message, Plugin, Router, Settlement, event_fields
+from rabbitevents.cli.console import story
 from rabbitevents.consuming import holding
 from rabbitevents.lines import STRUCTURE, traceback_text
 from rabbitevents.properties import Properties
@@ -329,3 +330,10 @@ async def test_a_subscription_that_takes_deliveries_again_says_so(
         await eventually(lambda: "takes nothing new" in caplog.text, "it to be full")
         mended.set()
         await eventually(lambda: "takes deliveries again" in caplog.text, "it to go on")
+
+
+def test_the_command_line_shows_a_crash_without_a_word_to_the_terminal() -> None:
+    shown = story(raised(LookupError("\x1b[2J\nrabbitevents: all is well")))
+
+    assert shown.startswith("Traceback")
+    assert shown.endswith("LookupError: \\x1b[2J\n    rabbitevents: all is well\n")

@@ -19,6 +19,7 @@ from rabbitevents import Bus, Consume, Delivery, LineFilter, Message, Plugin, Ro
 from rabbitevents.cli.console import story
 from rabbitevents.consuming import holding
 from rabbitevents.lines import STRUCTURE, traceback_text
+from rabbitevents.logs import JsonFormatter, TextFormatter
 from rabbitevents.properties import Properties
 from rabbitevents.testing import running
 from rabbitevents.testing.bench import eventually
@@ -102,6 +103,25 @@ def test_no_text_from_outside_forges_a_line_for_the_standard_formatter(
     assert first.isprintable()
     assert all(line.isprintable() for line in below)
     assert [line.partition(":")[0] for line in at_the_left] == ["KeyError", "ValueError", "LookupError"]
+
+
+@given(HOSTILE, HOSTILE)
+@settings(max_examples=50)
+def test_nor_for_our_own_formatters(text: str, said: str) -> None:
+    error = raised(LookupError(text))
+    record = logging.LogRecord(
+        "rabbitevents.consumer", logging.ERROR, "", 1, "%s", (said,), (type(error), error, error.__traceback__)
+    )
+    LineFilter().filter(record)
+
+    in_text, in_json = TextFormatter().format(record).split("\n"), JsonFormatter().format(record)
+
+    assert all(line.isprintable() for line in in_text)
+    assert [line.partition(":")[0] for line in in_text[1:] if line[:1] != " "] == [
+        "Traceback (most recent call last)",
+        "LookupError",
+    ]
+    assert in_json.isprintable()
 
 
 @given(st.lists(HOSTILE, min_size=1, max_size=3))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from rabbitevents.bus import Bus
+from rabbitevents.errors import ConfigurationError
 from rabbitevents.health import Answer, answer
 from rabbitevents.states import Health
 
@@ -32,8 +33,15 @@ def health_app(bus: Bus | Callable[[], Bus]) -> Application:
 
     ``bus`` may be a function that returns it, asked at each request: for a bus that the lifespan makes. They answer 200
     or 503 with a JSON document; what each means says `rabbitevents.health`. The bus has to run on the event loop that
-    serves the application, as it does when it is started in the lifespan.
+    serves the application, as it does when it is started in the lifespan. Raises `ConfigurationError` for anything else.
     """
+    given = cast("object", bus)
+    if not isinstance(given, Bus) and (not callable(given) or isinstance(given, type)):
+        kind = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise ConfigurationError(
+            "health_app takes a Bus that runs on the application's event loop, or a function that returns it "
+            f"(lambda: app.state.bus); this is {kind}"
+        )
 
     def look() -> Health:
         return (bus if isinstance(bus, Bus) else bus()).health()

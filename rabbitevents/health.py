@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import msgspec
 
@@ -69,10 +69,16 @@ class HealthServer:
 
     It speaks as much HTTP/1.1 as kubelet, load balancers and curl need: one request a connection, at most `HEAD_LIMIT`
     bytes, within `DEADLINE` seconds. ``port`` 0 is any free one; ``host`` None is every address of the machine.
-    Entering raises `ConfigurationError` when the port cannot be had.
+    Raises `ConfigurationError` for what is no port, and, when it is entered, where the port cannot be had.
     """
 
     def __init__(self, look: Look, port: int, host: str | None = None) -> None:
+        if (
+            not isinstance(cast("object", port), int) or not 0 <= port <= 65_535
+        ):  # the kernel would take it modulo 65,536
+            raise ConfigurationError(
+                f"health cannot be served on {_place(host, port)}: say a port from 0 (any that is free) to 65535"
+            )
         self.port: int = port
         self._look = look
         self._host = host
@@ -83,8 +89,9 @@ class HealthServer:
         try:
             self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=HEAD_LIMIT)
         except (OSError, OverflowError) as error:
-            where = f"port {self.port}" if self._host is None else f"{self._host}:{self.port}"
-            raise ConfigurationError(f"health cannot be served on {where}: {error}") from error
+            raise ConfigurationError(
+                f"health cannot be served on {_place(self._host, self.port)}: {error}; say another port, or 0 for any that is free"
+            ) from error
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -131,6 +138,10 @@ class HealthServer:
         if method not in ("GET", "HEAD"):
             return _response(Answer(HTTPStatus.METHOD_NOT_ALLOWED, _document("use GET", ())))
         return _response(answer(self._look, target.partition("?")[0]), head_only=method == "HEAD")
+
+
+def _place(host: str | None, port: object) -> str:
+    return f"port {port!r}" if host is None else f"{host}:{port}"
 
 
 def _response(answer: Answer, *, head_only: bool = False) -> bytes:

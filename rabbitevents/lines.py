@@ -1,4 +1,4 @@
-"""What our log records say, whoever writes them: one line each, and of an exception the user's frames first.
+"""What our log records say: one line each, and of an exception the user's frames first.
 
 A type, an id, a header, an exception's text is whatever somebody sent. A filter on the loggers has the word before any
 formatter: it escapes what records are told, and writes ``record.exc_text``, which the standard library's formatters take

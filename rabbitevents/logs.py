@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
 from rabbitevents.consuming.current import CURRENT
+from rabbitevents.errors import ConfigurationError
 from rabbitevents.fields import Fields, event_fields
 from rabbitevents.lines import STRUCTURE
 from rabbitevents.texts import printable
@@ -128,7 +129,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_handler(form: Form = "text", *, worker: int = 0) -> logging.StreamHandler[TextIO]:
-    """Return a handler that writes to stderr in ``form``, with the fields of the event that is being handled."""
+    """Return a handler that writes to stderr in ``form``, with the fields of the event that is being handled.
+
+    Raises `ConfigurationError` for another form than "text" and "json".
+    """
+    if form not in ("text", "json"):
+        raise ConfigurationError(
+            f'a log has no form {form!r}: say "text", a line for people, or "json", one for programs'
+        )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(worker) if form == "json" else TextFormatter(worker))
     handler.addFilter(EventContextFilter())

@@ -104,7 +104,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         Raises `DecodeError` when the delivery's properties cannot be read, or its body was not kept.
         """
         if delivery.oversize:
-            raise DecodeError(f"{delivery.describe()}: its body ({delivery.oversize:,} bytes) is over the limit")
+            raise DecodeError(
+                f"{delivery.describe()}: its body ({delivery.oversize:,} bytes) is over the limit, and was not "
+                "kept; Bus(limits=Limits(body=...)) raises it"
+            )
         old = delivery.properties
         kept = {
             k: v

@@ -125,7 +125,7 @@ bus = Bus(os.environ["URL"], store, grace=1)
     async with service(tmp_path, *options, url=rabbit_url, source=source) as told:
         await told.until_said("store runs on", workers)
         await publish(rabbit_url, "o-1")
-        await told.until_said("failed and no plugin took care of it")
+        await told.until_said("and no plugin took care of it")
         told.process.terminate()
         await told.ends(10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,6 +175,17 @@ def test_a_module_that_raises_is_said_with_the_line_of_the_users_file(source: st
 
     assert said in refused("store:bus")
     assert "(rabbitevents --debug shows the traceback)" in refused("store:bus")
+
+
+def test_a_port_that_the_running_service_has_is_said_with_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        module("store", f"import socket\n\ndef make_bus():\n    socket.create_server(('127.0.0.1', {port}))\n")
+
+        said = refused("store:make_bus")
+
+    assert "store.py, line 4: calling store:make_bus failed with OSError" in said
+    assert said.endswith("it opens when its bus starts, in a plugin's lifespan, and not where its bus is made")
 
 
 def test_the_line_is_in_the_file_that_raised_and_not_in_the_one_that_imports_it() -> None:

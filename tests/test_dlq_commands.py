@@ -400,6 +400,12 @@ def test_what_is_written_wrong_is_said_in_one_line(arguments: Sequence[str], say
     assert "\n" not in message
 
 
+def test_a_bus_without_a_command_is_told_which_one_to_begin_with() -> None:
+    result = called(BUS)
+
+    assert getattr(result.exception, "message", "") == f"say what to do first: dlq list {BUS}"
+
+
 def test_edit_and_from_do_not_go_together(server: EmbeddedBroker, tmp_path: Path) -> None:
     result = called("replay", BUS, "--edit", str(tmp_path), "--from", str(tmp_path))
 

@@ -6,7 +6,7 @@ import asyncio
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from tenacity import stop_after_attempt, wait_none
 
 from rabbitevents import Bus, Consume, Delivery, LineFilter, Message, Plugin, Router, Settlement, event_fields
+from rabbitevents.cli.console import story
 from rabbitevents.consuming import holding
 from rabbitevents.lines import STRUCTURE, traceback_text
+from rabbitevents.logs import JsonFormatter, TextFormatter
 from rabbitevents.properties import Properties
 from rabbitevents.testing import running
 from rabbitevents.testing.bench import eventually
@@ -36,7 +38,7 @@ AT_ONCE = Retry(stop=stop_after_attempt(3), wait=wait_none())
 
 
 @contextmanager
-def written(name: str, level: int = logging.ERROR, form: str = "%(levelname)s %(message)s") -> Iterator[io.StringIO]:
+def written(name: str, level: int = logging.ERROR, form: str = "%(levelname)s %(message)s") -> Generator[io.StringIO]:
     """What a handler with the standard library's formatter writes of one logger."""
     out = io.StringIO()
     handler, logger = logging.StreamHandler(out), logging.getLogger(name)
@@ -88,7 +90,9 @@ def test_no_text_from_outside_forges_a_line_for_the_standard_formatter(
 ) -> None:
     error = LookupError(text)
     error.__cause__ = raised(ValueError(cause))
-    error.add_note(note)
+    error.__cause__.__context__ = raised(KeyError(cause))
+    for each in (error, error.__cause__, error.__cause__.__context__):
+        each.add_note(note)
     raised(error)
 
     with written("rabbitevents.consumer") as out:
@@ -98,7 +102,26 @@ def test_no_text_from_outside_forges_a_line_for_the_standard_formatter(
     at_the_left = [line for line in below if not line.startswith(" ") and line not in STRUCTURE]
     assert first.isprintable()
     assert all(line.isprintable() for line in below)
-    assert [line.partition(":")[0] for line in at_the_left] == ["ValueError", "LookupError"]
+    assert [line.partition(":")[0] for line in at_the_left] == ["KeyError", "ValueError", "LookupError"]
+
+
+@given(HOSTILE, HOSTILE)
+@settings(max_examples=50)
+def test_nor_for_our_own_formatters(text: str, said: str) -> None:
+    error = raised(LookupError(text))
+    record = logging.LogRecord(
+        "rabbitevents.consumer", logging.ERROR, "", 1, "%s", (said,), (type(error), error, error.__traceback__)
+    )
+    LineFilter().filter(record)
+
+    in_text, in_json = TextFormatter().format(record).split("\n"), JsonFormatter().format(record)
+
+    assert all(line.isprintable() for line in in_text)
+    assert [line.partition(":")[0] for line in in_text[1:] if line[:1] != " "] == [
+        "Traceback (most recent call last)",
+        "LookupError",
+    ]
+    assert in_json.isprintable()
 
 
 @given(st.lists(HOSTILE, min_size=1, max_size=3))
@@ -229,9 +252,15 @@ def test_a_failure_of_ours_alone_shows_all_its_frames(monkeypatch: pytest.Monkey
 
 
 def test_with_a_limit_on_tracebacks_it_says_what_python_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "tracebacklimit", 0, raising=False)
+    async def failing() -> None:
+        raise LookupError("x")
 
-    assert traceback_text(raised(LookupError("x"))).splitlines()[-1] == "LookupError: x"
+    with pytest.raises(LookupError) as caught, asyncio.Runner() as runner:
+        runner.run(failing())
+    error = caught.value.with_traceback(caught.tb.tb_next)  # it begins within asyncio
+    monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
+
+    assert "runners.py" in traceback_text(error)
 
 
 # --- attempts count up ---------------------------------------------------------------------------------------------
@@ -321,3 +350,10 @@ async def test_a_subscription_that_takes_deliveries_again_says_so(
         await eventually(lambda: "takes nothing new" in caplog.text, "it to be full")
         mended.set()
         await eventually(lambda: "takes deliveries again" in caplog.text, "it to go on")
+
+
+def test_the_command_line_shows_a_crash_without_a_word_to_the_terminal() -> None:
+    shown = story(raised(LookupError("\x1b[2J\nrabbitevents: all is well")))
+
+    assert shown.startswith("Traceback")
+    assert shown.endswith("LookupError: \\x1b[2J\n    rabbitevents: all is well\n")

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import cast
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from rabbitevents import Bus, ConfigurationError, Delivery, Message, RefusedError, Router, SyncBus
+from rabbitevents import (
+    Bus,
+    ConfigurationError,
+    Delivery,
+    Health,
+    Message,
+    RefusedError,
+    Router,
+    SyncBus,
+    UnroutableError,
+)
+from rabbitevents.asgi import health_app
+from rabbitevents.health import HealthServer
+from rabbitevents.logs import Form, configure, log_handler
 from rabbitevents.properties import Properties
-from rabbitevents.testing import EmbeddedBroker, probing
+from rabbitevents.testing import EmbeddedBroker, Witness, probing, running
 from rabbitevents.testing.bench import eventually
 from tests.bed.loopback import free_port
 from tests.shop import OrderPlaced
@@ -66,6 +80,17 @@ def test_one_that_was_closed_or_open_before_is_so_afterwards() -> None:
     assert probe.published(OrderPlaced) == [OrderPlaced("o-1")]
     with pytest.raises(ConfigurationError, match=r"closed; start\(\) opens it again"):
         bus.publish(OrderPlaced("o-2"))
+
+
+def test_that_nobody_is_bound_is_no_error_but_on_a_broker_of_ones_own() -> None:
+    bus = SyncBus("amqp://localhost", unroutable="raise")
+
+    with probing(bus) as probe:
+        bus.publish(OrderPlaced("o-1"))
+    with probing(bus, broker=EmbeddedBroker()), pytest.raises(UnroutableError):
+        bus.publish(OrderPlaced("o-2"))
+
+    assert probe.published(OrderPlaced) == [OrderPlaced("o-1")]
 
 
 def test_the_broker_can_be_told_to_fail() -> None:
@@ -164,3 +189,46 @@ async def test_what_handlers_publish_is_seen_too() -> None:
             await eventually(lambda: bool(probe.published(OrderPlaced)), "the order to be published")
 
     assert [message.type for message in probe.messages] == ["cart.ordered", "order.placed"]
+
+
+# --- written wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: probing(cast("Bus", Router("shop"))).__enter__(), "takes the Bus or the SyncBus .*, not a Router"),
+        (lambda: probing(cast("Bus", "amqp://u:secret@h")).__enter__(), "takes the Bus or the SyncBus .*, not a str"),
+        (
+            lambda: Witness().published(cast("type[OrderPlaced]", OrderPlaced("o-1"))),
+            r"published\(OrderPlaced\) returns its events",
+        ),
+        (lambda: Witness().published(int), "int is no event"),
+        (lambda: health_app(cast("Bus", SyncBus("memory://"))), "app.state.bus.*this is SyncBus"),
+        (lambda: health_app(cast("Bus", Bus)), "app.state.bus.*this is Bus"),
+        (lambda: SyncBus("memory://").elsewhere("http://x").__enter__(), "write amqp://"),
+        (lambda: HealthServer(lambda: Health(()), 99_999), "port 99999.*0 .* to 65535"),
+        (lambda: HealthServer(lambda: Health(()), cast("int", "8080")), "port '8080'"),
+        (lambda: log_handler(cast("Form", "JSON")), "no form 'JSON': say \"text\""),
+        (lambda: configure(cast("Form", "xml")), "no form 'xml': say \"text\""),
+    ],
+)
+def test_what_is_written_wrong_is_said_with_the_way_out(wrong: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as refused:
+        wrong()
+
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("bus", "broker", "said"),
+    [
+        (SyncBus("memory://"), "memory://", "probing"),
+        (Router("shop"), "memory://", "not of a Router"),
+        (Bus("memory://"), "amqp://localhost", "bus.sibling"),
+    ],
+)
+async def test_running_says_what_it_is_for(bus: object, broker: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        async with running(cast("Bus", bus), broker=broker):
+            pass

@@ -72,6 +72,7 @@ def write(page: Path, folder: Path) -> Places:
     package = re.sub(r"\W", "_", name_of(page).removesuffix(".md"))
     modules = {block.file.split("/")[0].removesuffix(".py") for block in blocks(page, "python") if block.file}
     places: Places = {}
+    stage = package
     for number, files in enumerate(stages(page)):
         stage = f"{package}_{number}"
         for name, found in files.items():
@@ -81,9 +82,8 @@ def write(page: Path, folder: Path) -> Places:
             places[path] = [place for block in found for place in lines_of(block)]
     lines = [block for block in blocks(page, "python") if block.file is None]
     if lines:
-        last = stage if places else ""
         path = folder / f"{package}_lines.py"
-        text = own_imports("".join(block.text for block in lines), modules, last)
+        text = own_imports("".join(block.text for block in lines), modules, stage)
         path.write_text("async def page() -> None:\n" + textwrap.indent(text, "    "))
         places[path] = ["", *(place for block in lines for place in lines_of(block))]
     return places

@@ -33,12 +33,13 @@ Step = Callable[[DeadLetters, int | None], Awaitable[Result]]
 
 
 @click.group(
+    cls=options.Commands,
     epilog="""\b
 Examples:
   rabbitevents dlq list shop.inventory:bus
   rabbitevents dlq show shop.inventory:bus --error PaymentRefused
   rabbitevents dlq replay shop.inventory:bus --type 'order.*' --newer-than 2h
-  rabbitevents dlq list --url amqp://localhost --queue inventory.reserve"""
+  rabbitevents dlq list --url amqp://localhost --queue inventory.reserve""",
 )
 def dlq() -> None:
     """Look at dead letters, and replay, discard or export them.

@@ -22,6 +22,19 @@ FILE: Final = click.Path(dir_okay=False, path_type=Path)
 """A file's name."""
 
 
+class Commands(click.Group):
+    """A group that knows what is meant by a bus without a command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant. Raises `click.UsageError`."""
+        name = args[0]
+        if ":" in name and not name.startswith("-"):
+            raise click.UsageError(f"say what to do first: {ctx.command_path} list {name[:60]}", ctx)
+        return super().resolve_command(ctx, args)
+
+
 def target(command: Callable[..., T]) -> Callable[..., T]:
     """Have a command take MODULE:BUS, or --url and --queue; it gets them as a `Target` named ``where``."""
 

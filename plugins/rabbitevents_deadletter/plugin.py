@@ -161,7 +161,7 @@ class DeadLetter(Plugin):
         """Return the copy to the dead letter queue; or else the rejection, and why no copy can be made."""
         try:
             if delivery.oversize:
-                raise DecodeError("its body is over the limit, and was not kept")
+                raise DecodeError("its body is over the limit of Bus(limits=...), and was not kept")
             return forward(self._copy(delivery, failed, error), error=error), ""
         except (DecodeError, EncodeError) as why:
             return Settlement(Outcome.REJECT, None, error), str(why)
@@ -218,7 +218,7 @@ class DeadLetter(Plugin):
         except Exception as error:
             # Whatever the plugins on the way out raise: the announcement must not keep its event from its queue.
             log.error(
-                "%s could not be announced as failed: %s",
+                "%s is in its dead letter queue, and could not be announced as failed: %s",
                 delivery.describe(),
                 name_of(error),
                 extra={**event_fields(delivery), "attempt": failed.attempts},

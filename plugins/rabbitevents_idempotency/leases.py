@@ -64,7 +64,9 @@ class Leases:
                 await self._renew_all()
             except Exception:
                 # The one who renews must not end with a store's defect: every lease would.
-                log.exception("renewing leases failed")
+                log.exception(
+                    "renewing leases failed, which is a defect of the store; it is tried again before they pass"
+                )
 
     async def _renew_all(self) -> None:
         """Renew all that run now; a store that is away is asked even if none does."""
@@ -82,7 +84,8 @@ class Leases:
 
     def _lost(self, lease: Lease) -> None:
         log.error(
-            "%s: its claim passed to another while its handler runs",
+            "%s: its claim passed to another while its handler runs, as it was not renewed in time (Idempotency(lease=...)): "
+            "the event may have two effects, unless what it writes to refuses the older fence",
             lease.delivery.describe(),
             extra=event_fields(lease.delivery),
         )

@@ -124,7 +124,8 @@ class MemoryStore:
         if not self._has_forgotten:
             self._has_forgotten = True
             log.warning(
-                "the MemoryStore is full (limit=%d): what was done first is forgotten early, and would be done again",
+                "the MemoryStore is full (limit=%d): what was done first is forgotten early, and would be done again; "
+                "give it a larger limit, or keep marks in a RedisStore",
                 self._limit,
             )
 

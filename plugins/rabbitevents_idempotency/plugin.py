@@ -202,7 +202,8 @@ class Idempotency(Plugin):
         if delivery.queue not in self._without_id:
             self._without_id.add(delivery.queue)
             log.warning(
-                "%s is handled as often as it comes, as is everything without an id in this queue (said once)",
+                "%s is handled as often as it comes, as is everything without an id in this queue (said once); "
+                "its publisher has to give each event a message_id",
                 delivery.describe(),
                 extra=event_fields(delivery),
             )

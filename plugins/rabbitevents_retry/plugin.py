@@ -211,7 +211,10 @@ class Retry(Plugin):
             try:
                 self._host.limits.check_message(copy)
             except EncodeError as why:
-                log.warning("%s cannot wait at the broker: %s", delivery.describe(), why, extra=event_fields(delivery))
+                log.warning(
+                    "%s cannot wait at the broker, and is given up: %s",
+                    delivery.describe(), why, extra={**event_fields(delivery), "attempt": progress.attempt},
+                )  # fmt: skip
                 return None
         return copy
 
@@ -219,7 +222,7 @@ class Retry(Plugin):
         """Remember how far it came, should the core have to hold it: it must not begin again after each pause."""
         log.info(
             "%s failed with %s at attempt %d and is given up", delivery.describe(), _named(error), progress.attempt,
-            extra=event_fields(delivery),
+            extra={**event_fields(delivery), "attempt": progress.attempt},
         )  # fmt: skip
         self._given_up[_place(delivery)] = progress
         if len(self._given_up) > _GIVEN_UP_KEPT:
@@ -229,7 +232,8 @@ class Retry(Plugin):
         where = "in this process" if inline else "at the broker"
         log.info(
             "%s failed with %s at attempt %d and is tried again after %.3g s %s",
-            delivery.describe(), _named(error), progress.attempt, wait, where, extra=event_fields(delivery),
+            delivery.describe(), _named(error), progress.attempt, wait, where,
+            extra={**event_fields(delivery), "attempt": progress.attempt},
         )  # fmt: skip
         if self._host is not None:
             type, id = delivery.type, str(delivery.id)

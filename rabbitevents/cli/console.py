@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import select
 import sys
-import traceback
 from typing import Final
 
 from rich.console import Console
 
+from rabbitevents.lines import traceback_text
 from rabbitevents.logs import without_passwords
 
 DEBUG: Final = "rabbitevents.debug"
@@ -40,8 +40,8 @@ def one_line(text: object, limit: int = 1000) -> str:
 
 
 def story(error: BaseException) -> str:
-    """Return the whole traceback, without passwords: the lines of source that it quotes may have some."""
-    return without_passwords("".join(traceback.format_exception(error)))
+    """Return the whole traceback, without passwords (the source that it quotes may have some) and signs to a terminal."""
+    return f"{without_passwords(traceback_text(error, whole=True))}\n"
 
 
 def reader_is_gone() -> bool:

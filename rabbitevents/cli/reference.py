@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import os
@@ -24,6 +25,11 @@ from rabbitevents.cli.extras import way_out
 from rabbitevents.cli.place import place_of
 
 EXAMPLE: Final = "such as shop.inventory:bus for the `bus` in shop/inventory.py"
+
+_PORT_TAKEN: Final = (
+    ": something has that port already, such as the same service at work; what a service opens (a page of metrics), "
+    "it opens when its bus starts, in a plugin's lifespan, and not where its bus is made"
+)
 
 _A_BUS: Final = re.compile(r"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?Bus\(", re.MULTILINE)
 """A bus that a module makes, as its source has it."""
@@ -98,12 +104,16 @@ def _in_the_users_code(doing: str) -> Generator[None]:
         raise ConfigurationError(f"{place_of(error)}{one_line(error)}") from error
     except BaseException as error:
         # Anything can come out of a user's module, SystemExit too, and none of it is a defect of ours.
-        hint = way_out(error) if isinstance(error, ImportError) else ""
+        hint = way_out(error) if isinstance(error, ImportError) else _PORT_TAKEN if _is_port_taken(error) else ""
         said = one_line(error.msg if isinstance(error, SyntaxError) else error)
         what = f"{type(error).__name__}: {said}" if said else type(error).__name__
         raise ConfigurationError(
             f"{place_of(error)}{doing} failed with {what}{hint or ' (rabbitevents --debug shows the traceback)'}"
         ) from error
+
+
+def _is_port_taken(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
 
 
 def _made_by(function: Any, reference: str) -> Any:

@@ -20,6 +20,9 @@ from rabbitevents.cli.settings import Settings
 PACKET: Final = 262_144
 """Bytes that a word of a worker may have."""
 
+NUMBER: Final = "RABBITEVENTS_WORKER"
+"""The environment variable that has a worker's number, 1 to N; one process alone has none."""
+
 SILENCE: Final = 5.0
 """Seconds after which a worker's last word about its health counts no more."""
 
@@ -62,7 +65,7 @@ class Worker:
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,
-                    env={**os.environ, **(environment or {})},
+                    env={**os.environ, **_numbered(settings.worker), **(environment or {})},
                 )
             except BaseException:
                 ours.close()
@@ -111,6 +114,11 @@ class Worker:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
+
+
+def _numbered(worker: int) -> dict[str, str]:
+    """Return what tells a worker its number among several, for what each of them needs for itself, such as a port."""
+    return {NUMBER: str(worker)} if worker else {}
 
 
 def how_it_ended(code: int) -> str:

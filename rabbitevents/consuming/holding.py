@@ -19,7 +19,8 @@ from rabbitevents.texts import printable
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
-_WAY_OUT = "plugins=[DeadLetter()] would take it out of the way, into the queue of dead letters"
+_WAY_OUT = "plugins=[DeadLetter()] would take it out of the way, to its queue of dead letters"
+"""Said the first time, of what a handler or its decoding failed with."""
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0
@@ -94,7 +95,7 @@ class Holding:
             work.delivery.describe(),
             work.attempt,
             f"tried again in {pause:g} s: " if pause is not None else "not tried again before a restart: ",
-            work.error if pause is not None else f"{work.error}; {_WAY_OUT}",
+            f"{work.error}; {_WAY_OUT}" if work.tries == 1 and work.settlement is None else work.error,
             exc_info=None if isinstance(error, RabbitEventsError) else error,
             extra={**event_fields(work.delivery), "attempt": work.attempt},
         )
@@ -111,7 +112,6 @@ class Holding:
         del self._held[work]
         self._tell(Released, (self._name, _type_and_id(work.delivery)[1]))
         if was_full and not self.full:
-            log.warning("%s takes deliveries again: fewer are held", self._name, extra={"subscription": self._name})
             self._tell(Resumed, (self._name,))
 
     def problems(self) -> list[str]:

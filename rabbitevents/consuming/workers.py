@@ -355,7 +355,10 @@ class Workers:
             self._let_go(work)
 
     def _let_go(self, work: Work) -> None:
+        was_full = self._holding.full
         self._holding.release(work)
+        if was_full and not self._holding.full and not self._stopping:
+            log.warning("%s takes deliveries again: fewer are held", self.name, extra={"subscription": self.name})
         self._reserve()
         self._wake()
 

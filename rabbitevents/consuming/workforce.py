@@ -66,8 +66,11 @@ class Workforce:
         left = max(0.0, grace_ends - asyncio.get_running_loop().time())
         await asyncio.wait({drained, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
-            running = sum(load.running for load in self.load.values())
-            log.warning("%d handlers did not end in time; their events are given back", running)
+            running = [f"{load.running} of {name}" for name, load in self.load.items() if load.running]
+            log.warning(
+                "handlers did not end in time, and their events are given back: %s (Bus(grace=...) is the time they have)",
+                ", ".join(running),
+            )
         drained.cancel()
         hurry.cancel()
 

@@ -24,6 +24,8 @@ log: logging.Logger = logging.getLogger("rabbitevents.sync")
 
 T = TypeVar("T")
 
+_DONE_OR_NOT = "done, or not; published again with the same id=, it is handled once where handlers are idempotent"
+
 LOOK_TIMEOUT = 2.0
 """Seconds that the event loop has to say how the bus is."""
 
@@ -70,13 +72,13 @@ class Background:
         self._calls.add(answer)
         try:
             if self.over:
-                raise BrokerError("this SyncBus was closed meanwhile; nothing was sent")
+                raise BrokerError("this SyncBus was closed meanwhile; nothing was sent: start() opens it again")
             self._loop.call_soon_threadsafe(self._begin_call, work, answer)
             return answer.result(max(0.0, deadline - monotonic()))
         except TimeoutError:
             if answer.done():
                 return answer.result()
-            raise BrokerError("the event loop of this SyncBus gave no answer in time: done, or not") from None
+            raise BrokerError(f"the event loop of this SyncBus gave no answer in time: {_DONE_OR_NOT}") from None
         except RuntimeError as error:
             if self._loop.is_closed() and not answer.done():
                 raise _gone() from error
@@ -104,7 +106,10 @@ class Background:
         """Wait ``timeout`` seconds at most until the thread has ended. Raises what a plugin raised at its end."""
         self._thread.join(timeout)
         if self._thread.is_alive():
-            log.error("the thread of a SyncBus did not end within %g s; leaving it", timeout)
+            log.error(
+                "the thread of a SyncBus did not end within %g s (a plugin hangs?); it is left, and ends with the process",
+                timeout,
+            )
         elif self._failure is not None:
             raise self._failure
 
@@ -164,7 +169,7 @@ class Background:
         """Let nobody wait for what will not come."""
         self.over = True
         if not self.started.done():
-            self.started.set_exception(error or BrokerUnavailableError("closed before a broker was reached"))
+            self.started.set_exception(error or _closed_early())
         elif self._asked:
             self._failure = error
         else:
@@ -174,7 +179,11 @@ class Background:
                 answer.set_exception(_gone())
 
 
+def _closed_early() -> BrokerUnavailableError:
+    return BrokerUnavailableError("this SyncBus was closed before a broker was reached; nothing was sent")
+
+
 def _gone() -> BrokerError:
     return BrokerError(
-        "it was cancelled, or the event loop of this SyncBus ended, before there was an answer: done, or not"
+        f"it was cancelled, or the event loop of this SyncBus ended, before there was an answer: {_DONE_OR_NOT}"
     )

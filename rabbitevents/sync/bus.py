@@ -53,7 +53,7 @@ class SyncBus:
         if not isinstance(cast("object", broker), (str, Sequence)):
             raise ConfigurationError(f"SyncBus takes URLs, since each process connects by itself; not {broker!r}")
         settings.setdefault("grace", GRACE)
-        self._new_bus = partial(Bus, broker, plugins=plugins, **settings)
+        self._new_bus: partial[Bus] = partial(Bus, broker, plugins=plugins, **settings)
         told = self._new_bus().configuration  # what was written wrong is said here
         self._start_timeout = told.start_timeout
         self._publish_timeout = told.publish_timeout
@@ -100,16 +100,19 @@ class SyncBus:
             life.wait_ended(GRACE + HARD_STOP + 1)
 
     @contextmanager
-    def elsewhere(self, broker: str | Sequence[str] | Broker) -> Generator[None]:
+    def elsewhere(self, broker: str | Sequence[str] | Broker, **settings: Unpack[Told]) -> Generator[None]:
         """Publish to another broker, as long as this is entered: ``with bus.elsewhere("amqp://other"):``.
 
+        ``settings`` are those that are to be others meanwhile.
         What is open is closed before and after it; a bus that was closed is open meanwhile. It is for one process at a
-        time, as in a test: others know nothing of it.
+        time, as in a test: others know nothing of it. Raises `ConfigurationError` for what is no broker.
         """
         _refuse_event_loop("elsewhere")
         there, was_closed = self._new_bus, self._closed
+        meanwhile = partial(Bus, broker, **{**there.keywords, **settings})
+        meanwhile()  # what was written wrong is said here
         self._end(closed=False)
-        self._new_bus = partial(Bus, broker, **there.keywords)
+        self._new_bus = meanwhile
         try:
             yield
         finally:

@@ -22,11 +22,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.embedded.client import MemoryClient
 from rabbitevents.bus import Bus
+from rabbitevents.configuration import Told
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type
 from rabbitevents.message import Delivery, Message
@@ -53,7 +54,11 @@ class Witness:
         self.messages.append(message)
 
     def published(self, cls: type[P]) -> list[P]:
-        """Return the events of one class that were published, in order."""
+        """Return the events of one class that were published, in order; ``[]`` if there were none."""
+        if not isinstance(cast("object", cls), type):
+            raise ConfigurationError(
+                f"published() takes a class: published({type(cls).__name__}) returns its events, to be compared with yours"
+            )
         codec = Codec(cls)
         name = event_type(cls).name
         received = (read(_as_delivered(message)) for message in list(self.messages) if message.type == name)
@@ -86,7 +91,9 @@ class Probe(Witness):
             busy = self._busy()
             quiet = quiet + 1 if not busy else 0
             if busy and asyncio.get_running_loop().time() > deadline:
-                raise TimeoutError(f"not settled within {timeout:g} s: {', '.join(busy)}")
+                raise TimeoutError(
+                    f"not settled within {timeout:g} s: {', '.join(busy)}; settled(timeout=...) waits longer"
+                )
 
     def _busy(self) -> list[str]:
         loads = self.bus.load.items()
@@ -117,6 +124,15 @@ async def running(
 
     ``broker`` is an `EmbeddedBroker` to share it with another bus. ``plugins`` stand in for the bus's own.
     """
+    if not isinstance(cast("object", bus), Bus):
+        raise ConfigurationError(
+            f"running() runs a sibling of a Bus, not of a {type(bus).__name__}; probing() takes a SyncBus"
+        )
+    if not isinstance(broker, EmbeddedBroker) and broker != "memory://":
+        raise ConfigurationError(
+            'running() is on an embedded broker, "memory://" or an EmbeddedBroker of your own; for a sibling on another '
+            'broker, write async with bus.sibling("amqp://localhost")'
+        )
     server = broker if isinstance(broker, EmbeddedBroker) else EmbeddedBroker()
     sibling = bus.sibling(server.client(), plugins=plugins)
     probe = Probe(sibling, server)
@@ -134,12 +150,16 @@ def probing(bus: Bus | SyncBus, *, broker: EmbeddedBroker | None = None) -> Gene
 
     It is the very bus that views have. A `SyncBus` is there as long as this is entered, and connects anew after it. A
     `Bus` is moved before it starts, and stays; one that runs already has to be on ``memory://``. ``broker`` (else a
-    fresh one) may be shared. Raises `ConfigurationError` for a bus that runs on another broker.
+    fresh one, to which nobody is bound, as no error) may be told to fail. Raises `ConfigurationError` for a bus that
+    runs on another broker.
     """
+    if not isinstance(cast("object", bus), (Bus, SyncBus)):
+        raise ConfigurationError(f"probing() takes the Bus or the SyncBus that publishes, not a {type(bus).__name__}")
     with ExitStack() as stack:
         if isinstance(bus, SyncBus):
             client = (broker or EmbeddedBroker()).client()
-            stack.enter_context(bus.elsewhere(client))
+            told: Told = {} if broker is not None else {"unroutable": "ignore"}  # who could be bound to a fresh one?
+            stack.enter_context(bus.elsewhere(client, **told))
         else:
             client = _moved(bus, broker, stack)
         witnesses, witness = client.server.witnesses, Witness()

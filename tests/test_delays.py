@@ -149,6 +149,7 @@ async def test_a_queue_of_another_program_sees_what_is_delayed_if_it_is_bound_to
                 await channel.queue_bind(name, exchange, routing_key="reminder.#")
         await bus.publish(ReminderDue(1, 0))
         await bus.publish(ReminderDue(2, 0.5), delay=timedelta(seconds=0.5))
+        both = None
         for _ in range(400):
             if (both := await bus.depth("both")) is not None and both.ready == 2:
                 break

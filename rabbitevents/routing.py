@@ -272,7 +272,7 @@ def _texts(said: object) -> tuple[str, ...]:
         return ()
     if isinstance(said, str):
         return (said,)
-    if not isinstance(said, Iterable):
+    if isinstance(said, (bytes, bytearray)) or not isinstance(said, Iterable):
         raise ConfigurationError(f"key= is of type {type(said).__name__}: say a routing key, or several")
     keys = list(cast("Iterable[object]", said))
     if not keys:

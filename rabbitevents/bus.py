@@ -27,7 +27,7 @@ from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.signatures import Factory, Provided
 from rabbitevents.consuming.workers import Workers
 from rabbitevents.consuming.workforce import Workforce
-from rabbitevents.errors import ConfigurationError, TopologyError
+from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
 from rabbitevents.events import Event
 from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
@@ -235,6 +235,7 @@ class Bus:
             settings = Settings(self.name, told.start_timeout, told.in_flight, told.limits)
             await self._broker.start(settings, self.report if self._observers else None)
             await self._declare_topology()  # before anybody publishes: plugins do so as they are entered
+            await self._look_for_lost()
             for plugin in everybody:
                 await stack.enter_async_context(plugin.lifespan(self))
             self._workforce.workers = self._workforce.workers or self._new_workers()
@@ -320,6 +321,22 @@ class Bus:
                 told.declare,
                 ", ".join(sorted(queues)),
             )
+
+    async def _look_for_lost(self) -> None:
+        """Say how much fell due while no queue was bound for it: the only moment at which that can be known is past."""
+        told = self.configuration
+        if not self.routers or told.unroutable == "ignore" or told.declare == "none":
+            return
+        with suppress(BrokerError):
+            lost = await self._broker.depth(topology.DELAY_LOST)
+            if lost is not None and lost.ready:
+                log.warning(
+                    "%d delayed or retried messages are kept in queue %r: no queue was bound for them when they fell due; "
+                    "look with bus.browse(%r), and publish again what is still wanted (said at start)",
+                    lost.ready,
+                    topology.DELAY_LOST,
+                    topology.DELAY_LOST,
+                )
 
     async def serve(self, *, grace: float | None = None, started: Callable[[], object] | None = None) -> None:
         """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers.

@@ -257,7 +257,7 @@ def _exchange(said: object) -> Exchange | None:
         return None
     there = Exchange(said, None) if isinstance(said, str) else said
     if not isinstance(there, Exchange):
-        raise ConfigurationError(f"exchange= is a {type(said).__name__}: say an exchange's name, or an Exchange")
+        raise ConfigurationError(f"exchange= is of type {type(said).__name__}: say an exchange's name, or an Exchange")
     if there.kind is not None and there.kind not in get_args(Kind):
         raise ConfigurationError(f"exchange {there.name[:40]!r}: its kind is one of {', '.join(get_args(Kind))}")
     if not there.name:
@@ -272,14 +272,14 @@ def _texts(said: object) -> tuple[str, ...]:
         return ()
     if isinstance(said, str):
         return (said,)
-    if not isinstance(said, Iterable):
-        raise ConfigurationError(f"key= is a {type(said).__name__}: say a routing key, or several")
+    if isinstance(said, (bytes, bytearray)) or not isinstance(said, Iterable):
+        raise ConfigurationError(f"key= is of type {type(said).__name__}: say a routing key, or several")
     keys = list(cast("Iterable[object]", said))
     if not keys:
         raise ConfigurationError("key= is empty: say what the queue is bound by, or leave it out")
     for key in keys:
         if not isinstance(key, str):
-            raise ConfigurationError(f"key= has a {type(key).__name__}: a routing key is text")
+            raise ConfigurationError(f"key= has one of type {type(key).__name__}: a routing key is text")
     return tuple(dict.fromkeys(cast("list[str]", keys)))
 
 

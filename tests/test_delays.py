@@ -10,8 +10,11 @@ import pytest
 from attrs import frozen
 
 from rabbitevents import Bus, Delivery, Router, Settlement, event, forward
+from rabbitevents.brokers.rabbitmq.address import Address
+from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.plugin import Consume, Plugin
-from rabbitevents.testing import running
+from rabbitevents.publishing.publishing import Unroutable
+from rabbitevents.testing import EmbeddedBroker, running
 from tests.bed.fixtures import NodeFactory
 from tests.shop import eventually
 
@@ -112,3 +115,52 @@ async def test_on_the_embedded_broker_hours_pass_in_milliseconds() -> None:
         await probe.advance(timedelta(hours=1.1))
 
     assert (at_first, after_two, seen) == ([], [1, 2], [1, 2, 0])
+
+
+@pytest.mark.parametrize("unroutable", ["raise", "warn", "ignore"])
+async def test_what_nobody_is_bound_for_when_it_falls_due_is_kept_and_said_at_the_next_start(
+    unroutable: Unroutable, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, router = EmbeddedBroker(), Router("clock")
+    router.on("else.#", name="other")(print)
+
+    async with running(Bus("memory://", name="shop", unroutable="raise"), broker=broker) as probe:
+        await probe.bus.publish(ReminderDue(1, 60), delay=timedelta(seconds=60))
+        await probe.advance(timedelta(seconds=90))
+    async with running(Bus("memory://", router, unroutable=unroutable), broker=broker) as probe:
+        kept = probe.waiting("delay.lost")
+
+    assert kept == 1
+    assert ("1 delayed or retried messages are kept in queue 'delay.lost'" in caplog.text) is (unroutable != "ignore")
+
+
+async def test_a_queue_of_another_program_sees_what_is_delayed_if_it_is_bound_to_both_exchanges(
+    rabbit_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = await Connection.open(Address(rabbit_url), name="theirs", heartbeat=0, context=None, timeout=10)
+    channel = await connection.channel()
+    router = Router("clock")
+    router.on("else.#", name="other")(print)
+
+    async with Bus(rabbit_url, router, unroutable="raise") as bus:
+        for name, exchanges in {"both": ("events", "events.due"), "one": ("events",)}.items():
+            await channel.queue_declare(name, durable=True)
+            for exchange in exchanges:
+                await channel.queue_bind(name, exchange, routing_key="reminder.#")
+        await bus.publish(ReminderDue(1, 0))
+        await bus.publish(ReminderDue(2, 0.5), delay=timedelta(seconds=0.5))
+        both = None
+        for _ in range(400):
+            if (both := await bus.depth("both")) is not None and both.ready == 2:
+                break
+            await asyncio.sleep(0.05)
+        one, lost = await bus.depth("one"), await bus.depth("delay.lost")
+
+    await connection.close()
+    assert both is not None
+    assert both.ready == 2
+    assert one is not None
+    assert one.ready == 1
+    assert lost is not None
+    assert lost.ready == 0
+    assert "kept in queue" not in caplog.text

@@ -20,6 +20,7 @@ from rabbitevents import (
     RefusedError,
     Router,
     SyncBus,
+    TopologyError,
     UnroutableError,
     event,
 )
@@ -249,6 +250,28 @@ async def test_an_exchange_is_looked_for_and_never_declared(rabbit_url: str) -> 
         assert bus.health().ok
 
 
+async def test_an_exchange_that_is_of_another_kind_is_said_with_both(rabbit_url: str) -> None:
+    await declared_there(rabbit_url, "partner")
+    router, _ = seating(exchange=Exchange("partner", "fanout"))
+
+    with pytest.raises(TopologyError, match=r"is 'topic', and this bus wants 'fanout'.*its name alone"):
+        await Bus(rabbit_url, router).start()
+
+
+async def test_a_type_that_says_nothing_is_no_class_where_there_are_two() -> None:
+    router = Router("desk")
+
+    @router.on(Booked, Cancelled, exchange=Exchange("partner", "fanout"))
+    async def either(event: Booked | Cancelled) -> None: ...
+
+    async with running(Bus("memory://", router)) as probe:
+        await probe.bus.send(sent(1, type="Com.Partner.Booked"))
+        await eventually(lambda: not probe.bus.health().ok, "the one that nobody can tell")
+        (problem,) = probe.bus.health().problems
+
+    assert "knows no event type 'Com.Partner.Booked'; a handler of one class" in problem.detail
+
+
 @pytest.mark.parametrize("there", [True, False])
 async def test_declared_passively_a_missing_exchange_is_said(
     there: bool, rabbit_url: str, caplog: pytest.LogCaptureFixture
@@ -286,12 +309,13 @@ def test_the_story_of_a_bus_says_where_its_events_come_from() -> None:
     ("options", "said"),
     [
         ({"exchange": ""}, "default exchange"),
-        ({"exchange": 5}, "exchange= is a int"),
+        ({"exchange": 5}, "exchange= is of type int"),
         ({"exchange": "x" * 256}, "longer name than 255 bytes"),
         ({"exchange": Exchange("x", HEADERS)}, "topic, direct, fanout"),
         ({"key": []}, "key= is empty"),
-        ({"key": 5}, "key= is a int"),
-        ({"key": ["a", None]}, "key= has a NoneType"),
+        ({"key": 5}, "key= is of type int"),
+        ({"key": b"booking.made"}, "key= is of type bytes"),
+        ({"key": ["a", None]}, "key= has one of type NoneType"),
         ({"key": "x" * 256}, "longer than 255 bytes"),
         ({"key": "booking*"}, "would match nothing"),
         ({"exchange": Exchange("p", "topic"), "key": "booking..x"}, "no topic pattern"),
@@ -390,8 +414,8 @@ async def test_publishing_to_an_exchange_that_is_not_there_fails_alone(on: str, 
         ({"exchange": "x" * 256}, "at most 255 bytes"),
         ({"key": "é" * 128}, "at most 255 bytes"),
         ({"key": "\udcff"}, "UTF-8"),
-        ({"exchange": 5}, "exchange=...\\) is a int"),
-        ({"key": 5}, "key=...\\) is a int"),
+        ({"exchange": 5}, "exchange=...\\) is of type int"),
+        ({"key": 5}, "key=...\\) is of type int"),
     ],
 )
 async def test_what_cannot_be_published_there_is_refused(options: dict[str, Any], said: str) -> None:

@@ -377,6 +377,7 @@ def test_a_moment_before_1970_travels_by_the_event_time_alone() -> None:
 
 DOCUMENT = "application/vnd.rabbitevents.event+json"
 CLOUD = "application/cloudevents+json"
+MASSTRANSIT = "application/vnd.masstransit+json"
 
 
 @pytest.mark.parametrize(
@@ -950,7 +951,8 @@ stated = st.dictionaries(
     st.sampled_from(["id", "type", "entity_type", "entity_id", "timestamp", "version", "payload", "metadata"])
     | st.sampled_from(
         ["specversion", "source", "time", "subject", "eventversion", "data", "data_base64", "datacontenttype"]
-    ),
+    )
+    | st.sampled_from(["messageType", "message", "messageId", "conversationId", "sentTime", "headers"]),
     json_values | st.sampled_from(["1.0", "order.placed", "application/json", "e30="]),
 )
 header_values: st.SearchStrategy[Any] = st.one_of(
@@ -964,14 +966,20 @@ header_values: st.SearchStrategy[Any] = st.one_of(
     st.integers(0, 2**64 - 1).map(Timestamp),
     st.lists(st.integers(0, 9), max_size=2),
 )
+WATERMILL = "_watermill_message_uuid"
 our_names = ["event-version", "event-time", "entity-id", "meta-x", "causation-id", "attempt", "origin-routing-key"]
 cloud_names = ["type", "specversion", "id", "time", "eventversion", "subject"]
-header_names = st.sampled_from([*our_names, *(f"cloudEvents:{name}" for name in cloud_names), "cloudEvents_source"])
+header_names = st.sampled_from(
+    [*our_names, *(f"cloudEvents:{name}" for name in cloud_names), "cloudEvents_source", "compression", WATERMILL]
+)
 anything = st.builds(
     delivery,
     stated.map(msgspec.json.encode) | st.binary(max_size=30),
     headers=st.dictionaries(header_names, header_values),
-    content_type=st.sampled_from([None, "", "application/json", DOCUMENT, CLOUD, "text/plain"]),
+    content_type=st.sampled_from([None, "", "application/json", DOCUMENT, CLOUD, MASSTRANSIT, "text/plain", "a/b+json"])
+    | st.sampled_from(["application/json; charset=latin-1", "text/json;charset=UTF-8", "application/json;charset=\0"])
+    | texts,
+    content_encoding=st.none() | st.sampled_from(["utf-8", "latin-1", "binary", "gzip"]) | texts,
     type=st.none() | texts,
     message_id=st.none() | texts,
     timestamp=st.none() | st.integers(0, 2**64 - 1),

@@ -67,7 +67,8 @@ class Invocation:
             return codec.decode(received.body, received.version)
         if self._accepts_any:
             return read_document(received.body)
-        raise DecodeError(f"{self.where} knows no event type {received.type!r}", type=received.type)
+        way_out = "; a handler of one class, of Event or of Delivery takes it" if self.handler.exchange else ""
+        raise DecodeError(f"{self.where} knows no event type {received.type!r}{way_out}", type=received.type)
 
     def __call__(self, received: Received) -> Awaitable[Any]:
         """Call the handler; what is awaited is what it returns. Raises `DecodeError` at once."""

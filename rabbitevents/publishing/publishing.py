@@ -239,7 +239,7 @@ async def _send_one(message: Message, chain: Publish) -> list[tuple[Message, Exc
 def _short(what: str, text: object) -> str:
     """Return an exchange's name or a routing key. Raises `ConfigurationError` for what AMQP cannot say."""
     if not isinstance(text, str):
-        raise ConfigurationError(f"publish({what}=...) is a {type(text).__name__}: say text")
+        raise ConfigurationError(f"publish({what}=...) is of type {type(text).__name__}: say text")
     if not fits(text):
         raise ConfigurationError(f"publish({what}={shown(text)}): AMQP carries at most 255 bytes of UTF-8")
     return text

@@ -20,6 +20,12 @@ _REFUSALS: Final = (403, 404, 405, 406)
 _UNANSWERED: Final = 3
 """Questions in a row without an answer after which the connection is in doubt, and not what was asked for."""
 
+_OR_ELSE: Final = {
+    Queue: ", or empty and delete it, so that it is declared anew",
+    Exchange: ": the bus's own is a durable topic exchange; of another team's say the kind that it has, or its name alone",
+    Binding: "",
+}
+
 _BOTH_SIDES = re.compile(
     r"inequivalent arg '(?P<what>[^']+)' for [^:]*: received (?P<ours>.*) but current is (?P<theirs>.*)$", re.DOTALL
 )
@@ -104,7 +110,7 @@ def _explained(
     if sides is not None:
         text = (
             f"{_name(item)} exists with other arguments: {sides['what']} is {sides['theirs']}, and this bus wants {sides['ours']}. "
-            "Bring the bus into line with it, or empty and delete it, so that it is declared anew"
+            f"Bring the bus into line with it{_OR_ELSE[type(item)]}"
         )
     elif error.code == 404:
         text = f"{_name(item)} does not exist: have it declared by somebody who may, or let this bus declare (declare='active')"

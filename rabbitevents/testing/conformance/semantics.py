@@ -309,6 +309,20 @@ class TestingSemantics:
 
         assert [(d.body, d.properties.message_id) for d in reader.deliveries] == [(b"", "0"), (b"", "1"), (b"", "2")]
 
+    async def test_an_exchange_of_somebody_else_s_is_looked_for_and_never_declared(self, bench: Bench) -> None:
+        broker, (queue, exchange) = await bench.connect(), names("q", "x")
+        wanted = Topology((Queue(queue), Exchange(exchange, None), Binding(exchange, queue, "k")))
+
+        missing = await broker.declare(wanted)
+        theirs = await bench.connect()
+        await theirs.declare(Topology((Exchange(exchange, "direct"),)))
+        found = await broker.declare(wanted)
+
+        assert {name: error.code for name, error in missing.items()} == {exchange: 404, queue: 404}
+        assert all(repr(exchange) in str(error) for error in missing.values())
+        assert found == {}
+        assert await broker.publish(message(1, "k", exchange=exchange), deadline())
+
     async def test_a_copy_that_waits_comes_back_to_its_queue_in_time(self, bench: Bench) -> None:
         broker, (exchange, queue) = await bench.connect(), names("x", "q")
         delays = await _with_delays(broker, exchange, queue)

@@ -297,18 +297,22 @@ class Bus:
             refused = await self._broker.declare(wanted, passive=told.declare == "passive")
         queues = {subscription.queue for subscription in self.subscriptions}
         for name, error in refused.items():
+            if error.stands:
+                continue
             if name not in queues:
                 raise error
             log.error(
                 "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
             )
-        if told.declare == "active":
-            self._keeps_rejected = {name for name in queues - refused.keys() if topology.keeps_rejected(wanted, name)}
-        elif queues:
+        declared = queues - refused.keys() if told.declare == "active" else set[str]()
+        self._keeps_rejected = {name for name in declared if topology.keeps_rejected(wanted, name)}
+        used = {name for name in queues - declared if name not in refused or refused[name].stands}
+        if used:
             log.warning(
-                "declare=%r: nothing is known of the dead-letter exchanges of %s, so what would be rejected there is held",
+                "declare=%r: nothing is known of the dead-letter exchanges of %s, which this bus did not declare, so what "
+                "would be rejected there is held",
                 told.declare,
-                ", ".join(sorted(queues)),
+                ", ".join(sorted(used)),
             )
 
     async def serve(self, *, grace: float | None = None, started: Callable[[], object] | None = None) -> None:

@@ -141,12 +141,13 @@ class RabbitMQ:
     async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
         """Declare now, and again after each reconnection. Raises `BrokerError`."""
         self._passive = passive
+        there: Connection | None
         if topology.queues or self._consuming is not None:
             there = await self._asking("declaring")
         else:  # a bus that only publishes needs no second connection for its exchange
             there = self._publishing.connection if self._publishing is not None else None
-            if there is None:
-                raise BrokerError("declaring: there is no connection to the broker")
+        if there is None:
+            raise BrokerError("declaring: there is no connection to the broker")
         refused = await self._declare(there, topology)
         self._topology += topology
         return refused

@@ -97,16 +97,16 @@ class _Declaring:
     async def make(self) -> None:
         """Declare what stands, to see whether it is what is wanted; make what is missing, or nothing at all."""
         lacks = await lacks_for(self._items, self._absent, self._ask)
-        for item, error in self.missing.values():
+        for thing, error in self.missing.values():
             if error.code == 0:  # whoever got no answer does not wait for a second one
-                self._refused[item.name] = self.explained(item, error)
+                self._refused[thing.name] = self.explained(thing, error)
             elif lacks:
-                self._refused[item.name] = self._not_made(item, lacks)
+                self._refused[thing.name] = self._not_made(thing, lacks)
         for item in self._items:
             if not self._refused.keys() & self._made_of(item):
-                error = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
-                if error is not None:
-                    self._note(item, error)
+                refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
+                if refused is not None:
+                    self._note(item, refused)
 
     @property
     def _absent(self) -> set[str]:

@@ -253,9 +253,10 @@ class Subscriber:
         """
         reason = self.detail = registration.lane.ended.result()
         stood, self._since = self._time() - self._since, self._time()
+        self._said_lost = True
+        log.warning("the consumer of %r is gone: %s", self.queue, reason, extra={"subscription": self.queue})
         if not registration.connection.lost.done():
-            self._missing = self._said_lost = True
-            log.warning("the consumer of %r is gone: %s", self.queue, reason, extra={"subscription": self.queue})
+            self._missing = True
             if self._report is not None:
                 self._report(ConsumerLost(self.queue, reason))
         await self._drop()

@@ -16,10 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 from aiormq.abc import AbstractChannel
+from pamqp.common import FieldValue
 
 from rabbitevents.brokers.rabbitmq.rights import Lack, target
 from rabbitevents.errors import BrokerError
@@ -58,7 +59,7 @@ def _impossible(channel: AbstractChannel, item: Exchange | Queue) -> Awaitable[A
 
 async def _unbound(ask: Ask, written: str, read: str, key: str | None) -> set[Lack]:
     """Return what is missing to bind ``written`` to the exchange ``read``; without a key, to hand on to ``written``."""
-    never: Final = {"rabbitevents-looks": uuid4().hex}
+    never: dict[str, FieldValue] = {"rabbitevents-looks": uuid4().hex}
 
     def unbind(channel: AbstractChannel) -> Awaitable[Any]:
         if key is None:

@@ -163,7 +163,7 @@ class _Declaring:
         """Return what came of it."""
         info = warning = ""
         if self._stand:
-            info = f"{', '.join(self._stand)}: used as they stand, since {self._where} has no right to configure them"
+            info = f"{self._where} has no right to configure {', '.join(self._stand)}, and uses what stands"
         if self._unknown:
             warning = (
                 f"{self._where} may not make {'; '.join(map(_name, self._unknown))}: it lacks {rights.said(self._lacks)}. "

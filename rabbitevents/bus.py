@@ -295,18 +295,19 @@ class Bus:
         refused: Mapping[str, TopologyError] = {}
         if told.declare != "none":
             refused = await self._broker.declare(wanted, passive=told.declare == "passive")
+        troubles = {name: error for name, error in refused.items() if not error.stands}
         queues = {subscription.queue for subscription in self.subscriptions}
-        for name, error in refused.items():
-            if error.stands:
-                continue
-            if name not in queues:
+        theirs = {each.dead_queue for each in self.subscriptions if each.queue in troubles}
+        for name, error in troubles.items():
+            if name in queues:
+                log.error(
+                    "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
+                )
+            elif name not in theirs:  # the place of its dead letters is one trouble with a queue that does not run
                 raise error
-            log.error(
-                "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
-            )
         declared = queues - refused.keys() if told.declare == "active" else set[str]()
         self._keeps_rejected = {name for name in declared if topology.keeps_rejected(wanted, name)}
-        used = {name for name in queues - declared if name not in refused or refused[name].stands}
+        used = queues - declared - troubles.keys()
         if used:
             log.warning(
                 "declare=%r: nothing is known of the dead-letter exchanges of %s, which this bus did not declare, so what "

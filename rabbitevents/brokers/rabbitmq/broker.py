@@ -51,7 +51,7 @@ class RabbitMQ:
         self._refused: dict[str, TopologyError] = {}
         """What could not be declared, by name, as far as we were told last."""
         self._said: set[str] = set()
-        """What was said of things that are used as they stand."""
+        """What was said to be used as it stands."""
         self._subscribers: list[Subscriber] = []
         self._settings = Settings()
         self._report: Report | None = None
@@ -155,10 +155,9 @@ class RabbitMQ:
     async def _declare(self, connection: Connection, topology: Topology) -> Mapping[str, TopologyError]:
         """Declare, and remember what could not be; say once what is used as it stands."""
         service = self._topology + topology
-        declared = await declare(connection, topology, passive=self._passive, service=service)
+        declared = await declare(connection, topology, passive=self._passive, service=service, said=self._said)
         for level, text in ((logging.INFO, declared.info), (logging.WARNING, declared.warning)):
-            if text and text not in self._said:
-                self._said.add(text)
+            if text:
                 log.log(level, "%s", text)
         for name in topology.names:
             self._refused.pop(name, None)

@@ -42,15 +42,16 @@ class Declared(msgspec.Struct, frozen=True):
 
 
 async def declare(
-    connection: Connection, topology: Topology, *, passive: bool, service: Topology | None = None
+    connection: Connection, topology: Topology, *, passive: bool, service: Topology, said: set[str]
 ) -> Declared:
     """Declare in order, or with ``passive`` only look; say what could not be, by name. Raises `BrokerError`.
 
     What depends on something refused is still tried: a queue that is otherwise there stops only itself, and so does
     one that the broker gives no answer about. What stands and may not be declared is used as it is: its error says so
-    (``stands``). ``service`` is all that the bus declares; the command that grants rights fits it.
+    (``stands``). ``service`` is all that the bus declares; the command that grants rights fits it. ``said`` has the
+    names of what was said to be used as it is; what is said now is added.
     """
-    going = _Declaring(connection, topology, service or topology)
+    going = _Declaring(connection, topology, service, said)
     await going.look()
     if passive:
         return Declared({name: going.explained(item, error) for name, (item, error) in going.missing.items()})
@@ -74,15 +75,16 @@ async def depth(connection: Connection, queue: str) -> Depth | None:
 class _Declaring:
     """One go at a topology, on one connection."""
 
-    def __init__(self, connection: Connection, topology: Topology, service: Topology) -> None:
+    def __init__(self, connection: Connection, topology: Topology, service: Topology, said: set[str]) -> None:
         self.missing: dict[str, tuple[Exchange | Queue, BrokerError]] = {}
         self._connection = connection
         self._items = topology.items
         self._service = service
+        self._said = said
         self._unanswered = 0
         self._refused: dict[str, TopologyError] = {}
         self._stand: list[str] = []
-        self._unknown: list[Binding] = []
+        self._unknown: list[str] = []
         """Bindings that could not be made, and may be there."""
         self._lacks: set[Lack] = set()
 
@@ -120,18 +122,27 @@ class _Declaring:
     def _note(self, item: Exchange | Queue | Binding, error: BrokerError) -> None:
         stood = error.code == 403 and not self._made_of(item)
         if stood and isinstance(item, Binding):
-            self._unknown.append(item)
-            self._lacks.add(refused_for(error, item.queue, item.exchange, item.routing_key))
+            if self._is_news(item):
+                self._unknown.append(_name(item))
+                self._lacks.add(refused_for(error, item.queue, item.exchange, item.routing_key))
             return
         if stood and not isinstance(item, Binding) and not _is_own_name(item.name):
-            self._stand.append(_name(item))
-            text = f"{_name(item)} is used as it stands: user {self._user!r} may not declare it"
+            if self._is_news(item):
+                self._stand.append(_name(item))
+            text = f"{_name(item)} is used as it stands: {self._where} has no right to configure it"
             self._refused.setdefault(item.name, TopologyError(text, name=item.name, code=403, stands=True))
             return
         key = item.queue if isinstance(item, Binding) else item.name
         known = self._refused.get(key)
         if known is None or known.stands:
             self._refused[key] = self.explained(item, error)
+
+    def _is_news(self, item: Exchange | Queue | Binding) -> bool:
+        name = _name(item)
+        if name in self._said:
+            return False
+        self._said.add(name)
+        return True
 
     async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> BrokerError | None:
         """Return what the broker refuses, None where it agrees. Raises `BrokerError` where the connection is in doubt."""
@@ -148,10 +159,6 @@ class _Declaring:
     # --- what is said ---
 
     @property
-    def _user(self) -> str:
-        return rights.login(self._connection.address)[0]
-
-    @property
     def _where(self) -> str:
         user, vhost = rights.login(self._connection.address)
         return f"user {user!r} in virtual host {vhost!r}"
@@ -166,7 +173,7 @@ class _Declaring:
             info = f"{self._where} has no right to configure {', '.join(self._stand)}, and uses what stands"
         if self._unknown:
             warning = (
-                f"{self._where} may not make {'; '.join(map(_name, self._unknown))}: it lacks {rights.said(self._lacks)}. "
+                f"{self._where} may not make {'; '.join(self._unknown)}: it lacks {rights.said(self._lacks)}. "
                 "Whether they are there already, AMQP cannot say, and rabbitmqctl list_bindings does: without them, "
                 f"those events do not come. {self._remedy(self._lacks)}"
             )

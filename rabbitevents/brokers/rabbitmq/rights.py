@@ -91,13 +91,14 @@ def _pattern(topology: Topology, right: Right) -> str:
     queues = [item.name for item in things if isinstance(item, Queue)]
     leads_on = [item for item in things if target(item) is not None]
     bindings = [item for item in topology.items if isinstance(item, Binding)]
-    published = [item.name for item in things if isinstance(item, Exchange) and item.kind != "direct"]
+    # Published to, or, those that events come out of when they have waited, what a waiting queue hands on to.
+    written = [item.name for item in things if isinstance(item, Exchange) and not item.name.endswith(".dead")]
     names = {
         "configure": [item.name for item in things],
         "write": [
             *(binding.queue for binding in bindings),
             *(target(item) or "" for item in leads_on),
-            *published,
+            *written,
             *([_DEFAULT_EXCHANGE] if queues else []),
         ],
         "read": [*(binding.exchange for binding in bindings), *queues, *(item.name for item in leads_on)],

@@ -133,7 +133,9 @@ class Link:
     def _say_away(self, reason: str) -> None:
         """Say that no broker can be used: after the first try, and then whenever it lasts twice as long."""
         now = asyncio.get_running_loop().time()
-        if now < self._say_away_at or self.refused.done():
+        if now < self._say_away_at or (
+            self.refused.done() and not self._lost_once
+        ):  # then the start fails, and says so
             return
         lasts = now - self._down_since
         self._say_away_at = now + min(max(lasts, SAY_AGAIN), SAY_AGAIN_MAX)

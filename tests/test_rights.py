@@ -249,6 +249,30 @@ async def test_with_a_right_less_nothing_is_made_and_the_right_is_named(
     assert place.things() == set()
 
 
+async def test_a_publisher_s_missing_exchange_is_an_error_with_the_line_that_lets_it_be_made(place: Place) -> None:
+    url = place.user(RIGHTS[PUBLISHES])
+
+    with pytest.raises(TopologyError, match="lacks configure on 'events'") as caught:
+        await Bus(url, name="web", grace=1).start()
+    place.grant(str(caught.value), url)
+
+    async with Bus(url, name="web", grace=1, unroutable="ignore") as web:
+        await web.publish(OrderPlaced("o-1"))
+    assert place.things() == {"events"}
+
+
+async def test_a_waiting_queue_that_may_not_be_made_is_said_to_who_publishes(place: Place) -> None:
+    await declared_by_an_administrator(place)
+    before = place.things()
+
+    async with Bus(place.user(RIGHTS[PUBLISHES]), name="web", grace=1) as web:
+        with pytest.raises(TopologyError, match=r"lacks configure on 'events\.delay\.1000'") as caught:
+            await web.publish(OrderPlaced("o-1"), delay=timedelta(seconds=1))
+
+    assert "rabbitmqctl set_permissions" in str(caught.value)
+    assert place.things() == before
+
+
 async def test_the_line_in_the_error_is_enough(place: Place) -> None:
     url = place.user(("^$", "^$", "^$"))
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
 import pytest
+from tenacity import wait_fixed
 
 from rabbitevents import Bus, Router
 from rabbitevents.brokers import Settings
@@ -58,7 +59,7 @@ async def test_a_broker_that_stays_away_is_said_at_growing_pauses(
     fake_broker: FakeBroker, proxy: Through, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link, "SAY_AGAIN", 0.2)
-    monkeypatch.setattr(link, "BACKOFF", lambda _state: 0.02)
+    monkeypatch.setattr(link, "BACKOFF", wait_fixed(0.02))
     through = await proxy(fake_broker.url)
     async with Bus(through.url_for(fake_broker.url), name="web", grace=1):
         await through.refuse()

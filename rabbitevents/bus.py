@@ -302,24 +302,28 @@ class Bus:
         refused: Mapping[str, TopologyError] = {}
         if told.declare != "none":
             refused = await self._broker.declare(wanted, passive=told.declare == "passive")
+        troubles = {name: error for name, error in refused.items() if not error.stands}
         queues = {subscription.queue for subscription in self.subscriptions}
-        for name, error in refused.items():
+        theirs = {each.dead_queue for each in self.subscriptions if each.queue in troubles}
+        for name, error in troubles.items():
             if name in wanted.foreign:
                 if told.declare == "passive":  # else the queues that are to be bound to it say so
                     log.error("%s", error)
-                continue
-            if name not in queues:
+            elif name in queues:
+                log.error(
+                    "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
+                )
+            elif name not in theirs:  # the place of its dead letters is one trouble with a queue that does not run
                 raise error
-            log.error(
-                "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
-            )
-        if told.declare == "active":
-            self._keeps_rejected = {name for name in queues - refused.keys() if topology.keeps_rejected(wanted, name)}
-        elif queues:
+        declared = queues - refused.keys() if told.declare == "active" else set[str]()
+        self._keeps_rejected = {name for name in declared if topology.keeps_rejected(wanted, name)}
+        used = queues - declared - troubles.keys()
+        if used:
             log.warning(
-                "declare=%r: nothing is known of the dead-letter exchanges of %s, so what would be rejected there is held",
+                "declare=%r: nothing is known of the dead-letter exchanges of %s, which this bus did not declare, so what "
+                "would be rejected there is held",
                 told.declare,
-                ", ".join(sorted(queues)),
+                ", ".join(sorted(used)),
             )
 
     async def _look_for_lost(self) -> None:

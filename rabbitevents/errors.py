@@ -37,13 +37,15 @@ class ConfigurationError(RabbitEventsError):
 class TopologyError(ConfigurationError):
     """An exchange or a queue exists already with other arguments, or does not exist where it must.
 
-    ``name`` is the exchange or queue, ``code`` the broker's reply code (404, 405, 406, 403).
+    ``name`` is the exchange or queue, ``code`` the broker's reply code (404, 405, 406, 403). ``stands``: this user may
+    not declare it, but it is there, and is used as it is.
     """
 
-    def __init__(self, text: str, *, name: str, code: int) -> None:
+    def __init__(self, text: str, *, name: str, code: int, stands: bool = False) -> None:
         super().__init__(text)
         self.name = name
         self.code = code
+        self.stands = stands
 
 
 class EncodeError(RabbitEventsError):

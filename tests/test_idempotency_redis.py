@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,12 +18,12 @@ import pytest
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis, RedisCluster
 
-from rabbitevents import ConfigurationError
-from rabbitevents_idempotency import Acquired, Busy, Done, RedisStore, StoreUnavailableError
+from rabbitevents import Bus, ConfigurationError
+from rabbitevents_idempotency import Acquired, Busy, Done, Idempotency, RedisStore, StoreUnavailableError
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.proxy import Proxy
 from tests.bed.redis import RedisServer
-from tests.shop import eventually
+from tests.shop import Effects, OrderPlaced, eventually, recording
 
 LEASE = timedelta(seconds=30)
 KEEP = timedelta(days=7)
@@ -423,3 +425,59 @@ def test_where_redis_is_not_installed_the_error_says_how_to_get_it() -> None:
 
     assert ran.returncode == 1
     assert "ConfigurationError: RedisStore needs redis-py: pip install 'rabbitevents[redis]'" in ran.stderr
+
+
+# --- rights ----------------------------------------------------------------------------------------------------------
+
+RIGHTS_PAGE = (CHECKOUT / "docs" / "howto" / "rights.md").read_text()
+TAKES = [
+    word
+    for word in shlex.split(next(re.finditer(r"^redis-cli ACL .*", RIGHTS_PAGE, re.MULTILINE))[0])
+    if word[0] == "+"
+]
+
+
+async def test_a_store_works_with_the_rights_that_are_said_to_be_enough(redis_server: RedisServer) -> None:
+    redis_server.command("ACL", "SETUSER", "least", "reset", "on", ">pw", "~rabbitevents:*", *TAKES)
+    async with Redis(port=redis_server.port, username="least", password="pw") as client:
+        store = RedisStore(client)
+
+        assert await store.look() == ()
+        assert isinstance(await store.claim("a", "one", LEASE), Acquired)
+        assert await store.renew("a", "one", LEASE)
+        assert await store.complete("a", "one", KEEP)
+
+
+@pytest.mark.parametrize("missing", [*TAKES, "~rabbitevents:*"])
+async def test_a_missing_right_is_said_by_a_look_and_by_a_claim_alike(missing: str, redis_server: RedisServer) -> None:
+    rights = [right for right in ("~rabbitevents:*", *TAKES) if right != missing]
+    redis_server.command("ACL", "SETUSER", "few", "reset", "on", ">pw", *rights)
+    redis_server.command("SCRIPT", "FLUSH")
+    async with Redis(port=redis_server.port, username="few", password="pw") as client:
+        store = RedisStore(client)
+
+        for step in (store.look(), store.claim("b", "one", LEASE)):
+            with pytest.raises(StoreUnavailableError, match=r"permission|can't run") as caught:
+                await step
+            assert " ".join(TAKES) in str(caught.value)
+
+
+async def test_health_is_steady_where_redis_grants_too_little(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis_server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~rabbitevents:*", "+@read", "+@write")
+    async with Redis(port=redis_server.port, username="app", password="pw") as client:
+        router = recording(effects := Effects())
+        async with Bus("memory://", router, plugins=[Idempotency(RedisStore(client))], grace=0.5) as bus:
+            await bus.publish(OrderPlaced("o-1"))
+            states = {bus.health().ok}
+            asked_again = asyncio.get_running_loop().time() + 2.5  # the store is asked every second
+            while asyncio.get_running_loop().time() < asked_again:
+                await asyncio.sleep(0.01)
+                states.add(bus.health().ok)
+            [problem] = bus.health().problems
+
+    assert states == {False}
+    assert "'evalsha' command" in problem.detail
+    assert sum("evalsha" in record.getMessage() for record in caplog.records) == 1
+    assert not effects.done

@@ -452,9 +452,9 @@ async def test_each_thing_is_declared_once_at_start(fake_broker: FakeBroker) -> 
         asked = Counter[tuple[str, str]]()
         for each in fake_broker.frames:
             match each.frame:
-                case commands.Queue.Declare(queue=name):
+                case commands.Queue.Declare(queue=name, passive=False):
                     asked["queue", name] += 1
-                case commands.Exchange.Declare(exchange=name):
+                case commands.Exchange.Declare(exchange=name, passive=False):
                     asked["exchange", name] += 1
                 case commands.Queue.Bind(queue=queue, exchange=exchange, routing_key=key):
                     asked["binding", f"{queue} {exchange} {key}"] += 1
@@ -482,7 +482,7 @@ async def test_a_queue_that_is_gone_is_declared_again_with_all_that_it_needs_and
         await eventually(lambda: bus.health().ok, "the consumer")
 
     asked = [each.frame for each in fake_broker.frames[since:]]
-    queues = [each.queue for each in asked if isinstance(each, commands.Queue.Declare)]
+    queues = [each.queue for each in asked if isinstance(each, commands.Queue.Declare) and not each.passive]
     bindings = [(each.exchange, each.routing_key) for each in asked if isinstance(each, commands.Queue.Bind)]
     assert queues == ["shop.gone.dead", "shop.gone"]
     assert bindings == [
@@ -505,7 +505,7 @@ async def test_a_consumer_whose_queue_is_not_there_is_back_only_once_the_queue_i
         at_start = [check.detail for check in bus.health().problems]
         await eventually(lambda: bus.health().ok, "the consumer")
 
-    declared = [each.frame.queue for each in fake_broker.all(commands.Queue.Declare)]
+    declared = [each.frame.queue for each in fake_broker.all(commands.Queue.Declare) if not each.frame.passive]
     assert len(at_start) == 1
     assert "NOT_FOUND" in at_start[0]
     assert declared.count("shop.record") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -63,7 +64,12 @@ class RedisStore:
         return self._trips.ask(self._prefix + key, f"{step} {-(-lease // _MS)} {-(-keep // _MS)} {owner}")
 
     async def look(self) -> Sequence[str]:
-        """Warn if Redis may evict keys. Where looking is forbidden, nothing is said. Raises `StoreUnavailableError`."""
+        """Make a claim that nobody waits for, and warn if Redis may evict keys. Raises `StoreUnavailableError`.
+
+        Only a claim tells whether this user may make one; its key is gone after a second. Where it is forbidden to look
+        at Redis's memory, nothing is said.
+        """
+        await self._ask(f"look:{secrets.token_urlsafe(9)}", "claim", "looks", _MS, timedelta(seconds=1))
         try:
             async with asyncio.timeout(self._timeout):
                 memory: dict[str, Any] = await self._client.info("memory")

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from rabbitevents_idempotency.script import SCRIPT, SHA
 from rabbitevents_idempotency.store import StoreUnavailableError
@@ -25,6 +25,10 @@ log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
 MOST: Final = 256
 """Commands in one trip: so many take Redis about a millisecond."""
+
+
+NEEDS: Final = "ACL SETUSER <user> ~<prefix>* +evalsha +script|load +time +get +set"
+"""The rights that the script takes, and to load it."""
 
 
 class Call(msgspec.Struct, eq=False):
@@ -85,7 +89,7 @@ class RoundTrips:
         except TimeoutError as error:
             return f"no answer within {self._timeout:g} s{_cause(error)}"
         except (RedisError, OSError) as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}{_rights(error)}"
         except Exception as error:
             # Whatever a client library has in store: those who wait must hear of it.
             log.exception("a round trip to Redis failed in a way that nobody expected")
@@ -107,7 +111,7 @@ class RoundTrips:
             if isinstance(reply, NoScriptError):
                 missing.append(call)
             elif isinstance(reply, Exception):
-                _answer(call, StoreUnavailableError(f"Redis refused: {reply}"))
+                _answer(call, StoreUnavailableError(f"Redis refused: {reply}{_rights(reply)}"))
             else:
                 _, time, *words = _words(reply)
                 self._ahead = int(time) - sent_at
@@ -127,6 +131,12 @@ def _cause(error: BaseException | None) -> str:
     while error is not None and not isinstance(error, RedisError):
         error = error.__cause__ or error.__context__
     return f" ({type(error).__name__}: {error})" if error is not None else ""
+
+
+def _rights(error: Exception) -> str:
+    """Say which rights a store takes, where one is missing. Inside a script, Redis 7 does not say which command it was."""
+    is_forbidden = isinstance(error, NoPermissionError) or "can't run this command" in str(error)
+    return f"; grant what the store takes: {NEEDS}" if is_forbidden else ""
 
 
 def _is_reply_to(call: Call, reply: Any) -> bool:

@@ -95,7 +95,7 @@ class Broker(Protocol):
     async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
         """Make sure that everything exists (``passive``: only look), also after a reconnection.
 
-        Returns what is otherwise there, by name; the rest is declared.
+        Returns what could not be declared, by name: it is otherwise there, may not be made, or is used as it ``stands``.
         """
         ...
 

@@ -98,17 +98,19 @@ def _started(bus: Bus, settings: Settings, line: _Lifeline | None) -> None:
 def story_of(bus: Bus, *, in_short: bool) -> Iterator[str]:
     """Say what is connected, and which queues feed which handlers."""
     queues = bus.subscriptions
+    idle = {check.name.removeprefix("consumer ") for check in bus.health().problems}
+    idle &= {subscription.queue for subscription in queues}
     what = (
         f"{len(queues)} queue{'' if len(queues) == 1 else 's'}" if queues else "it only publishes: there is no router"
-    )
+    ) + (f", of which {len(idle)} {'is' if len(idle) == 1 else 'are'} not consumed" if idle else "")
     yield f"{bus.name} runs on {bus.address} (pid {os.getpid()}, {loop_name()}); {what}"
     for subscription in () if in_short else queues:
-        yield _feeds(subscription)
+        yield _feeds(subscription, "does not feed" if subscription.queue in idle else "feeds")
 
 
-def _feeds(subscription: Subscription) -> str:
+def _feeds(subscription: Subscription, feeds: str) -> str:
     handlers = ", ".join(f"{each.name} ({_takes(each)})" for each in subscription.handlers)
-    return f"queue {subscription.queue} feeds {handlers}"
+    return f"queue {subscription.queue} {feeds} {handlers}"
 
 
 def _takes(handler: Handler) -> str:

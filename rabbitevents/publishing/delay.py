@@ -142,7 +142,8 @@ class Delays:
                 await asyncio.sleep(_DECLARE_PAUSE)
                 continue
             for refused in errors.values():
-                raise refused
+                if not refused.stands:
+                    raise refused
             self._declared.add(name)
             return
 

@@ -49,7 +49,9 @@ class RabbitMQ:
         self._topology = Topology()
         self._passive = False
         self._refused: dict[str, TopologyError] = {}
-        """What the broker has otherwise, by name, as far as we were told last."""
+        """What could not be declared, by name, as far as we were told last."""
+        self._said: set[str] = set()
+        """What was said to be used as it stands."""
         self._subscribers: list[Subscriber] = []
         self._settings = Settings()
         self._report: Report | None = None
@@ -72,6 +74,7 @@ class RabbitMQ:
         self._consuming = None  # what an earlier life left; its event loop may be gone
         self._subscribers.clear()
         self._refused.clear()
+        self._said.clear()
         self._topology = Topology()
         self._publisher = Publisher(
             in_flight=settings.in_flight, limits=settings.limits, prepare=self._prepare_publishing
@@ -94,6 +97,7 @@ class RabbitMQ:
             context=self._context,
             restore=restore,
             report=self._report,
+            patience=self._settings.start_timeout,
         )
 
     async def _until_running(self, link: Link) -> None:
@@ -137,21 +141,28 @@ class RabbitMQ:
     async def declare(self, topology: Topology, *, passive: bool = False) -> Mapping[str, TopologyError]:
         """Declare now, and again after each reconnection. Raises `BrokerError`."""
         self._passive = passive
+        there: Connection | None
         if topology.queues or self._consuming is not None:
-            refused = await declare(await self._asking("declaring"), topology, passive=passive)
+            there = await self._asking("declaring")
         else:  # a bus that only publishes needs no second connection for its exchange
             there = self._publishing.connection if self._publishing is not None else None
-            if there is None:
-                raise BrokerError("declaring: there is no connection to the broker")
-            refused = await declare(there, topology, passive=passive)
+        if there is None:
+            raise BrokerError("declaring: there is no connection to the broker")
+        refused = await self._declare(there, topology)
         self._topology += topology
-        self._note(topology, refused)
         return refused
 
-    def _note(self, topology: Topology, refused: Mapping[str, TopologyError]) -> None:
+    async def _declare(self, connection: Connection, topology: Topology) -> Mapping[str, TopologyError]:
+        """Declare, and remember what could not be; say once what is used as it stands."""
+        service = self._topology + topology
+        declared = await declare(connection, topology, passive=self._passive, service=service, said=self._said)
+        for level, text in ((logging.INFO, declared.info), (logging.WARNING, declared.warning)):
+            if text:
+                log.log(level, "%s", text)
         for name in topology.names:
             self._refused.pop(name, None)
-        self._refused.update(refused)
+        self._refused.update({name: error for name, error in declared.refused.items() if not error.stands})
+        return declared.refused
 
     async def _restore_publishing(self, connection: Connection) -> None:
         connection.tap.on_blocked = self._blocked
@@ -166,18 +177,18 @@ class RabbitMQ:
         if self._consuming is not None and not missing:
             return
         wanted = self._topology if missing else self._topology.exchanges
-        for error in (await declare(connection, wanted, passive=self._passive)).values():
-            log.error("%s", error)
+        for error in (await self._declare(connection, wanted)).values():
+            if not error.stands:
+                log.error("%s", error)
 
     async def _restore_consuming(self, connection: Connection) -> None:
         """Declare everything once; each consumer registers itself then."""
-        self._note(self._topology, await declare(connection, self._topology, passive=self._passive))
+        await self._declare(connection, self._topology)
 
     async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> None:
         """Make sure that a queue can be consumed. What stands otherwise is this queue's trouble alone."""
         if missing or queue in self._refused:
-            part = self._topology.part(queue)
-            self._note(part, await declare(connection, part, passive=self._passive))
+            await self._declare(connection, self._topology.part(queue))
         if (refused := self._refused.get(queue)) is not None:
             raise refused
 
@@ -213,6 +224,7 @@ class RabbitMQ:
             prepare=self._prepare_queue,
             report=self._report,
             closed=self._forget,
+            known=self._refused.get(queue),
         )
         self._subscribers.append(subscriber)
         try:

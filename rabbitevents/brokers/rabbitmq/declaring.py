@@ -1,15 +1,23 @@
-"""Declaring at RabbitMQ: in order, each thing once, and what is refused is that thing's trouble alone."""
+"""Declaring at RabbitMQ: look first, make nothing that could not be made as a whole, and use what stands.
+
+What is refused is that thing's trouble alone, but for rights: where something is missing and the user lacks a right to
+make it, nothing is made at all, so that no half of a topology is left behind.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 from aiormq.abc import AbstractChannel
 
+from rabbitevents.brokers.rabbitmq import rights
 from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.brokers.rabbitmq.rights import Lack
+from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.states import Depth
 from rabbitevents.topology import Binding, Exchange, Queue, Topology, missing
@@ -31,26 +39,30 @@ _BOTH_SIDES = re.compile(
 )
 
 
-async def declare(connection: Connection, topology: Topology, *, passive: bool) -> dict[str, TopologyError]:
-    """Declare in order, or with ``passive`` only look; return what could not be, by name. Raises `BrokerError`.
+class Declared(msgspec.Struct, frozen=True):
+    """What came of declaring: what could not be declared, by name, and what is to be said of what is used as it is."""
+
+    refused: dict[str, TopologyError]
+    info: str = ""
+    warning: str = ""
+
+
+async def declare(
+    connection: Connection, topology: Topology, *, passive: bool, service: Topology, said: set[str]
+) -> Declared:
+    """Declare in order, or with ``passive`` only look; say what could not be, by name. Raises `BrokerError`.
 
     What depends on something refused is still tried: a queue that is otherwise there stops only itself, and so does
-    one that the broker gives no answer about.
+    one that the broker gives no answer about. What stands and may not be declared is used as it is: its error says so
+    (``stands``). ``service`` is all that the bus declares; the command that grants rights fits it. ``said`` has the
+    names of what was said to be used as it is; what is said now is added.
     """
-    refused: dict[str, TopologyError] = {}
-    unanswered = 0
-    for item in topology.items:
-        if passive and isinstance(item, Binding):
-            continue
-        try:
-            await connection.ask(partial(_ask, item=item, passive=passive), f"declaring {_name(item)}")
-            unanswered = 0
-        except BrokerError as error:
-            unanswered += error.code == 0
-            if connection.lost.done() or unanswered == _UNANSWERED or error.code not in (0, *_REFUSALS):
-                raise
-            refused.setdefault(_key(item), _explained(item, error, refused))
-    return refused
+    going = _Declaring(connection, topology, service, said)
+    await going.look()
+    if passive:
+        return Declared({name: going.explained(item, error) for name, (item, error) in going.missing.items()})
+    await going.make()
+    return going.declared()
 
 
 async def depth(connection: Connection, queue: str) -> Depth | None:
@@ -66,7 +78,155 @@ async def depth(connection: Connection, queue: str) -> Depth | None:
     return Depth(answer.message_count or 0, answer.consumer_count or 0)
 
 
-def _ask(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive: bool) -> Awaitable[Any]:
+class _Declaring:
+    """One go at a topology, on one connection."""
+
+    def __init__(self, connection: Connection, topology: Topology, service: Topology, said: set[str]) -> None:
+        self.missing: dict[str, tuple[Exchange | Queue, BrokerError]] = {}
+        self._connection = connection
+        self._items = topology.items
+        self._service = service
+        self._said = said
+        self._unanswered = 0
+        self._refused: dict[str, TopologyError] = {}
+        self._stand: list[str] = []
+        self._unknown: list[str] = []
+        """Bindings that could not be made, and may be there."""
+        self._lacks: set[Lack] = set()
+
+    async def look(self) -> None:
+        """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
+        for item in self._items:
+            if not isinstance(item, Binding):
+                error = await self._ask(partial(_declared, item=item, passive=True), f"looking at {_name(item)}")
+                if error is not None and error.code in (0, 403, 404):
+                    self.missing.setdefault(item.name, (item, error))
+
+    async def make(self) -> None:
+        """Declare what stands, to see whether it is what is wanted; make what is missing, or nothing at all."""
+        lacks = await lacks_for(self._items, self._absent, self._ask)
+        for thing, error in self.missing.values():
+            if error.code == 0 or _is_foreign(thing):  # whoever got no answer does not wait for a second one
+                self._refused[thing.name] = self.explained(thing, error)
+            elif lacks:
+                self._refused[thing.name] = self._not_made(thing, lacks)
+        for item in self._items:
+            if isinstance(item, Binding) and item.exchange in self._refused.keys() & self._foreign:
+                self._note_unbound(item)
+            elif not self._refused.keys() & self._made_of(item):
+                refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
+                if refused is not None:
+                    self._note(item, refused)
+
+    def _note_unbound(self, item: Binding) -> None:
+        """Note that a queue cannot be bound to another team's exchange, since that is not there."""
+        why = self._refused[item.exchange]
+        text = f"{_name(item)} cannot be made: {why}"
+        self._refused.setdefault(item.queue, TopologyError(text, name=item.queue, code=why.code))
+
+    @property
+    def _foreign(self) -> set[str]:
+        return {thing.name for thing, _ in self.missing.values() if _is_foreign(thing)}
+
+    @property
+    def _absent(self) -> set[str]:
+        return {name for name, (_, error) in self.missing.items() if error.code}
+
+    def _made_of(self, item: Exchange | Queue | Binding) -> set[str]:
+        """Return what must be made before ``item``, as far as it is missing."""
+        names = {item.queue, item.exchange} if isinstance(item, Binding) else {item.name}
+        return names & self.missing.keys()
+
+    def _note(self, item: Exchange | Queue | Binding, error: BrokerError) -> None:
+        stood = error.code == 403 and not self._made_of(item)
+        if stood and isinstance(item, Binding):
+            if self._is_news(item):
+                self._unknown.append(_name(item))
+                self._lacks.add(refused_for(error, item.queue, item.exchange, item.routing_key))
+            return
+        if stood and not isinstance(item, Binding) and not _is_own_name(item.name):
+            if self._is_news(item):
+                self._stand.append(_name(item))
+            text = f"{_name(item)} is used as it stands: {self._where} has no right to configure it"
+            self._refused.setdefault(item.name, TopologyError(text, name=item.name, code=403, stands=True))
+            return
+        key = _key(item)
+        known = self._refused.get(key)
+        if known is None or known.stands:
+            self._refused[key] = self.explained(item, error)
+
+    def _is_news(self, item: Exchange | Queue | Binding) -> bool:
+        name = _name(item)
+        if name in self._said:
+            return False
+        self._said.add(name)
+        return True
+
+    async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> BrokerError | None:
+        """Return what the broker refuses, None where it agrees. Raises `BrokerError` where the connection is in doubt."""
+        try:
+            await self._connection.ask(question, what)
+        except BrokerError as error:
+            self._unanswered = self._unanswered + 1 if error.code == 0 else 0
+            if self._connection.lost.done() or self._unanswered == _UNANSWERED or error.code not in (0, *_REFUSALS):
+                raise
+            return error
+        self._unanswered = 0
+        return None
+
+    # --- what is said ---
+
+    @property
+    def _where(self) -> str:
+        user, vhost = rights.login(self._connection.address)
+        return f"user {user!r} in virtual host {vhost!r}"
+
+    def _remedy(self, lacks: Iterable[Lack]) -> str:
+        return f"To grant it: {rights.remedy(lacks, self._service, self._connection.address)}"
+
+    def declared(self) -> Declared:
+        """Return what came of it."""
+        info = warning = ""
+        if self._stand:
+            info = f"{self._where} has no right to configure {', '.join(self._stand)}, and uses what stands"
+        if self._unknown:
+            warning = (
+                f"{self._where} may not make {'; '.join(self._unknown)}: it lacks {rights.said(self._lacks)}. "
+                "Whether they are there already, AMQP cannot say, and rabbitmqctl list_bindings does: without them, "
+                f"those events do not come. {self._remedy(self._lacks)}"
+            )
+        return Declared(self._refused, info, warning)
+
+    def _not_made(self, item: Exchange | Queue, lacks: frozenset[Lack]) -> TopologyError:
+        text = (
+            f"{_name(item)} does not exist, and nothing that is missing was made, since {self._where} lacks "
+            f"{rights.said(lacks)}. {self._remedy(lacks)}. Or have it declared by somebody who may"
+        )
+        return TopologyError(text, name=item.name, code=403)
+
+    def explained(self, item: Exchange | Queue | Binding, error: BrokerError) -> TopologyError:
+        """Say what the broker has, what we want, and the way out."""
+        if error.code == 404 and _is_foreign(item):
+            return TopologyError(missing(_key(item)), name=_key(item), code=404)
+        sides = _BOTH_SIDES.search(str(error))
+        key = _key(item)
+        if sides is not None:
+            text = (
+                f"{_name(item)} exists with other arguments: {sides['what']} is {sides['theirs']}, and this bus wants {sides['ours']}. "
+                f"Bring the bus into line with it{_OR_ELSE[type(item)]}"
+            )
+        elif error.code == 404:
+            text = f"{_name(item)} does not exist: have it declared by somebody who may, or let this bus declare (declare='active')"
+        elif error.code == 403 and _is_own_name(key):
+            text = f"{_name(item)}: names that begin with 'amq.' are the broker's own; choose another"
+        elif error.code == 403:
+            text = f"{_name(item)}: refused to {self._where} ({error}). {self._remedy([Lack('configure', key)])}"
+        else:
+            text = f"{_name(item)}: {error}"
+        return TopologyError(text, name=key, code=error.code)
+
+
+def _declared(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive: bool) -> Awaitable[Any]:
     match item:
         case Exchange():
             return channel.exchange_declare(
@@ -82,8 +242,18 @@ def _ask(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive:
             return channel.queue_bind(item.queue, item.exchange, routing_key=item.routing_key)
 
 
+def _is_foreign(item: Exchange | Queue | Binding) -> bool:
+    """Say whether it is another team's exchange, which must be there and is never declared here."""
+    return isinstance(item, Exchange) and item.kind is None
+
+
 def _key(item: Exchange | Queue | Binding) -> str:
+    """Return under which name a trouble with ``item`` is known: a binding's under its queue's."""
     return item.queue if isinstance(item, Binding) else item.name
+
+
+def _is_own_name(name: str) -> bool:
+    return not name or name.startswith("amq.")
 
 
 def _name(item: Exchange | Queue | Binding) -> str:
@@ -94,28 +264,3 @@ def _name(item: Exchange | Queue | Binding) -> str:
             return f"queue {item.name!r}"
         case Binding():
             return f"the binding of queue {item.queue!r} to {item.routing_key!r} on exchange {item.exchange!r}"
-
-
-def _explained(
-    item: Exchange | Queue | Binding, error: BrokerError, refused: Mapping[str, TopologyError]
-) -> TopologyError:
-    """Say what the broker has, what we want, and the way out."""
-    if error.code == 404 and isinstance(item, Exchange) and item.kind is None:
-        return TopologyError(missing(item.name), name=item.name, code=404)
-    if isinstance(item, Binding) and item.exchange in refused:
-        return TopologyError(
-            f"{_name(item)} cannot be made: {refused[item.exchange]}", name=item.queue, code=error.code
-        )
-    sides = _BOTH_SIDES.search(str(error))
-    if sides is not None:
-        text = (
-            f"{_name(item)} exists with other arguments: {sides['what']} is {sides['theirs']}, and this bus wants {sides['ours']}. "
-            f"Bring the bus into line with it{_OR_ELSE[type(item)]}"
-        )
-    elif error.code == 404:
-        text = f"{_name(item)} does not exist: have it declared by somebody who may, or let this bus declare (declare='active')"
-    elif error.code == 403:
-        text = f"{_name(item)}: this user may not do that; grant it, or declare it elsewhere and say declare='passive' here"
-    else:
-        text = f"{_name(item)}: {error}"
-    return TopologyError(text, name=_key(item), code=error.code)

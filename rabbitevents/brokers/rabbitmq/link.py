@@ -25,6 +25,10 @@ BACKOFF = wait_random_exponential(multiplier=0.2, max=3.0)
 SPREAD = 0.2
 """Clients that lost their connections together come back over this many seconds."""
 
+SAY_AGAIN = 5.0
+SAY_AGAIN_MAX = 300.0
+"""Seconds between two lines that say that a broker is away: doubled, from the first to the second."""
+
 _FINAL = (403, 530)
 """Reply codes on the way in that no waiting will change: login refused, virtual host not allowed or not there."""
 
@@ -36,6 +40,7 @@ class Link:
     """A connection under supervision: it is made again whenever it is lost, until it is closed.
 
     ``restore`` is called with each new `Connection` and prepares what belongs on it; the link runs once it has returned.
+    ``patience`` is for how long (seconds) a first connection is waited for; one that was lost is looked for without end.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Link:
         context: ssl.SSLContext | None,
         restore: Restore,
         report: Report | None,
+        patience: float,
     ) -> None:
         self.role = role
         self.state: str = "connecting"
@@ -69,6 +75,9 @@ class Link:
         self._refusing: set[Address] = set()
         self._down_since = asyncio.get_running_loop().time()
         self._lost_once = False
+        self._patience = patience
+        self._say_away_at = 0.0
+        """When it is said next that no broker can be used (event loop's clock); 0 while that was not said yet."""
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -111,6 +120,7 @@ class Link:
                 self._refusing.add(address)
                 if len(self._refusing) == len(set(self._where)) and not self.refused.done():
                     self.refused.set_result(error)
+            self._say_away(str(error))
             if connection is not None:
                 await connection.close()
             raise
@@ -119,6 +129,19 @@ class Link:
                 connection.tap.abort("closed")
             raise
         return connection
+
+    def _say_away(self, reason: str) -> None:
+        """Say that no broker can be used: after the first try, and then whenever it lasts twice as long."""
+        now = asyncio.get_running_loop().time()
+        if now < self._say_away_at or (
+            self.refused.done() and not self._lost_once
+        ):  # then the start fails, and says so
+            return
+        lasts = now - self._down_since
+        self._say_away_at = now + min(max(lasts, SAY_AGAIN), SAY_AGAIN_MAX)
+        how_long = "until it is there" if self._lost_once else f"for up to {self._patience:g} s"
+        for_now = f"; it has been away for {lasts:.0f} s" if lasts >= 1 else ""
+        log.warning("no %s connection: %s%s; tried again %s", self.role, reason, for_now, how_long)
 
     @staticmethod
     def refuses(error: BrokerError) -> bool:
@@ -158,12 +181,15 @@ class Link:
         await asyncio.sleep(random.uniform(0, SPREAD))
 
     def _say_stands(self, connection: Connection) -> None:
-        """Say that the connection stands, as loud as its loss was."""
+        """Say that the connection stands, as loud as it was said that there was none."""
+        downtime = asyncio.get_running_loop().time() - self._down_since
         if self._lost_once:
-            downtime = asyncio.get_running_loop().time() - self._down_since
             log.warning("%s connection to %s stands again, after %.1f s", self.role, connection.address, downtime)
+        elif self._say_away_at:
+            log.warning("%s connection to %s stands, after %.1f s", self.role, connection.address, downtime)
         else:
             log.info("%s connection to %s stands", self.role, connection.address)
+        self._say_away_at = 0.0
 
     def check(self) -> Check:
         """Say whether the connection stands, and the broker listens."""

@@ -14,6 +14,7 @@ from rabbitevents.brokers import Deliver
 from rabbitevents.brokers.rabbitmq.calls import RPC_DEADLINE, within
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.inbound import InboundLane
+from rabbitevents.brokers.rabbitmq.rights import Lack, addition
 from rabbitevents.errors import BrokerError
 
 T = TypeVar("T")
@@ -88,10 +89,16 @@ class Registration:
     async def _ask(self, question: Awaitable[T], what: str) -> T:
         try:
             return await within(RPC_DEADLINE, question, what)
-        except BrokerError as error:
+        except BrokerError as refused:
+            error = refused if refused.code != 403 else self._may_not_read(refused)
             # The client library closes a channel whose question is broken off: nothing may be written to it any more.
             self.lane.lost(str(error))
-            raise
+            raise error from refused
+
+    def _may_not_read(self, refused: BrokerError) -> BrokerError:
+        """Say which right is missing: to consume takes only one."""
+        way_out = addition(Lack("read", self._queue), self.connection.address)
+        return BrokerError(f"consuming from {self._queue!r} is refused: {way_out}", code=refused.code)
 
     async def leave(self) -> None:
         """Write out what was settled, and close the channel, which gives back the rest. Does not raise."""

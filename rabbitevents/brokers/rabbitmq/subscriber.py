@@ -31,7 +31,9 @@ _RETRY_PAUSE_MAX = 3.0
 _STOOD_WELL = 5.0
 """Seconds after which a consumer that is lost was a good one, and is registered again without a pause."""
 _MISMATCH_PAUSE_MAX = 30.0
-"""Seconds between two tries: what stands there with other arguments will not change by itself."""
+"""Seconds between two tries: what stands there with other arguments will not change by itself, nor will rights."""
+_LASTING = (403, 406)
+"""Codes of what somebody must change."""
 
 Prepare = Callable[[Connection, str, bool], Awaitable[None]]
 """Makes sure that a queue can be consumed on a connection; True: look again, it may be gone. Raises `TopologyError`."""
@@ -57,9 +59,10 @@ class Subscriber:
         prepare: Prepare,
         report: Report | None,
         closed: Callable[[Subscriber], None],
+        known: TopologyError | None = None,
     ) -> None:
         self.queue = queue
-        self.detail: str = "not registered yet"
+        self.detail: str = "not registered yet" if known is None else str(known)
         self._link = link
         self._prefetch = prefetch
         self._deliver = deliver
@@ -81,7 +84,9 @@ class Subscriber:
         self._pause = _RETRY_PAUSE
         self._missing = False
         """Whether the queue may be gone, and is to be declared before it is consumed again."""
-        self._said_lost = False
+        self._trouble: TopologyError | BrokerError | None = known
+        """Why the queue cannot be consumed, as it was said last; ``known``, where whoever declared it said so."""
+        self._said_lost = known is not None
         loop = asyncio.get_running_loop()
         self._time = loop.time
         self._since = loop.time()
@@ -229,6 +234,7 @@ class Subscriber:
             self._missing = error.code == 404
             raise
         self._missing = False
+        self._trouble = None
         down, self._since = self._time() - self._since, self._time()
         if self._said_lost:
             self._said_lost = False
@@ -247,9 +253,10 @@ class Subscriber:
         """
         reason = self.detail = registration.lane.ended.result()
         stood, self._since = self._time() - self._since, self._time()
+        self._said_lost = True
+        log.warning("the consumer of %r is gone: %s", self.queue, reason, extra={"subscription": self.queue})
         if not registration.connection.lost.done():
-            self._missing = self._said_lost = True
-            log.warning("the consumer of %r is gone: %s", self.queue, reason, extra={"subscription": self.queue})
+            self._missing = True
             if self._report is not None:
                 self._report(ConsumerLost(self.queue, reason))
         await self._drop()
@@ -258,10 +265,8 @@ class Subscriber:
             await self._rest(self._pause)
 
     def _failed(self, error: Exception) -> None:
-        if isinstance(error, TopologyError):
-            if str(error) != self.detail:
-                self._said_lost = True
-                log.error("%s", error, extra={"subscription": self.queue})
+        if isinstance(error, TopologyError) or (isinstance(error, BrokerError) and error.code == 403):
+            self._say_trouble(error)
         elif not isinstance(error, BrokerError):
             log.error(
                 "the consumer of %r could not be registered",
@@ -271,8 +276,15 @@ class Subscriber:
             )
         self.detail = str(error)
         self._tried.set()
-        lasting = isinstance(error, TopologyError) and error.code == 406
+        lasting = isinstance(error, TopologyError | BrokerError) and error.code in _LASTING
         self._pause = min(2 * self._pause, _MISMATCH_PAUSE_MAX if lasting else _RETRY_PAUSE_MAX)
+
+    def _say_trouble(self, error: TopologyError | BrokerError) -> None:
+        """Say once why the queue cannot be consumed: words may differ with what else was looked at, the trouble not."""
+        said, self._trouble = self._trouble, error
+        if said is None or said.code != error.code:
+            self._said_lost = True
+            log.error("%s", error, extra={"subscription": self.queue})
 
     async def _drop(self) -> None:
         registration, self._registration = self._registration, None

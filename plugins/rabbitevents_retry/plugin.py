@@ -53,7 +53,7 @@ together."""
 RETRY: Final = retry_if_exception_type(BaseException)
 """Every failure, a CancelledError that nobody asked for and groups of such among them."""
 
-NEVER = (Fatal, DecodeError, ConfigurationError)
+NEVER = (Fatal, DecodeError, EncodeError, ConfigurationError)
 """What is never tried again, whatever the policy says: it would fail in the same way."""
 
 _GIVEN_UP_KEPT = 1000

@@ -1,0 +1,219 @@
+"""What Python lets one call: what it asks for, and how it wants to be called.
+
+Functions and methods, partials, objects with ``__call__``, and whatever decorators make of them. All of it is looked at
+once, at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+from contextvars import Context, copy_context
+from functools import lru_cache, partial, partialmethod
+from types import MethodType
+from typing import Any, cast
+
+import msgspec
+
+from rabbitevents.consuming.threads import Threads
+from rabbitevents.errors import ConfigurationError
+
+EMPTY = inspect.Parameter.empty
+"""Stands for an annotation that is not there."""
+
+_CACHED = type(lru_cache(lambda: None))
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What a callable asks for, each parameter with its resolved annotation, and what it says that it returns."""
+
+    parameters: tuple[tuple[inspect.Parameter, Any], ...]
+    result: Any
+    """Any where nothing is said, or where a wrapper repeats it of what it wraps, and may return something else."""
+
+
+# --- what it asks for ------------------------------------------------------------------------------------------------
+
+
+def shape(function: Callable[..., Any], where: str) -> Shape:
+    """Look at a handler. Raises `ConfigurationError` for what cannot be one, or does not say what it wants."""
+    _check(function, where)
+    plain = _unwrapped(function)
+    try:
+        shown, own = inspect.signature(plain), inspect.signature(plain, follow_wrapped=False)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{where} does not say which parameters it has; write a function around it, with annotations"
+        ) from error
+    layers = tuple(_layers(plain))
+    source = layers[-1]
+    if not _fits(own, shown):  # the wrapper hands in something of its own: it speaks for itself
+        shown, source = own, callee(plain)
+    hints = _hints(source, where)
+    said = {name for layer in layers if isinstance(layer, (partial, partialmethod)) for name in layer.keywords}
+    parameters = [(p, hints.get(p.name, p.annotation)) for p in shown.parameters.values() if p.name not in said]
+    return Shape(tuple(parameters), Any if any(map(_is_wrapper, layers)) else hints.get("return", Any))
+
+
+def _check(function: Any, where: str) -> None:
+    """Refuse what is called in another way than a function is."""
+    if isinstance(function, type):
+        raise ConfigurationError(f"{where} is a class; register one of its objects, or a method of such an object")
+    if not callable(function):  # a class method or a property, registered inside of its class
+        raise ConfigurationError(
+            f"{where} is a {type(function).__name__}, which nobody can call; register a function or a bound method"
+        )
+    if isinstance(function, _CACHED) and is_async(cast("Any", function).__wrapped__):
+        raise ConfigurationError(
+            f"{where} is a coroutine function in a cache, which hands out one coroutine twice; leave the cache off"
+        )
+
+
+def _unwrapped(function: Any) -> Callable[..., Any]:
+    """Return a partial without what `functools.update_wrapper` says of it: that hides the arguments it brings."""
+    if not isinstance(function, partial):
+        return cast("Callable[..., Any]", function)
+    there: Any = cast("Any", function)
+    return partial(_unwrapped(there.func), *there.args, **there.keywords)
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """Yield a callable and what it calls in its turn, down to the function that has the annotations."""
+    while True:
+        yield function
+        if isinstance(function, (MethodType, staticmethod)):
+            function = cast("Any", function).__func__
+        elif isinstance(function, (partial, partialmethod)):
+            function = cast("Any", function).func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        elif made := getattr(function, "__partialmethod__", getattr(function, "_partialmethod", None)):
+            function = made
+        elif inspect.isroutine(function) or isinstance(function, type):
+            return
+        else:
+            function = type(function).__call__
+
+
+def _is_wrapper(layer: Any) -> bool:
+    return hasattr(layer, "__wrapped__") and not isinstance(layer, staticmethod)
+
+
+def _fits(own: inspect.Signature, shown: inspect.Signature) -> bool:
+    """Say whether a wrapper takes what the function that it wraps asks for."""
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = shown.parameters.values()
+    positional = [p.name for p in parameters if p.kind in by_place]
+    named = {p.name: None for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    try:
+        own.bind(*positional, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def _hints(source: Any, where: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(source)
+    except (NameError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{where}: its annotations cannot be resolved ({error}); classes used there must be importable from the module's top level"
+        ) from error
+
+
+# --- how it wants to be called ---------------------------------------------------------------------------------------
+
+
+def callee(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is called first: that of a partial, the method of an object that can be called."""
+    target: Any = function
+    while isinstance(target, (partial, staticmethod)):
+        target = cast("Any", target.func if isinstance(target, partial) else target.__func__)
+    return target if inspect.isroutine(target) else getattr(target, "__call__", target)  # noqa: B004
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Say whether calling it makes a coroutine."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(callee(function))
+
+
+def is_async_generator(function: Callable[..., Any]) -> bool:
+    """Say whether calling it makes an async generator."""
+    return inspect.isasyncgenfunction(callee(function))
+
+
+def awaitable(
+    function: Callable[..., Any], threads: Callable[[], Threads], *, promises: bool
+) -> Callable[..., Awaitable[Any]]:
+    """Return what can be called on the event loop, and its result awaited.
+
+    A coroutine function is that itself, and so is a plain function that says that it ``promises`` an awaitable.
+    Every other one runs in a thread.
+    """
+    if is_async_generator(function):
+        return _collecting(function)
+    return function if promises or is_async(function) else _in_thread(function, threads())
+
+
+def _collecting(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    async def handler(*args: Any, **kwargs: Any) -> Any:
+        return await _collected(function(*args, **kwargs))
+
+    return handler
+
+
+async def _collected(generator: Any) -> list[Any]:
+    async with aclosing(generator):
+        return [item async for item in generator]
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """What a thread began, and the event loop has to end: an awaitable or async generator, and its context."""
+
+    result: Any
+    context: Context
+
+
+def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., Awaitable[Any]]:
+    """Return a coroutine function that calls ``function`` in a thread. Cancelling waits for the thread to end.
+
+    What a wrapper around a coroutine function returns is awaited on the event loop, with the context variables that
+    the wrapper has set.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> object:
+        result: object = function(*args, **kwargs)
+        if inspect.isawaitable(result) or inspect.isasyncgen(result):
+            return _Begun(result, copy_context())
+        if isinstance(result, Iterator):
+            return list(cast("Iterator[object]", result))  # a generator runs here too, in the thread
+        return result
+
+    async def handler(*args: Any, **kwargs: Any) -> Any:
+        ended = threads.run(call, *args, **kwargs)
+        try:
+            result = await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            await asyncio.wait({ended})  # a thread cannot be cancelled: until it ends, its event is being handled
+            _give_up(ended)
+            raise
+        return await _end(result) if isinstance(result, _Begun) else result
+
+    return handler
+
+
+async def _end(begun: _Begun) -> Any:
+    for variable, value in begun.context.items():
+        if variable.get(None) is not value:
+            variable.set(value)
+    return await (_collected(begun.result) if inspect.isasyncgen(begun.result) else begun.result)
+
+
+def _give_up(ended: asyncio.Future[Any]) -> None:
+    """Close a coroutine that nobody awaits any more."""
+    result = None if ended.cancelled() or ended.exception() is not None else ended.result()
+    if isinstance(result, _Begun) and inspect.iscoroutine(result.result):
+        result.result.close()

@@ -41,21 +41,28 @@ class Shape(msgspec.Struct, frozen=True):
 def shape(function: Callable[..., Any], where: str) -> Shape:
     """Look at a handler. Raises `ConfigurationError` for what cannot be one, or does not say what it wants."""
     _check(function, where)
-    plain = _unwrapped(function)
     try:
-        shown, own = inspect.signature(plain), inspect.signature(plain, follow_wrapped=False)
+        signature, is_seen_through = signature_of(function)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f"{where} does not say which parameters it has; write a function around it, with annotations"
         ) from error
-    layers = tuple(_layers(plain))
-    source = layers[-1]
-    if not _fits(own, shown):  # the wrapper hands in something of its own: it speaks for itself
-        shown, source = own, callee(plain)
-    hints = _hints(source, where)
-    said = {name for layer in layers if isinstance(layer, (partial, partialmethod)) for name in layer.keywords}
-    parameters = [(p, hints.get(p.name, p.annotation)) for p in shown.parameters.values() if p.name not in said]
-    return Shape(tuple(parameters), Any if any(map(_is_wrapper, layers)) else hints.get("return", Any))
+    layers = tuple(_layers(_unwrapped(function)))
+    hints = _hints(layers[-1] if is_seen_through else callee(function), where)
+    brought = {name for layer in layers if isinstance(layer, (partial, partialmethod)) for name in layer.keywords}
+    asked = [(p, hints.get(p.name, p.annotation)) for p in signature.parameters.values() if p.name not in brought]
+    return Shape(tuple(asked), Any if any(map(_is_wrapper, layers)) else hints.get("return", Any))
+
+
+def signature_of(function: Callable[..., Any]) -> tuple[inspect.Signature, bool]:
+    """Return what a callable takes, and whether that was seen through a wrapper that hands on what it gets.
+
+    A wrapper that takes something else than what it wraps brings the rest itself, and speaks for itself.
+    Raises ValueError or TypeError for what does not say (some that are written in C).
+    """
+    plain = _unwrapped(function)
+    shown, own = inspect.signature(plain), inspect.signature(plain, follow_wrapped=False)
+    return (shown, True) if _fits(own, shown) else (own, False)
 
 
 def _check(function: Any, where: str) -> None:
@@ -197,8 +204,8 @@ def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., 
         try:
             result = await asyncio.shield(ended)
         except asyncio.CancelledError:
+            ended.add_done_callback(_give_up)
             await asyncio.wait({ended})  # a thread cannot be cancelled: until it ends, its event is being handled
-            _give_up(ended)
             raise
         return await _end(result) if isinstance(result, _Begun) else result
 

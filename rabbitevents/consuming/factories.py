@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
+from rabbitevents.consuming.callables import signature_of
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.message import Delivery
 
@@ -33,8 +34,8 @@ def check_factory(factory: Any, where: str) -> None:
             f"{where}: the factory is a {type(factory).__name__}, which nobody can call; write factory=lambda delivery: ..."
         )
     try:
-        signature = inspect.signature(factory, follow_wrapped=False)
-    except ValueError:  # some that are written in C do not say
+        signature, _ = signature_of(factory)
+    except (ValueError, TypeError):  # some that are written in C do not say
         return
     try:
         signature.bind("delivery")

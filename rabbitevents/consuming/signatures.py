@@ -75,17 +75,18 @@ class Signature:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             return None
         kinds = members(hint)
-        if kinds == (Delivery,):
-            return _get_delivery
         if kinds and all(map(_is_envelope, kinds)):
             self._expect(parameter, tuple(cls for kind in kinds for cls in _carried(kind)))
             return _get_envelope
         if kinds and all(map(is_event, kinds)):
             self._expect(parameter, kinds)
             return get_payload
-        if len(kinds) == 1 and isinstance(kinds[0], type) and kinds[0] in self._provided:
-            return self._get_provided(kinds[0])
         asks_for_events = any(is_event(kind) or _is_envelope(kind) for kind in kinds)
+        for kind in () if asks_for_events else kinds:
+            if kind is Delivery:
+                return _get_delivery
+            if isinstance(kind, type) and kind in self._provided:
+                return self._get_provided(kind)
         if parameter.default is inspect.Parameter.empty or asks_for_events:
             raise ConfigurationError(
                 f"{self._where}: nobody can serve its parameter {_named(parameter, hint)}; a handler may ask for its event class, "

@@ -61,7 +61,11 @@ def signature_of(function: Callable[..., Any]) -> tuple[inspect.Signature, bool]
     Raises ValueError or TypeError for what does not say (some that are written in C).
     """
     plain = _unwrapped(function)
-    shown, own = inspect.signature(plain), inspect.signature(plain, follow_wrapped=False)
+    shown = inspect.signature(plain)
+    try:
+        own = inspect.signature(plain, follow_wrapped=False)
+    except ValueError:  # a cache: written in C, it hands on what it gets
+        return shown, True
     return (shown, True) if _fits(own, shown) else (own, False)
 
 
@@ -81,6 +85,8 @@ def _check(function: Any, where: str) -> None:
 
 def _unwrapped(function: Any) -> Callable[..., Any]:
     """Return a partial without what `functools.update_wrapper` says of it: that hides the arguments it brings."""
+    if isinstance(function, staticmethod):
+        return cast("Any", function).__func__
     if not isinstance(function, partial):
         return cast("Callable[..., Any]", function)
     there: Any = cast("Any", function)

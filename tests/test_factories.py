@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Self
 
 import pytest
@@ -359,10 +359,3 @@ def test_what_cannot_be_called_with_a_delivery_is_refused_when_it_is_provided(fa
 
 def test_a_factory_that_does_not_say_what_it_takes_is_believed() -> None:
     Bus("memory://").provide(dict, factory=dict)
-
-
-async def test_a_plugin_s_context_manager_of_the_old_kind_still_works() -> None:
-    def make(delivery: Delivery) -> AbstractAsyncContextManager[Session]:
-        return AsyncScope()  # type of an object that has both methods
-
-    assert await handled(make) == ""

@@ -13,8 +13,8 @@ from rabbitevents.events import Event, is_event
 
 _WANTED = "a handler returns None, an event, or an iterable of events"
 
-_TEXT = (str, bytes, bytearray, Mapping)
-"""What can be iterated over, and is no iterable of events."""
+_NO_ITERABLES = (str, bytes, bytearray, Mapping, Awaitable)
+"""What can be iterated over (a future, too), and is no iterable of events."""
 
 
 # --- what it says at start -------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def check_result(function: Callable[..., Any], hint: Any, where: str) -> None:
     for member in () if collected else members(hint):
         if is_event(get_origin(member) or member):
             continue
-        if is_a(member, Iterable) and not is_a(member, _TEXT):
+        if is_a(member, Iterable) and not is_a(member, _NO_ITERABLES):
             _check_items(member, where)
         elif not _may_be_event(member):
             raise ConfigurationError(f"{where} says that it returns {shown(member)}; {_WANTED}")
@@ -76,7 +76,7 @@ def events_of(result: object, where: str) -> list[Any]:
     if _is_payload_or_event(result):
         return [result]
     found: list[object] = [result]
-    if isinstance(result, Iterable) and not isinstance(result, _TEXT):
+    if isinstance(result, Iterable) and not isinstance(result, _NO_ITERABLES):
         found = list(cast("Iterable[object]", result))
     for item in found:
         if not _is_payload_or_event(item):
@@ -90,7 +90,8 @@ def _is_payload_or_event(value: object) -> bool:
 
 def _forgotten(item: object) -> str:
     """Say what is likely to be wrong. A coroutine is closed: that nobody awaits it is said here."""
+    if not inspect.isawaitable(item):
+        return ""
     if inspect.iscoroutine(item):
         item.close()
-        return ", and nobody awaited it: `await` it in the handler"
-    return ""
+    return ", and nobody awaited it: `await` it in the handler"

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from datetime import timedelta
 from types import FunctionType
-from typing import Any, Literal, NamedTuple, NewType, NoReturn, Protocol, TypedDict, TypeVar, cast
+from typing import Any, Literal, NamedTuple, NewType, NoReturn, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 import pytest
 from attrs import frozen
@@ -68,7 +68,8 @@ Reservation = NewType("Reservation", StockReserved)
 Number = NewType("Number", int)
 Stocks = StockReserved | StockMissing
 
-A, B = StockReserved, StockMissing
+A: TypeAlias = StockReserved
+B: TypeAlias = StockMissing
 
 
 async def ended(order: OrderPlaced) -> Any: ...
@@ -267,9 +268,13 @@ async def test_what_may_pass_is_tried_again_after_a_pause(error: Exception) -> N
     assert watch.held[0].pause == 1.0
 
 
-@pytest.mark.parametrize("start", [lambda it: it, lambda it: asyncio.ensure_future(it)], ids=["a coroutine", "a task"])
-async def test_a_forgotten_await_is_said(start: abc.Callable[[Any], Any]) -> None:
-    (router, _), watch = failing(lambda: start(ended(OrderPlaced("o-1")))), Watch()
+@pytest.mark.parametrize("in_a_task", [False, True], ids=["a coroutine", "a task"])
+async def test_a_forgotten_await_is_said(in_a_task: bool) -> None:
+    def forgotten() -> object:
+        coroutine = ended(OrderPlaced("o-1"))
+        return asyncio.ensure_future(coroutine) if in_a_task else coroutine
+
+    (router, _), watch = failing(forgotten), Watch()
 
     async with running(Bus("memory://", router, plugins=[watch])) as probe:
         await probe.bus.publish(OrderPlaced("o-1"))

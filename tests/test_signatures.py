@@ -230,29 +230,28 @@ async def test_what_is_served_is_served_whatever_its_default() -> None:
         assert await seen.next() is database
 
 
-@pytest.mark.parametrize(
-    "hint",
-    [
-        OrderPlaced | None,
-        Optional[OrderPlaced],
-        "OrderPlaced | None",
-        Annotated[OrderPlaced | None, "the order"],
-        Annotated[OrderPlaced, "the order"] | None,
-        OrderPlaced | OrderPaid | None,
-        Event[OrderPlaced] | None,
-        Event[OrderPlaced | None],
-        Event[OrderPlaced] | Event[OrderPaid] | None,
-        Event | None,
-        Event[Any] | None,
-        Delivery | None,
-        Bus | None,
-        Database | None,
-        Session | None,
-        Database | Unmarked | None,
-        Annotated[Database | None, "the database"],
-    ],
-    ids=str,
-)
+WITH_NONE: list[Any] = [
+    OrderPlaced | None,
+    Optional[OrderPlaced],  # noqa: UP045
+    "OrderPlaced | None",
+    Annotated[OrderPlaced | None, "the order"],
+    "Annotated[OrderPlaced, 'the order'] | None",
+    OrderPlaced | OrderPaid | None,
+    Event[OrderPlaced] | None,
+    Event[OrderPlaced | None],
+    Event[OrderPlaced] | Event[OrderPaid] | None,
+    Event | None,
+    Event[Any] | None,
+    Delivery | None,
+    Bus | None,
+    Database | None,
+    Session | None,
+    Database | Unmarked | None,
+    Annotated[Database | None, "the database"],
+]
+
+
+@pytest.mark.parametrize("hint", WITH_NONE, ids=str)
 @pytest.mark.parametrize("default", [inspect.Parameter.empty, None], ids=["without a default", "with a default"])
 async def test_none_in_a_union_changes_nothing_about_what_is_asked_for(hint: Any, default: Any) -> None:
     router, seen = Router("shop"), Seen[tuple[object, object]]()

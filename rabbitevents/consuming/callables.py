@@ -85,12 +85,12 @@ def _check(function: Any, where: str) -> None:
 
 def _unwrapped(function: Any) -> Callable[..., Any]:
     """Return a partial without what `functools.update_wrapper` says of it: that hides the arguments it brings."""
+    there: Any = function
     if isinstance(function, staticmethod):
-        return cast("Any", function).__func__
-    if not isinstance(function, partial):
-        return cast("Callable[..., Any]", function)
-    there: Any = cast("Any", function)
-    return partial(_unwrapped(there.func), *there.args, **there.keywords)
+        there = there.__func__
+    elif isinstance(function, partial):
+        there = partial(_unwrapped(there.func), *there.args, **there.keywords)
+    return cast("Callable[..., Any]", there)
 
 
 def _layers(function: Any) -> Iterator[Any]:

@@ -415,8 +415,20 @@ class Unbound:
     async def method(self, order: OrderPlaced) -> None: ...
 
 
+class Answering:
+    """An object with every attribute, as the mocks of test libraries have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Answering()
+
+    async def __call__(self, *args: Any) -> None: ...
+
+
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a wrapper that hides": (hiding(take), r"takes \(\*args: 'Any', \*\*kwargs: 'Any'\), .* put @functools.wraps"),
+    "an object with every attribute": (Answering(), r"takes \(\*args: 'Any'\), which does not say"),
     "stars alone": (with_stars, r"takes \(\*args: 'Any'\), which does not say what to call it with"),
     "written in C": (print, r"takes \(\*args\), which does not say what to call it with"),
     "written in C, without a signature": (

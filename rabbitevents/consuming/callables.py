@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -25,6 +26,9 @@ EMPTY = inspect.Parameter.empty
 """Stands for an annotation that is not there."""
 
 _CACHED = type(lru_cache(lambda: None))
+
+_MADE_BY = "__partialmethod__" if sys.version_info >= (3, 13) else "_partialmethod"
+"""Where a method that a `functools.partialmethod` has made knows it."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -103,7 +107,7 @@ def _layers(function: Any) -> Iterator[Any]:
             function = cast("Any", function).func
         elif hasattr(function, "__wrapped__"):
             function = function.__wrapped__
-        elif made := getattr(function, "__partialmethod__", getattr(function, "_partialmethod", None)):
+        elif isinstance(made := getattr(function, _MADE_BY, None), partialmethod):
             function = made
         elif inspect.isroutine(function) or isinstance(function, type):
             return

@@ -14,7 +14,7 @@ import pytest
 from attrs import frozen
 
 from rabbitevents import Bus, ConfigurationError, Delivery, Event, Router, event
-from rabbitevents.consuming.callables import awaitable
+from rabbitevents.consuming.calls import awaitable
 from rabbitevents.consuming.threads import Threads
 from rabbitevents.testing import Probe, running
 from tests.shop import eventually

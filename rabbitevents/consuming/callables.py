@@ -1,25 +1,20 @@
-"""What Python lets one call: what it asks for, and how it wants to be called.
+"""What Python lets one call, and what it asks for: looked at once, at start.
 
-Functions and methods, partials, objects with ``__call__``, and whatever decorators make of them. All of it is looked at
-once, at start.
+Functions and methods, partials, objects with ``__call__``, and whatever decorators make of them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import sys
 import typing
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing
-from contextvars import Context, copy_context
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial, partialmethod
 from types import MethodType
 from typing import Any, cast
 
 import msgspec
 
-from rabbitevents.consuming.threads import Threads
 from rabbitevents.errors import ConfigurationError
 
 EMPTY = inspect.Parameter.empty
@@ -37,9 +32,6 @@ class Shape(msgspec.Struct, frozen=True):
     parameters: tuple[tuple[inspect.Parameter, Any], ...]
     result: Any
     """Any where nothing is said, or where a wrapper repeats it of what it wraps, and may return something else."""
-
-
-# --- what it asks for ------------------------------------------------------------------------------------------------
 
 
 def shape(function: Callable[..., Any], where: str) -> Shape:
@@ -107,8 +99,8 @@ def _layers(function: Any) -> Iterator[Any]:
             function = cast("Any", function).func
         elif hasattr(function, "__wrapped__"):
             function = function.__wrapped__
-        elif isinstance(made := getattr(function, _MADE_BY, None), partialmethod):
-            function = made
+        elif isinstance(getattr(function, _MADE_BY, None), partialmethod):
+            function = getattr(function, _MADE_BY)
         elif inspect.isroutine(function) or isinstance(function, type):
             return
         else:
@@ -141,7 +133,7 @@ def _hints(source: Any, where: str) -> dict[str, Any]:
         ) from error
 
 
-# --- how it wants to be called ---------------------------------------------------------------------------------------
+# --- what it is ------------------------------------------------------------------------------------------------------
 
 
 def callee(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,77 +152,3 @@ def is_async(function: Callable[..., Any]) -> bool:
 def is_async_generator(function: Callable[..., Any]) -> bool:
     """Say whether calling it makes an async generator."""
     return inspect.isasyncgenfunction(callee(function))
-
-
-def awaitable(
-    function: Callable[..., Any], threads: Callable[[], Threads], *, promises: bool
-) -> Callable[..., Awaitable[Any]]:
-    """Return what can be called on the event loop, and its result awaited.
-
-    A coroutine function is that itself, and so is a plain function that says that it ``promises`` an awaitable.
-    Every other one runs in a thread.
-    """
-    if is_async_generator(function):
-        return _collecting(function)
-    return function if promises or is_async(function) else _in_thread(function, threads())
-
-
-def _collecting(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    async def handler(*args: Any, **kwargs: Any) -> Any:
-        return await _collected(function(*args, **kwargs))
-
-    return handler
-
-
-async def _collected(generator: Any) -> list[Any]:
-    async with aclosing(generator):
-        return [item async for item in generator]
-
-
-class _Begun(msgspec.Struct, frozen=True):
-    """What a thread began, and the event loop has to end: an awaitable or async generator, and its context."""
-
-    result: Any
-    context: Context
-
-
-def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., Awaitable[Any]]:
-    """Return a coroutine function that calls ``function`` in a thread. Cancelling waits for the thread to end.
-
-    What a wrapper around a coroutine function returns is awaited on the event loop, with the context variables that
-    the wrapper has set.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> object:
-        result: object = function(*args, **kwargs)
-        if inspect.isawaitable(result) or inspect.isasyncgen(result):
-            return _Begun(result, copy_context())
-        if isinstance(result, Iterator):
-            return list(cast("Iterator[object]", result))  # a generator runs here too, in the thread
-        return result
-
-    async def handler(*args: Any, **kwargs: Any) -> Any:
-        ended = threads.run(call, *args, **kwargs)
-        try:
-            result = await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            ended.add_done_callback(_give_up)
-            await asyncio.wait({ended})  # a thread cannot be cancelled: until it ends, its event is being handled
-            raise
-        return await _end(result) if isinstance(result, _Begun) else result
-
-    return handler
-
-
-async def _end(begun: _Begun) -> Any:
-    for variable, value in begun.context.items():
-        if variable.get(None) is not value:
-            variable.set(value)
-    return await (_collected(begun.result) if inspect.isasyncgen(begun.result) else begun.result)
-
-
-def _give_up(ended: asyncio.Future[Any]) -> None:
-    """Close a coroutine that nobody awaits any more."""
-    result = None if ended.cancelled() or ended.exception() is not None else ended.result()
-    if isinstance(result, _Begun) and inspect.iscoroutine(result.result):
-        result.result.close()

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
-from rabbitevents.consuming.callables import awaitable
+from rabbitevents.consuming.calls import awaitable
 from rabbitevents.consuming.current import CURRENT, Handling
 from rabbitevents.consuming.factories import Provided, make
 from rabbitevents.consuming.isolation import take_back_cancellations

@@ -230,10 +230,14 @@ async def with_more(order: OrderPlaced, *args: Any, **kwargs: Any) -> StockReser
     return await take(order)
 
 
-def labelled_partial() -> Callable[..., Any]:
-    made = functools.partial(take_with, Database(), extra=1)
-    functools.update_wrapper(made, take_with)
+def labelled(made: functools.partial[Any]) -> Callable[..., Any]:
+    functools.update_wrapper(made, made.func)
     return made
+
+
+async def take_after(db: object, order: OrderPlaced, *more: object) -> StockReserved:
+    assert not more
+    return await take(order)
 
 
 CALLABLES: dict[str, Callable[..., Any]] = {
@@ -259,8 +263,11 @@ CALLABLES: dict[str, Callable[..., Any]] = {
     "a plain object": PlainObject(),
     "a partial": functools.partial(take_with, Database(), extra=1),
     "a partial of a partial": functools.partial(functools.partial(take_with, Database()), extra=1),
-    "a partial with the function's name": labelled_partial(),
-    "a partial of a partial with the function's name": functools.partial(labelled_partial(), extra=2),
+    "a partial with the function's name": labelled(functools.partial(take_with, Database(), extra=1)),
+    "one of a function that takes more than it names": labelled(functools.partial(take_after, Database())),
+    "a partial of a partial with the function's name": functools.partial(
+        labelled(functools.partial(take_with, Database(), extra=1)), extra=2
+    ),
     "a partial of an object": functools.partial(AsyncObject()),
     "a partial of a wrapper": functools.partial(wrapped_plainly(take)),
     "a wrapped partial": wrapped(functools.partial(take_with, Database(), extra=1)),

@@ -322,6 +322,37 @@ async def test_a_generator_that_does_not_yield_once_is_a_failure() -> None:
     assert "RuntimeError" in await handled(twice)
 
 
+async def test_what_a_handler_returns_is_looked_at_while_what_it_asked_for_is_open() -> None:
+    router, open_ = Router("shop"), list[Session]()
+
+    def make(delivery: Delivery) -> Iterator[Session]:
+        open_.append(Session())
+        try:
+            yield open_[0]
+        except ConfigurationError:
+            seen.append("rolled back")
+        finally:
+            open_.clear()
+
+    @router.on(OrderPlaced, name="wrong")
+    async def return_true(order: OrderPlaced, session: Session) -> Any:
+        return True
+
+    @router.on(OrderPlaced, name="lazy")
+    async def return_lazily(order: OrderPlaced, session: Session) -> Any:
+        return (StockReserved(f"{order.order_id} {there is session}") for there in open_)
+
+    bus = Bus("memory://", router, unroutable="ignore")
+    bus.provide(Session, factory=make)
+    async with running(bus) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.settled()
+
+        assert seen == ["rolled back"]
+        assert probe.published(StockReserved) == [StockReserved("o-1 True")]
+        assert "returned a bool" in probe.bus.health().problems[0].detail
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

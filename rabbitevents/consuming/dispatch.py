@@ -79,7 +79,9 @@ class Invocation:
             return await self._call(received, payload, {})
         async with AsyncExitStack() as stack:
             made = await make(stack, self._factories, received.delivery)
-            return await self._call(received, payload, made)
+            result = await self._call(received, payload, made)
+            # Looked at while all of that is open: what is wrong is rolled back, and a lazy one may still ask for it.
+            return None if result is None else events_of(result, self.where)
 
     def _call(self, received: Received, payload: Any, made: dict[type, Any]) -> Any:
         args = [get(received, payload, made) for get in self._positional]

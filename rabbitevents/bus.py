@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import signal
 import ssl
@@ -24,7 +23,7 @@ from rabbitevents.browsing import HOLD, Browsing
 from rabbitevents.configuration import Configuration, Declare, Told
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
-from rabbitevents.consuming.signatures import Factory, Provided
+from rabbitevents.consuming.factories import Factory, Provided, check_factory
 from rabbitevents.consuming.workers import Workers
 from rabbitevents.consuming.workforce import Workforce
 from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
@@ -153,18 +152,16 @@ class Bus:
     def provide(self, kind: type[T], value: T | None = None, /, *, factory: Factory | None = None) -> None:
         """Let handlers ask for ``kind`` by annotation: always ``value``, or what ``factory(delivery)`` makes.
 
-        A factory returns a value, or an async context manager that is entered around the handler.
+        A factory returns a value or an awaitable, or what is entered around the handler: a context manager or a
+        generator, async or not. It sees the handler's failure at its ``yield``, and cannot make a success of it.
         Raises `ConfigurationError` once handlers are bound.
         """
         if self._state not in ("new", "starting"):
             raise ConfigurationError(f"provide({kind.__name__}): the bus has started, and its handlers are bound")
         if (value is None) == (factory is None):
             raise ConfigurationError(f"provide({kind.__name__}): give a value, or factory=")
-        if inspect.iscoroutinefunction(factory):
-            raise ConfigurationError(
-                f"provide({kind.__name__}): the factory is a coroutine function, which would hand out coroutines; "
-                "make it an async context manager (@asynccontextmanager)"
-            )
+        if factory is not None:
+            check_factory(factory, f"provide({kind.__name__})")
         self._provided[kind] = Provided(value, factory)
 
     @property

@@ -182,7 +182,12 @@ class Router:
                 raise ConfigurationError(
                     f"router {self.name!r} is in use by a bus that has started: register handlers before"
                 )
-            named: str = getattr(function, "__name__", "handler") if name is None else name
+            named = getattr(function, "__name__", type(function)) if name is None else name
+            if not isinstance(named, str) or named == "<lambda>":
+                what = named if isinstance(named, str) else f"a {type(function).__name__}"
+                raise ConfigurationError(
+                    f"router {self.name!r}: {what} has no name for its queue to be called after; say on(..., name=...)"
+                )
             _check_name("the handler's name", named)
             handler = Handler(named, function, classes, patterns, there, keys)
             self._add(handler, queue, options, tuple(plugins))

@@ -116,3 +116,21 @@ async def test_a_bus_may_leave_it_out() -> None:
         await probe.bus.publish(PointsEarned("five"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
     assert [message.body for message in probe.messages] == [b'{"total":"five"}']
+
+
+async def test_two_classes_of_one_handler_share_no_name() -> None:
+    @event("points.given", aliases=["PointsEarned"])
+    @attrs.frozen
+    class PointsGiven:
+        total: int
+
+    router = Router("loyalty")
+
+    @router.on(PointsEarned, PointsGiven)
+    async def count(points: PointsEarned | PointsGiven) -> None: ...
+
+    with pytest.raises(
+        ConfigurationError, match="both PointsEarned and PointsGiven, which are the same event type 'Point"
+    ):
+        async with Bus("memory://", router):
+            pass

@@ -318,13 +318,23 @@ def test_a_second_handler_of_the_same_name_is_refused_with_the_way_out() -> None
         router.on(OrderPaid)(handler)
 
 
-def test_partials_need_names_of_their_own_only_when_there_are_two() -> None:
-    router = Router("shop")
-    router.on(OrderPlaced)(partial(handler))
+class Nameless:
+    def __call__(self, order: OrderPlaced) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="name="):
-        router.on(OrderPlaced)(partial(handler))
-    router.on(OrderPlaced, name="second")(partial(handler))
+
+@pytest.mark.parametrize(
+    ("nameless", "what"), [(partial(handler), "a partial"), (Nameless(), "a Nameless")], ids=["partial", "object"]
+)
+def test_what_has_no_name_of_its_own_must_be_given_one(nameless: Callable[..., Any], what: str) -> None:
+    router = Router("shop")
+
+    with pytest.raises(
+        ConfigurationError, match=rf"router 'shop': {what} has no name .*; say on\(\.\.\., name=\.\.\.\)"
+    ):
+        router.on(OrderPlaced)(nameless)
+    router.on(OrderPlaced, name="first")(nameless)
+
+    assert [subscription.name for subscription in router.subscriptions()] == ["shop.first"]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import asyncio
 import contextvars
 import functools
+import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Optional, TypeVar
 
 import pytest
 from attrs import frozen
@@ -205,15 +206,13 @@ async def test_what_nobody_serves_keeps_its_default() -> None:
     router, seen = Router("shop"), Seen[tuple[Any, ...]]()
 
     @router.on(OrderPlaced)
-    async def handler(
-        order: OrderPlaced, limit: int = 5, bus: Bus | None = None, db: Database | None = None, *, flag: bool = True
-    ) -> None:
-        seen.add((order.order_id, limit, bus, db, flag))
+    async def handler(order: OrderPlaced, limit: int = 5, db: Database | None = None, *, flag: bool = True) -> None:
+        seen.add((order.order_id, limit, db, flag))
 
     async with Bus("memory://", router) as bus:
         await bus.publish(OrderPlaced("o-1"))
 
-        assert await seen.next() == ("o-1", 5, None, None, True)
+        assert await seen.next() == ("o-1", 5, None, True)
 
 
 async def test_what_is_served_is_served_whatever_its_default() -> None:
@@ -229,6 +228,74 @@ async def test_what_is_served_is_served_whatever_its_default() -> None:
         await bus.publish(OrderPlaced("o-1"))
 
         assert await seen.next() is database
+
+
+WITH_NONE: list[Any] = [
+    OrderPlaced | None,
+    Optional[OrderPlaced],  # noqa: UP045
+    "OrderPlaced | None",
+    Annotated[OrderPlaced | None, "the order"],
+    "Annotated[OrderPlaced, 'the order'] | None",
+    OrderPlaced | OrderPaid | None,
+    Event[OrderPlaced] | None,
+    Event[OrderPlaced | None],
+    Event[OrderPlaced] | Event[OrderPaid] | None,
+    Event | None,
+    Event[Any] | None,
+    Delivery | None,
+    Bus | None,
+    Database | None,
+    Session | None,
+    Database | Unmarked | None,
+    Annotated[Database | None, "the database"],
+]
+
+
+@pytest.mark.parametrize("hint", WITH_NONE, ids=str)
+@pytest.mark.parametrize("default", [inspect.Parameter.empty, None], ids=["without a default", "with a default"])
+async def test_none_in_a_union_changes_nothing_about_what_is_asked_for(hint: Any, default: Any) -> None:
+    router, seen = Router("shop"), Seen[tuple[object, object]]()
+
+    async def handler(order: OrderPlaced, it: Any, /, *, named: Any) -> None:
+        seen.add((it, named))
+
+    handler.__annotations__ |= {"it": hint, "named": hint}
+    if default is None:
+        handler.__defaults__, handler.__kwdefaults__ = (None,), {"named": None}
+    router.on(OrderPlaced)(handler)
+    bus = Bus("memory://", router)
+    bus.provide(Database, Database())
+    bus.provide(Session, factory=lambda delivery: Session())
+    async with bus:
+        await bus.publish(OrderPlaced("o-1"))
+        it, named = await seen.next()
+
+    assert it is not None
+    assert type(named) is type(it)
+
+
+@pytest.mark.parametrize("hint", [Database | None, Unmarked | None, "Database | Unmarked | None"], ids=str)
+async def test_none_in_a_union_serves_nothing_by_itself(hint: Any) -> None:
+    router = Router("shop")
+
+    async def handler(order: OrderPlaced, it: Any) -> None: ...
+
+    handler.__annotations__["it"] = hint
+    router.on(OrderPlaced)(handler)
+
+    assert "nobody can serve its parameter 'it: " in await refused(router)
+
+
+@pytest.mark.parametrize("hint", [OrderPlaced | int, Event[OrderPlaced] | OrderPlaced, OrderPlaced | Delivery], ids=str)
+async def test_a_default_does_not_hide_an_event_that_cannot_be_served(hint: Any) -> None:
+    router = Router("shop")
+
+    async def handler(order: Any = None) -> None: ...
+
+    handler.__annotations__["order"] = hint
+    router.on(OrderPlaced)(handler)
+
+    assert "nobody can serve its parameter 'order: " in await refused(router)
 
 
 async def test_a_handler_may_ask_for_nothing_and_take_more_than_it_names() -> None:
@@ -348,7 +415,7 @@ async def test_an_object_with_a_plain_call_runs_in_a_thread_too() -> None:
         def __call__(self, order: OrderPlaced) -> None:
             loop.call_soon_threadsafe(seen.add, threading.current_thread() is threading.main_thread())
 
-    router.on(OrderPlaced)(PlainObject())
+    router.on(OrderPlaced, name="plain")(PlainObject())
     async with Bus("memory://", router) as bus:
         await bus.publish(OrderPlaced("o-1"))
 
@@ -717,7 +784,8 @@ async def test_a_parameter_without_an_annotation_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "hint", [int, Unmarked, OrderPlaced | None, OrderPlaced | int, list[OrderPlaced], "Event | None"]
+    "hint",
+    [int, Unmarked, None, OrderPlaced | int, list[OrderPlaced], OrderPlaced | Event[OrderPlaced], Unmarked | None],
 )
 async def test_an_annotation_that_is_no_event_is_refused_by_name(hint: Any) -> None:
     router = Router("shop")
@@ -766,14 +834,76 @@ async def test_a_handler_registered_for_what_it_does_not_take_is_refused_by_name
     )
 
 
-async def test_an_async_generator_is_refused_with_the_way_out() -> None:
+@event("order.placed")
+@frozen
+class AnotherOrderPlaced:
+    order_id: str
+
+
+@pytest.mark.parametrize(
+    ("events", "hint"),
+    [
+        (["order.*"], OrderPlaced | AnotherOrderPlaced),
+        (["order.*"], Event[OrderPlaced | AnotherOrderPlaced]),
+        ([OrderPlaced], OrderPlaced | AnotherOrderPlaced),
+        ([OrderPlaced, AnotherOrderPlaced], OrderPlaced | AnotherOrderPlaced),
+        ([OrderPlaced, AnotherOrderPlaced], Event),
+        ([OrderPlaced, AnotherOrderPlaced], Delivery),
+    ],
+    ids=str,
+)
+async def test_two_classes_of_one_event_type_are_refused_by_name(events: list[Any], hint: Any) -> None:
     router = Router("shop")
 
-    @router.on(OrderPlaced)
-    async def handler(order: OrderPlaced) -> AsyncGenerator[StockReserved]:
-        yield StockReserved(order.order_id)
+    async def handler(order: Any) -> None: ...
 
-    assert "handler 'shop.handler' is an async generator; return a list of events instead" in await refused(router)
+    handler.__annotations__["order"] = hint
+    router.on(*events)(handler)
+    said = await refused(router)
+
+    assert (
+        "handler 'shop.handler' is for both OrderPlaced and AnotherOrderPlaced, which are the same event type 'order.placed'"
+    ) in said
+    assert "@upcast" in said
+
+
+async def test_one_class_named_twice_is_one() -> None:
+    router, seen = Router("shop"), Seen[OrderPlaced]()
+
+    @router.on(OrderPlaced, OrderPlaced)
+    async def handler(order: OrderPlaced) -> None:
+        seen.add(order)
+
+    async with Bus("memory://", router) as bus:
+        await bus.publish(OrderPlaced("o-1"))
+
+        assert await seen.next() == OrderPlaced("o-1")
+
+
+async def test_parameters_for_different_events_are_refused_since_one_comes() -> None:
+    router = Router("shop")
+
+    @router.on("order.*")
+    async def handler(placed: OrderPlaced, paid: Event[OrderPaid]) -> None: ...
+
+    assert "has parameters for different events, and is called with one; ask for all of them in one, as A | B" in (
+        await refused(router)
+    )
+
+
+async def test_an_event_that_one_of_two_parameters_does_not_take_is_a_decode_error() -> None:
+    router, watch, seen = Router("shop"), Watch(), Seen[OrderPlaced]()
+
+    @router.on("order.*")
+    async def handler(order: OrderPlaced, any_of_them: Event, either: OrderPlaced | OrderPaid) -> None:
+        seen.add(order)
+
+    async with Bus("memory://", router, plugins=[watch]) as bus:
+        await bus.publish(OrderPaid("o-1"))
+        await bus.publish(OrderPlaced("o-2"))
+
+        assert (await watch.held.next()).error == "DecodeError: handler 'shop.handler' knows no event type 'order.paid'"
+        assert await seen.next() == OrderPlaced("o-2")
 
 
 async def test_a_handler_of_a_shared_queue_is_refused_by_its_own_name() -> None:

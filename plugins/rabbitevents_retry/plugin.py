@@ -55,7 +55,7 @@ together."""
 RETRY: Final = retry_if_exception_type(BaseException)
 """Every failure, a CancelledError that nobody asked for and groups of such among them."""
 
-NEVER = (Fatal, DecodeError, ConfigurationError)
+NEVER = (Fatal, DecodeError, EncodeError, ConfigurationError)
 """What is never tried again, whatever the policy says: it would fail in the same way."""
 
 _GIVEN_UP_KEPT = 1000
@@ -95,7 +95,8 @@ class Retry(Plugin):
     and outlives the process. Attempts are counted by ourselves, across both.
 
     What is given up on propagates: `DeadLetter` takes it, or the core holds it and tries once more after each pause.
-    Never tried again are `Fatal`, and what cannot be decoded; a handler says when by raising `RetryLater`.
+    Never tried again are `Fatal`, what cannot be decoded or encoded, and what is wrong in the code
+    (`ConfigurationError`); a handler says when by raising `RetryLater`.
 
     Raises `ConfigurationError` for what is no strategy; at start for waits of more than 30 days, and for a policy
     that would keep an event in the process longer than the broker lets it.

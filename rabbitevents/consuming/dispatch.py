@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
+from rabbitevents.consuming.calls import awaitable
 from rabbitevents.consuming.current import CURRENT, Handling
+from rabbitevents.consuming.factories import Provided, make
 from rabbitevents.consuming.isolation import take_back_cancellations
-from rabbitevents.consuming.signatures import Provided, Signature, callee
+from rabbitevents.consuming.results import events_of
+from rabbitevents.consuming.signatures import Signature
 from rabbitevents.consuming.threads import Threads
 from rabbitevents.consuming.work import WORK
-from rabbitevents.errors import ConfigurationError, DecodeError, NotSentError, OutcomeUnknownError, RefusedError
-from rabbitevents.events import Event, event_type, is_event
+from rabbitevents.errors import DecodeError, NotSentError, OutcomeUnknownError, RefusedError
+from rabbitevents.events import event_type
 from rabbitevents.fields import event_fields
 from rabbitevents.message import ACK, REQUEUE, Delivery, Message, Outcome, Settlement
 from rabbitevents.payload.codec import Codec, read_document
@@ -58,7 +60,7 @@ class Invocation:
             (self._otherwise,) = codecs.values()
         self._accepts_any = signature.accepts_any
         self.reads_payload: bool = signature.reads_payload
-        self._function = handler.function if _is_async(handler.function) else _in_thread(handler.function, threads())
+        self._function = awaitable(handler.function, threads, promises=signature.promises)
 
     def payload(self, received: Received) -> Any:
         """Decode what came for this handler. Raises `DecodeError`."""
@@ -81,11 +83,10 @@ class Invocation:
         if not self._factories:
             return await self._call(received, payload, {})
         async with AsyncExitStack() as stack:
-            made: dict[type, Any] = {}
-            for kind, factory in self._factories.items():
-                value = factory(received.delivery)
-                made[kind] = await stack.enter_async_context(value) if hasattr(value, "__aenter__") else value
-            return await self._call(received, payload, made)
+            made = await make(stack, self._factories, received.delivery)
+            result = await self._call(received, payload, made)
+            # Looked at while all of that is open: what is wrong is rolled back, and a lazy one may still ask for it.
+            return None if result is None else events_of(result, self.where)
 
     def _call(self, received: Received, payload: Any, made: dict[type, Any]) -> Any:
         args = [get(received, payload, made) for get in self._positional]
@@ -165,7 +166,7 @@ class Dispatch:
                 result = await self._limited(invocation, received)
             if result is None:
                 return ACK
-            messages = self._outward.prepare_all(_events(result, invocation.where))
+            messages = self._outward.prepare_all(events_of(result, invocation.where))
         except (Exception, asyncio.CancelledError) as error:
             await self._take_back_cancellations()
             # The plugins further out decide about a failure; where there is nothing to decide, it ends here.
@@ -267,46 +268,3 @@ def _where(subscription: Subscription, handler: Handler) -> str:
     if len(subscription.handlers) == 1:
         return f"handler {subscription.name!r}"
     return f"handler {handler.name!r} of queue {subscription.queue!r}"
-
-
-def _events(result: object, where: str) -> list[Any]:
-    """Return what a handler returned as a list of events. Raises `ConfigurationError` for anything else."""
-    if _is_payload_or_event(result):
-        return [result]
-    found: list[object] = [result]
-    if isinstance(result, Iterable) and not isinstance(result, (str, bytes, Mapping)):
-        found = list(cast("Iterable[object]", result))
-    for item in found:
-        if not _is_payload_or_event(item):
-            raise ConfigurationError(
-                f"{where} returned a {type(item).__name__}; a handler returns None, an event, or an iterable of events"
-            )
-    return found
-
-
-def _is_payload_or_event(value: object) -> bool:
-    return is_event(type(value)) or isinstance(value, Event)
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(callee(function))
-
-
-def _in_thread(function: Callable[..., Any], threads: Threads) -> Callable[..., Awaitable[Any]]:
-    """Return a coroutine function that calls ``function`` in a thread. Cancelling waits for the thread to end."""
-
-    def call(*args: Any, **kwargs: Any) -> object:
-        result: object = function(*args, **kwargs)
-        if isinstance(result, Iterator):
-            return list(cast("Iterator[object]", result))  # a generator runs here too, in the thread
-        return result
-
-    async def handler(*args: Any, **kwargs: Any) -> Any:
-        ended = threads.run(call, *args, **kwargs)
-        try:
-            return await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            await asyncio.wait({ended})  # a thread cannot be cancelled: until it ends, its event is being handled
-            raise
-
-    return handler

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from rabbitevents.consuming.work import State, Work
-from rabbitevents.errors import DecodeError, RabbitEventsError
+from rabbitevents.errors import ConfigurationError, DecodeError, EncodeError, RabbitEventsError, TopologyError
 from rabbitevents.facts import Fact, Held, Paused, Released, Resumed
 from rabbitevents.fields import event_fields
 from rabbitevents.message import Delivery
@@ -62,14 +63,14 @@ class Holding:
         return len(self._held) >= self._limit
 
     def hold(self, work: Work, error: BaseException) -> None:
-        """Hold a delivery, or hold it again. One that cannot be decoded is not tried again here."""
+        """Hold a delivery, or hold it again. What no waiting can change is not tried again here."""
         now = self._loop.time()
         work.tries += 1
         work.error = named(error)
         work.attempt = work.attempt or _first_attempt(work.delivery)
         if work not in self._held:
             work.held_since = now
-        pause = None if isinstance(error, DecodeError) else min(FIRST_PAUSE * 2 ** (work.tries - 1), LONGEST_PAUSE)
+        pause = None if is_final(error) else min(FIRST_PAUSE * 2 ** (work.tries - 1), LONGEST_PAUSE)
         was_full = self.full
         self._held[work] = None
         work.state = State.HELD
@@ -121,6 +122,16 @@ class Holding:
         last = next(reversed(self._held))
         full = ["takes nothing new until fewer are held"] if self.full else []
         return [f"{len(self)} held, the last because of {last.error}", *full]
+
+
+def is_final(error: BaseException) -> bool:
+    """Say whether no waiting can change it: what cannot be read or written, and what is wrong in the code.
+
+    What the broker has otherwise, people may mend there. A group is final when each of its members is.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_final, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, (ConfigurationError, DecodeError, EncodeError)) and not isinstance(error, TopologyError)
 
 
 def named(error: BaseException) -> str:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import types
-import typing
+import logging
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-import msgspec
-
+from rabbitevents.consuming.annotations import members, shown
+from rabbitevents.consuming.callables import EMPTY, shape
+from rabbitevents.consuming.factories import Factory, Provided
+from rabbitevents.consuming.results import check_result, promises
 from rabbitevents.errors import ConfigurationError
-from rabbitevents.events import Event, is_event
+from rabbitevents.events import Event, event_type, is_event
 from rabbitevents.message import Delivery
 from rabbitevents.routing import Handler
 from rabbitevents.wire import Received
 
-Factory = Callable[[Delivery], Any]
-"""Makes what a handler asked for: a value, or an async context manager that is entered around the handler."""
-
-
-class Provided(msgspec.Struct, frozen=True):
-    """What handlers may ask for by type: a value, or a factory of one for each delivery."""
-
-    value: Any = None
-    factory: Factory | None = None
-
+log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
 Get = Callable[[Received, Any, Mapping[type, Any]], Any]
 """Gets one argument: from what was received, the decoded payload, and what factories made."""
@@ -53,46 +44,58 @@ class Signature:
         self.keywords: dict[str, Get] = {}
         self.factories: dict[type, Factory] = {}
         self.classes: tuple[type, ...] = handler.classes
+        """The event classes that are read."""
         self.accepts_any: bool = False
+        """Whether a type without a class here is taken too, as the decoded document."""
         self.reads_payload: bool = False
         self._handler = handler
         self._where = where
         self._provided = provided
-        if inspect.isasyncgenfunction(callee(handler.function)):
-            raise ConfigurationError(f"{where} is an async generator; return a list of events instead")
-        for parameter, hint in _parameters(handler.function, where):
-            get = self._serve(parameter, hint)
-            if get is None:
-                continue
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                self.keywords[parameter.name] = get
-            else:
-                self.positional.append(get)
+        self._taken: list[tuple[type, ...] | None] = []
+        found = shape(handler.function, where)
+        check_result(handler.function, found.result, where)
+        self.promises: bool = promises(found.result)
+        """Whether a plain function says that what it returns is to be awaited."""
+        for parameter, hint in found.parameters:
+            self._ask(parameter, hint)
         self.takes_payload_only: bool = self.positional == [get_payload] and not self.keywords
+        self._settle_classes()
+        self._check_sees_something(found.parameters)
+
+    def _ask(self, parameter: inspect.Parameter, hint: Any) -> None:
+        get = self._serve(parameter, hint)
+        if get is None:
+            return
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            self.keywords[parameter.name] = get
+        else:
+            self.positional.append(get)
 
     def _serve(self, parameter: inspect.Parameter, hint: Any) -> Get | None:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             return None
-        if hint is Delivery:
-            return _get_delivery
-        if hint is Event or get_origin(hint) is Event:
-            self._expect(_members(get_args(hint)[0]) if get_args(hint) else (), parameter)
+        kinds = members(hint)
+        if kinds and all(map(_is_envelope, kinds)):
+            self._expect(parameter, tuple(cls for kind in kinds for cls in _carried(kind)))
             return _get_envelope
-        members = _members(hint)
-        if members and all(map(is_event, members)):
-            self._expect(members, parameter)
+        if kinds and all(map(is_event, kinds)):
+            self._expect(parameter, kinds)
             return get_payload
-        if isinstance(hint, type) and hint in self._provided:
-            return self._get_provided(hint)
-        if parameter.default is not inspect.Parameter.empty:
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                return None
-            default = parameter.default
-            return lambda received, payload, made: default
-        raise ConfigurationError(
-            f"{self._where}: nobody can serve its parameter {_shown(parameter, hint)}; a handler may ask for its event class, "
-            "Event, Delivery, Bus, and whatever was given to bus.provide()"
-        )
+        asks_for_events = any(is_event(kind) or _is_envelope(kind) for kind in kinds)
+        for kind in () if asks_for_events else kinds:
+            if kind is Delivery:
+                return _get_delivery
+            if isinstance(kind, type) and kind in self._provided:
+                return self._get_provided(kind)
+        if parameter.default is inspect.Parameter.empty or asks_for_events:
+            raise ConfigurationError(
+                f"{self._where}: nobody can serve its parameter {_named(parameter, hint)}; a handler may ask for its event class, "
+                f"Event, Delivery, Bus, and whatever was given to bus.provide(){_way_out(parameter, hint)}"
+            )
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            return None
+        default = parameter.default
+        return lambda received, payload, made: default
 
     def _get_provided(self, hint: type) -> Get:
         there = self._provided[hint]
@@ -101,50 +104,82 @@ class Signature:
         self.factories[hint] = there.factory
         return lambda received, payload, made: made[hint]
 
-    def _expect(self, members: tuple[Any, ...], parameter: inspect.Parameter) -> None:
+    def _expect(self, parameter: inspect.Parameter, classes: tuple[Any, ...]) -> None:
         """Note the classes that a parameter takes; Event without one, or Event[Any], takes whatever comes."""
         self.reads_payload = True
-        if not members or Any in members or object in members:
-            self.accepts_any = True
+        if Any in classes or object in classes:
+            self._taken.append(None)
             return
-        wrong = next((m for m in members if not is_event(m)), None)
+        wrong = next((cls for cls in classes if not is_event(cls)), None)
         if wrong is not None:
             raise ConfigurationError(
-                f"{self._where}: {_shown(parameter, wrong)} is no event class; put @event(...) above it"
+                f"{self._where}: {_named(parameter, wrong)} is no event class; put @event(...) above it"
             )
-        missing = [cls.__name__ for cls in self._handler.classes if cls not in members]
+        missing = [cls.__name__ for cls in self._handler.classes if cls not in classes]
         if missing:
             raise ConfigurationError(
                 f"{self._where} is registered for {', '.join(missing)}, which its parameter {parameter.name!r} does not take"
             )
-        self.classes = tuple(members)
+        self._taken.append(classes)
+
+    def _settle_classes(self) -> None:
+        """Read those classes that every parameter for the event takes."""
+        definite = [classes for classes in self._taken if classes is not None]
+        self.accepts_any = bool(self._taken) and not definite
+        if definite:
+            self.classes = tuple(cls for cls in definite[0] if all(cls in others for others in definite))
+            if not self.classes:
+                raise ConfigurationError(
+                    f"{self._where} has parameters for different events, and is called with one; ask for all of them in one, as A | B"
+                )
+        types: dict[str, type] = {}
+        names = ((name, cls) for cls in (*self.classes, *self._handler.classes) for name in event_type(cls).names)
+        for name, cls in names:
+            other = types.setdefault(name, cls)
+            if other is not cls:
+                raise ConfigurationError(
+                    f"{self._where} is for both {other.__name__} and {cls.__name__}, which are the same event type "
+                    f"{name!r}; keep one of them, with version= and @upcast for what is older"
+                )
+
+    def _check_sees_something(self, parameters: tuple[tuple[inspect.Parameter, Any], ...]) -> None:
+        """Refuse a wrapper that hides what it wraps; warn of a handler that takes something, but not its event.
+
+        One without any parameter wants to know only that something happened.
+        """
+        stars = [p for p, _ in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        gets = (*self.positional, *self.keywords.values())
+        if stars and not gets:
+            raise ConfigurationError(
+                f"{self._where} takes ({', '.join(map(str, stars))}), which does not say what to call it with; "
+                "put @functools.wraps(function) above a decorator's wrapper, or give it annotated parameters"
+            )
+        if parameters and not self.reads_payload and _get_delivery not in gets:
+            log.warning(
+                "%s never sees what it is called for (%s): it asks neither for the event nor for Delivery; add a parameter "
+                "annotated with the event class (a handler that wants to know only that it happened has no parameters)",
+                self._where,
+                ", ".join(self._handler.routing_keys),
+            )
 
 
-def _parameters(function: Callable[..., Any], where: str) -> list[tuple[inspect.Parameter, Any]]:
-    try:
-        hints = typing.get_type_hints(inspect.unwrap(callee(function)))
-    except (NameError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{where}: its annotations cannot be resolved ({error}); classes used there must be importable from the module's top level"
-        ) from error
-    parameters = inspect.signature(function).parameters.values()
-    return [(p, hints.get(p.name, inspect.Parameter.empty)) for p in parameters]
+def _is_envelope(hint: Any) -> bool:
+    return hint is Event or get_origin(hint) is Event
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def _carried(envelope: Any) -> tuple[Any, ...]:
+    """Return the classes that an envelope may carry."""
+    args = get_args(envelope)
+    return members(args[0]) if args else (Any,)
 
 
-def _shown(parameter: inspect.Parameter, hint: Any) -> str:
-    if hint is inspect.Parameter.empty:
+def _named(parameter: inspect.Parameter, hint: Any) -> str:
+    if hint is EMPTY:
         return f"{parameter.name!r}, which has no annotation"
-    return f"'{parameter.name}: {getattr(hint, '__name__', hint)}'"
+    return f"'{parameter.name}: {shown(hint)}'"
 
 
-def callee(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that is called in the end: that of a partial, the method of an object that can be called."""
-    target = function
-    while isinstance(target, partial):
-        inner: Callable[..., Any] = target.func
-        target = inner
-    return target if inspect.isroutine(target) else getattr(target, "__call__", target)  # noqa: B004
+def _way_out(parameter: inspect.Parameter, hint: Any) -> str:
+    if hint is EMPTY and parameter.name in ("self", "cls"):
+        return "; a method is registered bound to its object, as in router.on(...)(service.method)"
+    return ""

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
 import msgspec
 
 from rabbitevents import topology
+from rabbitevents.arguments import Seconds, instance, kind_of, one_of, seconds, several, span, text, whole, wrong
 from rabbitevents.brokers import Broker, Settings
 from rabbitevents.brokers.home import Home
 from rabbitevents.browsing import HOLD, Browsing
@@ -33,6 +34,7 @@ from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
 from rabbitevents.message import Message
 from rabbitevents.plugin import Plugin, Publish, amending, check_order, overrides, standing_in, wrap
+from rabbitevents.publishing.checks import check_message, check_several
 from rabbitevents.publishing.publishing import Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
@@ -48,17 +50,38 @@ HARD_STOP = 5.0
 
 
 class Bus:
-    """A service's way to publish events and to handle them.
+    """A service's way to publish events and to handle them. Start it with ``async with bus:``, or with `run`.
 
-    ``broker`` is one URL or several of the same cluster (``amqp://``, ``amqps://``), ``memory://`` for an embedded
-    broker of its own, or a `Broker`. ``routers`` bring the handlers; without any, the bus only publishes.
+    ::
 
-    ``plugins`` stand around every event, the first one outermost. ``name`` is the events' source (the first router's
-    name). ``exchange`` is the topic exchange. ``grace`` is how long running handlers have to end, ``start_timeout`` how
-    long a broker that is away is waited for, ``publish_timeout`` how long a publish may take, all in seconds.
-    ``consumer_timeout`` is the broker's (30 min where it is not configured): what is held is given back at half of it.
-    ``declare="passive"`` only looks whether queues are there. ``delivery_limit`` is how often the broker itself
-    redelivers before it gives up on an event. ``form`` is how events are written on the wire.
+        bus = Bus("amqp://user:password@host:5672/vhost", router, plugins=[DeadLetter(), Retry()], grace=20)
+
+    Times are seconds, or a timedelta. Raises `ConfigurationError` for what cannot be meant.
+
+    :param broker: Where to connect: a URL, or several of one cluster in a list (``amqp://``, ``amqps://``); ``memory://``
+        for an embedded broker of its own; or a `Broker`. Signs such as ``@`` and ``/`` in a password are escaped (``%40``,
+        ``%2F``). Of a URL's parameters count ``?heartbeat=`` (seconds), ``?auth=`` and the files of TLS (``?cafile=``,
+        ``?certfile=``, ``?keyfile=``).
+    :param routers: They bring the handlers. Without any, the bus only publishes.
+    :param plugins: What stands around every event, the first one outermost: ``[DeadLetter(), Retry()]``. None by default.
+    :param name: The events' source, and the connections' name. By default the first router's name, or "rabbitevents".
+    :param exchange: The topic exchange that events are published to, "events" by default.
+    :param declare: "active" (the default) declares what is missing; "passive" only looks whether it is there; "none"
+        does neither.
+    :param unroutable: What an event is that no queue is bound for: "warn" (the default) counts it and logs it once a type,
+        "raise" makes it an `UnroutableError`, "ignore" leaves it.
+    :param form: How events are written on the wire: "amqp" (the default), "cloudevents" or "cloudevents-binary".
+    :param start_timeout: How long a broker that is away is waited for at the start: 30 s.
+    :param publish_timeout: How long a publish may take: 30 s.
+    :param grace: How long running handlers have to end at a stop: 30 s. With 0 they are cut off at once.
+    :param consumer_timeout: The broker's own setting (30 min where it is not configured): what is held is given back at
+        half of it.
+    :param delivery_limit: How often the broker itself redelivers before it gives up on an event: 50.
+    :param in_flight: How many publishes wait for their confirmation at a time: 1000. Further ones wait before they are sent.
+    :param limits: The largest event, 1 MiB and 64 KiB of headers by default: ``Limits(body=4_000_000)``.
+    :param ssl_context: What ``amqps://`` trusts, and shows of itself: ``ssl.create_default_context(cafile="ca.pem")``. By
+        default what the system trusts.
+    :param heartbeat: Whole seconds: a broker that is silent for two and a half of them is given up. 10; 0 is none.
     """
 
     def __init__(
@@ -71,37 +94,39 @@ class Bus:
         declare: Declare = "active",
         unroutable: Unroutable = "warn",
         form: Form = "amqp",
-        start_timeout: float = 30.0,
-        publish_timeout: float = 30.0,
-        grace: float = 30.0,
-        consumer_timeout: timedelta = timedelta(minutes=30),
+        start_timeout: Seconds = 30.0,
+        publish_timeout: Seconds = 30.0,
+        grace: Seconds = 30.0,
+        consumer_timeout: Seconds = timedelta(minutes=30),
         delivery_limit: int = 50,
         in_flight: int = 1000,
         limits: Limits | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        heartbeat: int = 10,
+        heartbeat: Seconds = 10,
     ) -> None:
-        self.name: str = name or (routers[0].name if routers else "rabbitevents")
-        self.exchange = exchange
-        self.plugins: tuple[Plugin, ...] = tuple(plugins)
-        self.routers = routers
+        self.routers: tuple[Router, ...] = _routers(routers)
+        self.plugins: tuple[Plugin, ...] = several("Bus: plugins", plugins, Plugin, "plugins=[DeadLetter(), Retry()]")
+        self.name: str = text(
+            "Bus: name", (routers[0].name if routers else "rabbitevents") if name is None else name, such_as="shop"
+        )
+        self.exchange: str = text("Bus: exchange", exchange, such_as="events", most=200)
         self.configuration: Configuration = Configuration(
             name=self.name,
             exchange=exchange,
-            declare=declare,
-            unroutable=unroutable,
-            form=form,
-            start_timeout=start_timeout,
-            publish_timeout=publish_timeout,
-            grace=grace,
-            consumer_timeout=consumer_timeout,
-            delivery_limit=delivery_limit,
-            in_flight=in_flight,
-            limits=limits or Limits(),
-            ssl_context=ssl_context,
-            heartbeat=heartbeat,
+            declare=one_of("Bus: declare", declare, Declare),
+            unroutable=one_of("Bus: unroutable", unroutable, Unroutable),
+            form=one_of("Bus: form", form, Form),
+            start_timeout=seconds("Bus: start_timeout", start_timeout, positive=True),
+            publish_timeout=seconds("Bus: publish_timeout", publish_timeout, positive=True),
+            grace=seconds("Bus: grace", grace),
+            consumer_timeout=span("Bus: consumer_timeout", consumer_timeout, positive=True),
+            delivery_limit=whole("Bus: delivery_limit", delivery_limit, why="-1 drops events on RabbitMQ 3.10"),
+            in_flight=whole("Bus: in_flight", in_flight),
+            limits=_limits(limits),
+            ssl_context=_ssl_context(ssl_context),
+            heartbeat=_heartbeat(heartbeat),
         )
-        self.consumer_timeout: timedelta = consumer_timeout
+        self.consumer_timeout: timedelta = self.configuration.consumer_timeout
         self.limits: Limits = self.configuration.limits
         self._broker = _broker(broker, self.configuration)
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
@@ -119,10 +144,11 @@ class Bus:
         self._drain_until = 0.0
         self._stop_asked: asyncio.Event | None = None
         check_order(self.plugins, "the bus")
-        if delivery_limit < 1:
-            raise ConfigurationError(
-                f"delivery_limit={delivery_limit}: say a positive number (-1 drops events on RabbitMQ 3.10)"
-            )
+
+    def __repr__(self) -> str:
+        handlers = ", ".join(router.name for router in self.routers) or "none"
+        plugins = ", ".join(type(plugin).__name__ for plugin in self.plugins) or "none"
+        return f"<Bus {self.name!r} on {self.address}, {self._state}; routers: {handlers}; plugins: {plugins}>"
 
     def sibling(
         self,
@@ -311,13 +337,16 @@ class Bus:
                 ", ".join(sorted(queues)),
             )
 
-    async def serve(self, *, grace: float | None = None, started: Callable[[], object] | None = None) -> None:
+    async def serve(self, *, grace: Seconds | None = None, started: Callable[[], object] | None = None) -> None:
         """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers.
 
-        ``grace`` (seconds) stands in for the bus's. ``started`` is called once the bus runs.
+        :param grace: How long running handlers have to end (seconds, or a timedelta); by default what the bus says.
+        :param started: Called without arguments once the bus runs.
         """
         if grace is not None:
-            self.configuration = msgspec.structs.replace(self.configuration, grace=grace)
+            self.configuration = msgspec.structs.replace(self.configuration, grace=seconds("serve: grace", grace))
+        if started is not None and not callable(cast("object", started)):
+            raise wrong("serve: started", started, "say a function without parameters")
         stop_asked = self._stop_asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
@@ -414,8 +443,8 @@ class Bus:
         payload: Event[P],
         /,
         *,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
     ) -> Event[P]: ...
 
     @overload
@@ -425,10 +454,10 @@ class Bus:
         /,
         *,
         id: UUID | str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
         metadata: dict[str, str] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | UUID | None = None,
     ) -> Event[P]: ...
 
     async def publish(
@@ -437,22 +466,29 @@ class Bus:
         /,
         *,
         id: UUID | str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
         metadata: dict[str, str] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | UUID | None = None,
     ) -> Event[P]:
         """Publish an event, and return it in its envelope once the broker has taken responsibility.
-
-        ``payload`` is an instance of an `@event` class, or an `Event` that keeps its envelope. With ``delay`` it is
-        delivered later. ``timeout`` (seconds) stands in for the bus's.
 
         Published while another event is handled, it is caused by that one, and its id derives from that one's and from
         what it says: a repeated attempt repeats its ids, and no two different events share one. With ``id`` its author
         says which event it is: a UUID is taken as it is; any other text names the event among those of its type, in a
         handler those that the handled event causes, elsewhere those of this bus's name.
 
-        Raises `EncodeError` for what cannot be written, and a `PublishError` when it was not confirmed.
+        :param payload: An instance of an `@event` class; or an `Event`, which keeps its envelope, and so takes neither
+            ``id`` nor ``metadata`` nor ``correlation_id``.
+        :param id: Which event it is: a UUID, or a name that is this event's alone. By default a new one.
+        :param delay: How long it waits at the broker first, 30 days at most: seconds, or a timedelta. A time that is past
+            means at once.
+        :param timeout: How long publishing may take: seconds, or a timedelta. By default the bus's ``publish_timeout``.
+        :param metadata: Texts by name that travel with it: ``{"tenant": "acme"}``.
+        :param correlation_id: What it belongs to, a text or a UUID. By default the handled event's, or else its own id.
+
+        Raises `EncodeError` for what cannot be written, `ConfigurationError` for what cannot be meant, and a
+        `PublishError` when it was not confirmed.
         """
         event, message = self._running.prepare(
             payload, id=id, metadata=metadata, correlation_id=correlation_id, delay=delay, timeout=timeout
@@ -460,9 +496,14 @@ class Bus:
         await self._chain()(message)
         return event
 
-    async def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
-        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
+    async def publish_many(self, payloads: Iterable[Any], /, *, timeout: Seconds | None = None) -> list[Event[Any]]:
+        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised.
+
+        :param payloads: Instances of `@event` classes, or `Event` values, in a list or any other order.
+        :param timeout: How long it may take: seconds, or a timedelta. By default the bus's ``publish_timeout``.
+        """
         publishing = self._running
+        check_several(payloads)
         prepared = [publishing.prepare(payload, timeout=timeout) for payload in payloads]
         failed = await publishing.send_all([message for _, message in prepared], self._chain())
         if failed:
@@ -481,7 +522,7 @@ class Bus:
 
         Raises a `PublishError`; for a message that reached no queue as the bus's ``unroutable`` says.
         """
-        await self._running.send(message)
+        await self._running.send(check_message(message))
 
     @property
     def _running(self) -> Publishing:
@@ -577,12 +618,65 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _broker(broker: str | Sequence[str] | Broker, told: Configuration) -> Broker:
+def _routers(given: Sequence[object]) -> tuple[Router, ...]:
+    """Return the routers. Raises `ConfigurationError` for what else stands behind the broker."""
+    for each in given:
+        if isinstance(each, Router):
+            continue
+        if isinstance(each, (list, tuple)):
+            raise ConfigurationError(
+                "Bus: its routers stand one after the other: Bus(url, one, another) or Bus(url, *routers)"
+            )
+        if isinstance(each, str):
+            raise ConfigurationError("Bus: several URLs of one cluster stand in a list: Bus([url, other], router)")
+        if isinstance(each, Plugin):
+            raise ConfigurationError(
+                f"Bus: a plugin is given in a list: Bus(url, plugins=[{type(each).__name__}(...)])"
+            )
+        if callable(each) and not isinstance(each, type):
+            raise ConfigurationError(
+                f"Bus: {getattr(each, '__name__', kind_of(each))} is a function and no router: "
+                "put @router.on(...) above it, and say Bus(url, router)"
+            )
+        raise wrong("Bus: what follows the broker", each, "say routers, such as Bus(url, router)")
+    return cast("tuple[Router, ...]", tuple(given))
+
+
+def _limits(limits: object) -> Limits:
+    found = Limits() if limits is None else instance("Bus: limits", limits, Limits, "say Limits(body=4_000_000)")
+    whole("Limits: body", found.body)
+    whole("Limits: headers", found.headers)
+    return found
+
+
+def _ssl_context(context: object) -> ssl.SSLContext | None:
+    if context is None:
+        return None
+    return instance("Bus: ssl_context", context, ssl.SSLContext, "say ssl.create_default_context(...), or None")
+
+
+def _heartbeat(heartbeat: object) -> int:
+    found = seconds("Bus: heartbeat", heartbeat)
+    if found != int(found) or found > 65_535:
+        raise wrong("Bus: heartbeat", heartbeat, "say whole seconds, 0 to 65535 (AMQP carries no others)")
+    return int(found)
+
+
+def _broker(broker: object, told: Configuration) -> Broker:
     """Return the broker that is meant. aio-pika is imported when an amqp URL is first used."""
-    if not isinstance(broker, (str, Sequence)):
-        return broker
-    urls = [broker] if isinstance(broker, str) else list(broker)
-    if len(urls) == 1 and urls[0].startswith("memory:"):
+    if isinstance(broker, (Router, Plugin)):
+        raise wrong(
+            "Bus: broker", broker, "where to connect comes first: Bus(url, router), or Bus('memory://', router)"
+        )
+    several_urls = isinstance(broker, (list, tuple))
+    if broker is not None and not several_urls and not isinstance(broker, (str, bytes)):
+        if isinstance(broker, type) or not all(
+            hasattr(broker, name) for name in ("publish_many", "consume", "declare")
+        ):
+            raise wrong("Bus: broker", broker, "say a URL, a list of URLs of one cluster, or a Broker")
+        return cast("Broker", broker)
+    urls = cast("Sequence[str]", broker) if several_urls else (cast("str", broker),)
+    if len(urls) == 1 and isinstance(cast("object", urls[0]), str) and urls[0].strip().lower() == "memory://":
         from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 
         return EmbeddedBroker().client()

@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 
 import msgspec
 
+from rabbitevents.arguments import Seconds
 from rabbitevents.publishing.publishing import Unroutable
 from rabbitevents.wire import Form, Limits
 
@@ -47,12 +48,12 @@ class Told(TypedDict, total=False):
     declare: Declare
     unroutable: Unroutable
     form: Form
-    start_timeout: float
-    publish_timeout: float
-    grace: float
-    consumer_timeout: timedelta
+    start_timeout: Seconds
+    publish_timeout: Seconds
+    grace: Seconds
+    consumer_timeout: Seconds
     delivery_limit: int
     in_flight: int
     limits: Limits | None
     ssl_context: ssl.SSLContext | None
-    heartbeat: int
+    heartbeat: Seconds

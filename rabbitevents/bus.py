@@ -673,7 +673,8 @@ def _broker(broker: object, told: Configuration) -> Broker:
         if isinstance(broker, type) or not all(
             hasattr(broker, name) for name in ("publish_many", "consume", "declare")
         ):
-            raise wrong("Bus: broker", broker, "say a URL, a list of URLs of one cluster, or a Broker")
+            client = ", such as broker.client()" if hasattr(broker, "client") else ""
+            raise wrong("Bus: broker", broker, f"say a URL, a list of URLs of one cluster, or a Broker{client}")
         return cast("Broker", broker)
     urls = cast("Sequence[str]", broker) if several_urls else (cast("str", broker),)
     if len(urls) == 1 and isinstance(cast("object", urls[0]), str) and urls[0].strip().lower() == "memory://":

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from rabbitevents.arguments import LONGEST, instance, kind_of, seconds, span, wrong
+from rabbitevents.arguments import LONGEST, kind_of, seconds, span, wrong
 from rabbitevents.errors import ConfigurationError, EncodeError
 from rabbitevents.events import Event, Metadata, event_type, is_event
 from rabbitevents.message import Message
@@ -36,8 +36,9 @@ def correlation_of(value: object) -> str:
 
 def check_metadata(metadata: object) -> None:
     """Raise `ConfigurationError` for what is not text by text."""
-    pairs = instance("publish: metadata", metadata, Mapping, 'say a dict of texts, such as {"tenant": "acme"}')
-    for name, value in cast("Mapping[object, object]", pairs).items():
+    if not isinstance(metadata, Mapping):
+        raise wrong("publish: metadata", metadata, 'say a dict of texts, such as {"tenant": "acme"}')
+    for name, value in cast("Mapping[object, object]", metadata).items():
         if not isinstance(name, str):
             raise ConfigurationError(f"publish: metadata has {kind_of(name)} for a name: say a text")
         if not isinstance(value, str):

@@ -35,7 +35,7 @@ def kind_of(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def wrong(name: str, value: object, way_out: str) -> ConfigurationError:
@@ -43,16 +43,13 @@ def wrong(name: str, value: object, way_out: str) -> ConfigurationError:
     small = isinstance(value, (int, float)) and (isinstance(value, float) or abs(value) < 10**18)
     if value is None or small or isinstance(value, timedelta):
         return ConfigurationError(f"{name}={value}: {way_out}")
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[\d.]{1,12}\s*", value):
-        return ConfigurationError(f"{name}={value!r} is text: {way_out}")
     return ConfigurationError(f"{name} is {kind_of(value)}: {way_out}")
 
 
 def seconds(name: str, value: object, *, least: float = 0.0, positive: bool = False) -> float:
     """Return a time in seconds, ``least`` or more; with ``positive``, more than that."""
     if isinstance(value, str):
-        number = value.strip()
-        raise wrong(name, value, f"say {number if number.isdigit() else 30} (seconds) or a timedelta")
+        raise _text_for_a_number(name, value, f"say {_digits(value) or 30} (seconds) or a timedelta")
     if isinstance(value, timedelta):
         found = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -71,12 +68,25 @@ def span(name: str, value: object, *, least: float = 0.0, positive: bool = False
     return value if isinstance(value, timedelta) else timedelta(seconds=found)
 
 
-def whole(name: str, value: object, *, least: int = 1, most: int | None = None, why: str = "") -> int:
+def whole(name: str, value: object, *, least: int | None = 1, most: int | None = None, why: str = "") -> int:
     """Return a whole number, ``least`` to ``most``. ``why`` is added to the error, in parentheses."""
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
-        return value
-    which = f"{least} or more" if most is None else f"{least} to {most}"
-    raise wrong(name, value, f"say a whole number, {which}{f' ({why})' if why else ''}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        if (least is None or least <= value) and (most is None or value <= most):
+            return value
+    if isinstance(value, str) and _digits(value):
+        raise _text_for_a_number(name, value, f"say {_digits(value)}, a whole number")
+    which = "" if least is None else f", {least} or more" if most is None else f", {least} to {most}"
+    raise wrong(name, value, f"say a whole number{which}{f' ({why})' if why else ''}")
+
+
+def _digits(value: str) -> str:
+    """Return the whole number that a text is, as text; nothing, where it is none."""
+    return value.strip() if re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else ""
+
+
+def _text_for_a_number(name: str, value: str, way_out: str) -> ConfigurationError:
+    shown = f"={value!r}" if _digits(value) else ""
+    return ConfigurationError(f"{name}{shown} is text: {way_out}")
 
 
 def flag(name: str, value: object) -> bool:

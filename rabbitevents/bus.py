@@ -683,4 +683,8 @@ def _broker(broker: object, told: Configuration) -> Broker:
         return EmbeddedBroker().client()
     from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
 
+    if told.ssl_context is not None and not any(str(url).strip().lower().startswith("amqps:") for url in urls):
+        raise ConfigurationError(
+            "Bus: ssl_context is for amqps://, and no URL here says so: nothing would be encrypted"
+        )
     return RabbitMQ(*urls, ssl_context=told.ssl_context, heartbeat=told.heartbeat)

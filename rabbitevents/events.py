@@ -91,7 +91,7 @@ def event(
     if problem:
         raise ConfigurationError(problem)
     for name, number in (("version", version), ("oldest", oldest)):
-        whole(f"@event({type!r}): {name}", number, why="versions count from 1")
+        whole(f"@event({type!r}): {name}", number, least=None)
     for name, word in (("entity", entity), ("key", key)):
         if word is not None:
             text(f"@event({type!r}): {name}", word, such_as="order")
@@ -144,7 +144,7 @@ def upcast(cls: type, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
     Raises `ConfigurationError` for a class without `@event`, a version without a next one, or a second such step.
     """
     spec = event_type(cls)
-    whole(f"@upcast({cls.__name__}): from_version", from_version)
+    whole(f"@upcast({cls.__name__}): from_version", from_version, least=None)
     if not spec.oldest <= from_version < spec.version:
         raise ConfigurationError(
             f"{cls.__name__} understands versions {spec.oldest} to {spec.version}: no step leads on from version {from_version}"

@@ -57,10 +57,11 @@ class Idempotency(Plugin):
 
         Idempotency(RedisStore(client), lease=30, keep=timedelta(days=7))
 
-    An event is claimed for its handler (its queue and its id are the key), handled under a ``lease`` that is renewed as
-    long as the handler runs, and marked as done for as long as ``keep``, before it is acknowledged. One that was done is acknowledged at once; one that another worker has
-    under way comes back later, which is no attempt. ``delivery.fence`` is a number that grows with each claim of the
-    same event, for resources that refuse a lower one than they saw.
+    An event is claimed for its handler (its queue and its id are the key), handled under a ``lease`` that is renewed
+    as long as the handler runs, and marked as done for as long as ``keep``, before it is acknowledged. One that was
+    done is acknowledged at once; one that another worker has under way comes back later, which is no attempt.
+    ``delivery.fence`` is a number that grows with each claim of the same event, for resources that refuse a lower one
+    than they saw.
 
     :param store: A `RedisStore`, a `MemoryStore` or any `Store`.
     :param lease: For how long a claim stands that nobody renews, 0.1 s at least: seconds, or a timedelta; 30 s by default.

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from time import perf_counter
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Counter, MeterProvider
@@ -25,7 +25,7 @@ from rabbitevents import (
     Settlement,
     facts,
 )
-from rabbitevents.arguments import Seconds, instance, span
+from rabbitevents.arguments import Seconds, span, wrong
 from rabbitevents_metrics.flows import MOST_TYPES, Flows
 from rabbitevents_metrics.instruments import Instruments
 from rabbitevents_metrics.sampling import Sampling
@@ -57,8 +57,8 @@ class Metrics(Plugin):
         meter_provider: MeterProvider | None = None,
         interval: Seconds | None = timedelta(seconds=15),
     ) -> None:
-        if meter_provider is not None:
-            instance("Metrics: meter_provider", meter_provider, MeterProvider, "say a MeterProvider of OpenTelemetry")
+        if not isinstance(cast("object", meter_provider), MeterProvider | None):
+            raise wrong("Metrics: meter_provider", meter_provider, "say a MeterProvider of OpenTelemetry")
         self._interval = None if interval is None else span("Metrics: interval", interval, least=1)
         meter = metrics.get_meter(
             "rabbitevents", version("rabbitevents"), meter_provider=meter_provider, schema_url=SCHEMA

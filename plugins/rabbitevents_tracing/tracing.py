@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
@@ -35,7 +35,7 @@ from rabbitevents import (
     Settlement,
     facts,
 )
-from rabbitevents.arguments import flag, instance
+from rabbitevents.arguments import flag, wrong
 from rabbitevents_tracing.attempts import Attempt, Stories, place_of
 from rabbitevents_tracing.attributes import error_type, fail, of_delivery, of_message, of_place
 from rabbitevents_tracing.carrier import LINK, Headers, left_behind, previous_attempt, read, written
@@ -65,10 +65,8 @@ class Tracing(Plugin):
     def __init__(
         self, *, tracer_provider: TracerProvider | None = None, link: bool = False, error_text: bool = False
     ) -> None:
-        if tracer_provider is not None:
-            instance(
-                "Tracing: tracer_provider", tracer_provider, TracerProvider, "say a TracerProvider of OpenTelemetry"
-            )
+        if not isinstance(cast("object", tracer_provider), TracerProvider | None):
+            raise wrong("Tracing: tracer_provider", tracer_provider, "say a TracerProvider of OpenTelemetry")
         self._tracer = trace.get_tracer(
             "rabbitevents", version("rabbitevents"), tracer_provider=tracer_provider, schema_url=SCHEMA
         )

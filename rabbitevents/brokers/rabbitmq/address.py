@@ -112,10 +112,10 @@ def _split(rest: str) -> tuple[str, str, str]:
 
 
 def _problem_of_host(host: str) -> str:
-    if not host or host.startswith(":"):
-        return "has no host"
     if host.count(":") > 1 and not host.startswith("["):
         return "has an IPv6 address without brackets (write [::1]:5672)"
+    if not host or host.startswith(":"):
+        return "has no host"
     found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[\w.-]+)(?::(\d{1,6}))?", host)
     if found is None:
         return "has a host or a port that cannot be one; a / in a password is written %2F"

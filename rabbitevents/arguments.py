@@ -70,9 +70,9 @@ def span(name: str, value: object, *, least: float = 0.0, positive: bool = False
 
 def whole(name: str, value: object, *, least: int | None = 1, most: int | None = None, why: str = "") -> int:
     """Return a whole number, ``least`` to ``most``. ``why`` is added to the error, in parentheses."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if (least is None or least <= value) and (most is None or value <= most):
-            return value
+    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if number is not None and (least is None or least <= number) and (most is None or number <= most):
+        return number
     if isinstance(value, str) and _digits(value):
         raise _text_for_a_number(name, value, f"say {_digits(value)}, a whole number")
     which = "" if least is None else f", {least} or more" if most is None else f", {least} to {most}"
@@ -128,7 +128,7 @@ def instance(name: str, value: object, kind: type[T], way_out: str) -> T:
 def several(name: str, value: object, kind: type[T], such_as: str) -> tuple[T, ...]:
     """Return instances of ``kind`` that were given as a list, or in any other order."""
     if isinstance(value, (str, bytes, Mapping, kind)) or not isinstance(value, Iterable):
-        raise wrong(name, value, f"it takes a list, such as {such_as}")
+        raise wrong(name, cast("object", value), f"it takes a list, such as {such_as}")
     items = tuple(cast("Iterable[object]", value))
     for item in items:
         if not isinstance(item, kind):

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -168,7 +168,7 @@ def is_event(cls: object) -> bool:
 
 def event_type(cls: type) -> EventType:
     """Return what `@event` says of ``cls``. Raises `ConfigurationError` for a class without it."""
-    spec = vars(cls).get(_MARK) if isinstance(cls, type) else None
+    spec = vars(cls).get(_MARK) if isinstance(cast("object", cls), type) else None
     if not isinstance(spec, EventType):
         named = getattr(cls, "__name__", kind_of(cls))
         raise ConfigurationError(f'{named} is no event: put @event("its.name") above the class')

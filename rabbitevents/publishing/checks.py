@@ -131,7 +131,11 @@ def check_several(payloads: object) -> None:
     """Raise `ConfigurationError` for what is one event, or no events, where several are to be published."""
     one = isinstance(payloads, (Event, str, bytes, Mapping, type)) or is_event(type(payloads))
     if one or not isinstance(payloads, Iterable):
-        raise wrong("publish_many: payloads", payloads, "say a list of events; one alone is published by publish(...)")
+        raise wrong(
+            "publish_many: payloads",
+            cast("object", payloads),
+            "say a list of events; one alone is published by publish(...)",
+        )
 
 
 def check_is_event(payload: object) -> None:

@@ -127,8 +127,9 @@ def instance(name: str, value: object, kind: type[T], way_out: str) -> T:
 
 def several(name: str, value: object, kind: type[T], such_as: str) -> tuple[T, ...]:
     """Return instances of ``kind`` that were given as a list, or in any other order."""
+    given = value
     if isinstance(value, (str, bytes, Mapping, kind)) or not isinstance(value, Iterable):
-        raise wrong(name, cast("object", value), f"it takes a list, such as {such_as}")
+        raise wrong(name, given, f"it takes a list, such as {such_as}")
     items = tuple(cast("Iterable[object]", value))
     for item in items:
         if not isinstance(item, kind):

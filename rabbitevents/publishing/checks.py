@@ -49,15 +49,39 @@ def check_metadata(metadata: object) -> None:
 
 def check_envelope(event: Event[Any], id: object, metadata: object, correlation_id: object) -> None:
     """Raise for what cannot be said besides an envelope (`ConfigurationError`), and for a wrong one (`EncodeError`)."""
-    said = {"id": id, "metadata": metadata, "correlation_id": correlation_id}
-    for name, value in said.items():
-        if value is not None:
-            raise ConfigurationError(
-                f"publish: {name}= was given for an Event, which has an envelope of its own: "
-                "publish its payload with it, or the Event without"
-            )
-    stamp = event.timestamp
-    if isinstance(cast("object", stamp), datetime) and stamp.tzinfo is None:
+    if id is not None or metadata is not None or correlation_id is not None:
+        said = "id" if id is not None else "metadata" if metadata is not None else "correlation_id"
+        raise ConfigurationError(
+            f"publish: {said}= was given for an Event, which has an envelope of its own: "
+            "publish its payload with it, or the Event without"
+        )
+    if not _is_as_usual(event):
+        _look_closely(event)
+
+
+def _is_as_usual(event: Event[Any]) -> bool:
+    """Say whether an envelope is like nearly every one, in a tenth of the time that `_look_closely` takes."""
+    here = event.metadata
+    return (
+        type(event.id) is UUID
+        and type(event.type) is str
+        and type(event.version) is int
+        and type(event.timestamp) is datetime
+        and event.timestamp.tzinfo is not None
+        and (event.entity_type is None or type(event.entity_type) is str)
+        and (event.entity_id is None or type(event.entity_id) is str)
+        and type(here) is Metadata
+        and (here.correlation_id is None or type(here.correlation_id) is str)
+        and (here.causation_id is None or type(here.causation_id) is str)
+        and (here.source is None or type(here.source) is str)
+        and here.extra == {}
+    )
+
+
+def _look_closely(event: Event[Any]) -> None:
+    """Raise for the first field that cannot be meant."""
+    stamp: object = event.timestamp
+    if isinstance(stamp, datetime) and stamp.tzinfo is None:
         raise EncodeError(f"{_named(event)}: its timestamp has no time zone: say datetime.now(UTC)")
     for name, kinds in _ENVELOPE.items():
         _check_field(_named(event), name, getattr(event, name), kinds)
@@ -129,11 +153,12 @@ def check_message(message: object) -> Message:
 
 def check_several(payloads: object) -> None:
     """Raise `ConfigurationError` for what is one event, or no events, where several are to be published."""
+    given = payloads
     one = isinstance(payloads, (Event, str, bytes, Mapping, type)) or is_event(type(payloads))
     if one or not isinstance(payloads, Iterable):
         raise wrong(
             "publish_many: payloads",
-            cast("object", payloads),
+            given,
             "say a list of events; one alone is published by publish(...)",
         )
 

@@ -45,8 +45,9 @@ class SyncBus:
 
     :param broker: Where to connect: a URL, or several of one cluster in a list.
     :param plugins: What stands around every event, the first one outermost.
-    :param settings: Those of `Bus`, by keyword: ``name``, ``exchange``, ``publish_timeout`` and the others. ``grace``,
-        which plugins have to end, is 5 s here.
+    :param settings: Those of `Bus`, as keywords, with the same defaults: ``name``, ``exchange``, ``declare``,
+        ``unroutable``, ``form``, ``start_timeout``, ``publish_timeout``, ``grace`` (5 s here), ``consumer_timeout``,
+        ``delivery_limit``, ``in_flight``, ``limits``, ``ssl_context``, ``heartbeat``.
 
     Every call blocks its thread, and so is refused where an event loop runs: `Bus` is for there.
     """

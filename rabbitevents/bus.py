@@ -18,11 +18,20 @@ from uuid import UUID
 import msgspec
 
 from rabbitevents import topology
-from rabbitevents.arguments import Seconds, instance, kind_of, one_of, seconds, several, span, text, whole, wrong
+from rabbitevents.arguments import Seconds, one_of, seconds, several, span, text, whole, wrong
 from rabbitevents.brokers import Broker, Settings
 from rabbitevents.brokers.home import Home
 from rabbitevents.browsing import HOLD, Browsing
-from rabbitevents.configuration import Configuration, Declare, Told
+from rabbitevents.configuration import (
+    Configuration,
+    Declare,
+    Told,
+    broker_of,
+    heartbeat_of,
+    limits_of,
+    routers_of,
+    ssl_context_of,
+)
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.signatures import Factory, Provided
@@ -104,7 +113,7 @@ class Bus:
         ssl_context: ssl.SSLContext | None = None,
         heartbeat: Seconds = 10,
     ) -> None:
-        self.routers: tuple[Router, ...] = _routers(routers)
+        self.routers: tuple[Router, ...] = routers_of(routers)
         self.plugins: tuple[Plugin, ...] = several("Bus: plugins", plugins, Plugin, "plugins=[DeadLetter(), Retry()]")
         self.name: str = text(
             "Bus: name", (routers[0].name if routers else "rabbitevents") if name is None else name, such_as="shop"
@@ -122,13 +131,13 @@ class Bus:
             consumer_timeout=span("Bus: consumer_timeout", consumer_timeout, positive=True),
             delivery_limit=whole("Bus: delivery_limit", delivery_limit, why="-1 drops events on RabbitMQ 3.10"),
             in_flight=whole("Bus: in_flight", in_flight),
-            limits=_limits(limits),
-            ssl_context=_ssl_context(ssl_context),
-            heartbeat=_heartbeat(heartbeat),
+            limits=limits_of(limits),
+            ssl_context=ssl_context_of(ssl_context),
+            heartbeat=heartbeat_of(heartbeat),
         )
         self.consumer_timeout: timedelta = self.configuration.consumer_timeout
         self.limits: Limits = self.configuration.limits
-        self._broker = _broker(broker, self.configuration)
+        self._broker = broker_of(broker, self.configuration)
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
         self._publish_chain: Publish = self.send
@@ -160,12 +169,16 @@ class Bus:
     ) -> Bus:
         """Return another bus, not started: with the same handlers, plugins, settings and provided values, but as said here.
 
-        ``settings`` are `Bus`'s own. Without ``broker`` it takes this bus's place on its broker: only one of the two
-        may be started.
+        :param broker: Where to connect. Without it, the sibling takes this bus's place on its broker: only one of the two
+            may be started.
+        :param routers: Those that stand in for this bus's; ``[]`` is none.
+        :param plugins: Those that stand in for this bus's; ``[]`` is none.
+        :param settings: Settings of `Bus` that are to be others: ``name="shop", grace=5``.
         """
         there = self._broker if broker is None else broker
         handlers = self.routers if routers is None else routers
         chain = self.plugins if plugins is None else plugins
+        handlers = several("sibling: routers", handlers, Router, "routers=[router]")
         told: dict[str, Any] = {**msgspec.structs.asdict(self.configuration), **settings}
         other = Bus(there, *handlers, plugins=chain, **told)
         other._provided = {**self._provided, Bus: Provided(other)}
@@ -520,7 +533,10 @@ class Bus:
     async def send(self, message: Message, /) -> None:
         """Publish a message past every plugin, and return once the broker has taken responsibility.
 
-        Raises a `PublishError`; for a message that reached no queue as the bus's ``unroutable`` says.
+        :param message: Its every field is of the type that it says, and its body bytes.
+
+        Raises a `PublishError`; for a message that reached no queue as the bus's ``unroutable`` says. Raises `EncodeError`
+        for a field that cannot be written.
         """
         await self._running.send(check_message(message))
 
@@ -548,12 +564,22 @@ class Bus:
                 log.exception("observing %s failed", type(fact).__name__)
 
     async def pause(self, subscription: str, /) -> None:
-        """Stop taking deliveries for a subscription (``<router>.<handler>``); what has not begun is given back."""
+        """Stop taking deliveries for a subscription; what has not begun is given back.
+
+        :param subscription: ``<router>.<handler>``: "shop.payment.charge".
+
+        Raises `ConfigurationError` where there is none of that name.
+        """
         self._home.check()
         await self._workforce[subscription].pause()
 
     async def resume(self, subscription: str, /) -> None:
-        """Take deliveries again. Raises `ConfigurationError` when a handler of that very subscription calls it."""
+        """Take deliveries again.
+
+        :param subscription: ``<router>.<handler>``.
+
+        Raises `ConfigurationError` where there is none of that name, and when a handler of that very subscription calls it.
+        """
         self._home.check()
         workers = self._workforce[subscription]
         if workers.is_at_work(asyncio.current_task()):
@@ -594,10 +620,12 @@ class Bus:
     async def depth(self, queue: str, /) -> Depth | None:
         """Look how many messages a queue has ready, and how many consumers; None if there is none of that name.
 
+        :param queue: Its name: "shop.payment.charge", or "shop.payment.charge.dead".
+
         Raises `BrokerError`.
         """
         self._home.check()
-        return await self._broker.depth(queue)
+        return await self._broker.depth(text("depth: queue", queue, such_as="shop.payment.charge"))
 
     def browse(self, queue: str, /, *, hold: int = HOLD) -> Browsing:
         """Return a look into a queue: ``async with bus.browse(queue) as look: async for delivery in look: ...``.
@@ -616,75 +644,3 @@ def _is_cancelled() -> bool:
     """Say whether somebody cancelled the current task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _routers(given: Sequence[object]) -> tuple[Router, ...]:
-    """Return the routers. Raises `ConfigurationError` for what else stands behind the broker."""
-    for each in given:
-        if isinstance(each, Router):
-            continue
-        if isinstance(each, (list, tuple)):
-            raise ConfigurationError(
-                "Bus: its routers stand one after the other: Bus(url, one, another) or Bus(url, *routers)"
-            )
-        if isinstance(each, str):
-            raise ConfigurationError("Bus: several URLs of one cluster stand in a list: Bus([url, other], router)")
-        if isinstance(each, Plugin):
-            raise ConfigurationError(
-                f"Bus: a plugin is given in a list: Bus(url, plugins=[{type(each).__name__}(...)])"
-            )
-        if callable(each) and not isinstance(each, type):
-            raise ConfigurationError(
-                f"Bus: {getattr(each, '__name__', kind_of(each))} is a function and no router: "
-                "put @router.on(...) above it, and say Bus(url, router)"
-            )
-        raise wrong("Bus: what follows the broker", each, "say routers, such as Bus(url, router)")
-    return cast("tuple[Router, ...]", tuple(given))
-
-
-def _limits(limits: object) -> Limits:
-    found = Limits() if limits is None else instance("Bus: limits", limits, Limits, "say Limits(body=4_000_000)")
-    whole("Limits: body", found.body)
-    whole("Limits: headers", found.headers)
-    return found
-
-
-def _ssl_context(context: object) -> ssl.SSLContext | None:
-    if context is None:
-        return None
-    return instance("Bus: ssl_context", context, ssl.SSLContext, "say ssl.create_default_context(...), or None")
-
-
-def _heartbeat(heartbeat: object) -> int:
-    found = seconds("Bus: heartbeat", heartbeat)
-    if found != int(found) or found > 65_535:
-        raise wrong("Bus: heartbeat", heartbeat, "say whole seconds, 0 to 65535 (AMQP carries no others)")
-    return int(found)
-
-
-def _broker(broker: object, told: Configuration) -> Broker:
-    """Return the broker that is meant. aio-pika is imported when an amqp URL is first used."""
-    if isinstance(broker, (Router, Plugin)):
-        raise wrong(
-            "Bus: broker", broker, "where to connect comes first: Bus(url, router), or Bus('memory://', router)"
-        )
-    several_urls = isinstance(broker, (list, tuple))
-    if broker is not None and not several_urls and not isinstance(broker, (str, bytes)):
-        if isinstance(broker, type) or not all(
-            hasattr(broker, name) for name in ("publish_many", "consume", "declare")
-        ):
-            client = ", such as broker.client()" if hasattr(broker, "client") else ""
-            raise wrong("Bus: broker", broker, f"say a URL, a list of URLs of one cluster, or a Broker{client}")
-        return cast("Broker", broker)
-    urls = cast("Sequence[str]", broker) if several_urls else (cast("str", broker),)
-    if len(urls) == 1 and isinstance(cast("object", urls[0]), str) and urls[0].strip().lower() == "memory://":
-        from rabbitevents.brokers.embedded.broker import EmbeddedBroker
-
-        return EmbeddedBroker().client()
-    from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
-
-    if told.ssl_context is not None and not any(str(url).strip().lower().startswith("amqps:") for url in urls):
-        raise ConfigurationError(
-            "Bus: ssl_context is for amqps://, and no URL here says so: nothing would be encrypted"
-        )
-    return RabbitMQ(*urls, ssl_context=told.ssl_context, heartbeat=told.heartbeat)

@@ -11,16 +11,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
 import msgspec
 
 from rabbitevents import topology
+from rabbitevents.arguments import Seconds, one_of, seconds, several, span, text, whole, wrong
 from rabbitevents.brokers import Broker, Settings
 from rabbitevents.brokers.home import Home
 from rabbitevents.browsing import HOLD, Browsing
-from rabbitevents.configuration import Configuration, Declare, Told
+from rabbitevents.configuration import (
+    Configuration,
+    Declare,
+    Told,
+    broker_of,
+    heartbeat_of,
+    limits_of,
+    routers_of,
+    ssl_context_of,
+)
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.factories import Factory, Provided, check_factory
@@ -32,6 +42,7 @@ from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
 from rabbitevents.message import Message
 from rabbitevents.plugin import Plugin, Publish, amending, check_order, overrides, standing_in, wrap
+from rabbitevents.publishing.checks import check_message, check_several
 from rabbitevents.publishing.publishing import Checked, Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
@@ -47,18 +58,40 @@ HARD_STOP = 5.0
 
 
 class Bus:
-    """A service's way to publish events and to handle them.
+    """A service's way to publish events and to handle them. Start it with ``async with bus:``, or with `run`.
 
-    ``broker`` is one URL or several of the same cluster (``amqp://``, ``amqps://``), ``memory://`` for an embedded
-    broker of its own, or a `Broker`. ``routers`` bring the handlers; without any, the bus only publishes.
+    ::
 
-    ``plugins`` stand around every event, the first one outermost. ``name`` is the events' source (the first router's
-    name). ``exchange`` is the topic exchange. ``grace`` is how long running handlers have to end, ``start_timeout`` how
-    long a broker that is away is waited for, ``publish_timeout`` how long a publish may take, all in seconds.
-    ``consumer_timeout`` is the broker's (30 min where it is not configured): what is held is given back at half of it.
-    ``declare="passive"`` only looks whether queues are there. ``delivery_limit`` is how often the broker itself
-    redelivers before it gives up on an event. ``form`` is how events are written on the wire. ``check="always"`` reads
-    each event back before it is published, and refuses what no consumer could read; ``"never"`` leaves that out.
+        bus = Bus("amqp://user:password@host:5672/vhost", router, plugins=[DeadLetter(), Retry()], grace=20)
+
+    Times are seconds, or a timedelta. Raises `ConfigurationError` for what cannot be meant.
+
+    :param broker: Where to connect: a URL, or several of one cluster in a list (``amqp://``, ``amqps://``); ``memory://``
+        for an embedded broker of its own; or a `Broker`. Signs such as ``@`` and ``/`` in a password are escaped (``%40``,
+        ``%2F``). Of a URL's parameters count ``?heartbeat=`` (seconds), ``?auth=`` and the files of TLS (``?cafile=``,
+        ``?certfile=``, ``?keyfile=``).
+    :param routers: They bring the handlers. Without any, the bus only publishes.
+    :param plugins: What stands around every event, the first one outermost: ``[DeadLetter(), Retry()]``. None by default.
+    :param name: The events' source, and the connections' name. By default the first router's name, or "rabbitevents".
+    :param exchange: The topic exchange that events are published to, "events" by default.
+    :param declare: "active" (the default) declares what is missing; "passive" only looks whether it is there; "none"
+        does neither.
+    :param unroutable: What an event is that no queue is bound for: "warn" (the default) counts it and logs it once a type,
+        "raise" makes it an `UnroutableError`, "ignore" leaves it.
+    :param form: How events are written on the wire: "amqp" (the default), "cloudevents" or "cloudevents-binary".
+    :param check: "always" (the default) reads each event back before it is published, and refuses what no consumer could
+        read; "never" leaves that out.
+    :param start_timeout: How long a broker that is away is waited for at the start: 30 s.
+    :param publish_timeout: How long a publish may take: 30 s.
+    :param grace: How long running handlers have to end at a stop: 30 s. With 0 they are cut off at once.
+    :param consumer_timeout: The broker's own setting (30 min where it is not configured): what is held is given back at
+        half of it.
+    :param delivery_limit: How often the broker itself redelivers before it gives up on an event: 50.
+    :param in_flight: How many publishes wait for their confirmation at a time: 1000. Further ones wait before they are sent.
+    :param limits: The largest event, 1 MiB and 64 KiB of headers by default: ``Limits(body=4_000_000)``.
+    :param ssl_context: What ``amqps://`` trusts, and shows of itself: ``ssl.create_default_context(cafile="ca.pem")``. By
+        default what the system trusts.
+    :param heartbeat: Whole seconds: a broker that is silent for two and a half of them is given up. 10; 0 is none.
     """
 
     def __init__(
@@ -72,40 +105,42 @@ class Bus:
         unroutable: Unroutable = "warn",
         form: Form = "amqp",
         check: Checked = "always",
-        start_timeout: float = 30.0,
-        publish_timeout: float = 30.0,
-        grace: float = 30.0,
-        consumer_timeout: timedelta = timedelta(minutes=30),
+        start_timeout: Seconds = 30.0,
+        publish_timeout: Seconds = 30.0,
+        grace: Seconds = 30.0,
+        consumer_timeout: Seconds = timedelta(minutes=30),
         delivery_limit: int = 50,
         in_flight: int = 1000,
         limits: Limits | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        heartbeat: int = 10,
+        heartbeat: Seconds = 10,
     ) -> None:
-        self.name: str = name or (routers[0].name if routers else "rabbitevents")
-        self.exchange = exchange
-        self.plugins: tuple[Plugin, ...] = tuple(plugins)
-        self.routers = routers
+        self.routers: tuple[Router, ...] = routers_of(routers)
+        self.plugins: tuple[Plugin, ...] = several("Bus: plugins", plugins, Plugin, "plugins=[DeadLetter(), Retry()]")
+        self.name: str = text(
+            "Bus: name", (routers[0].name if routers else "rabbitevents") if name is None else name, such_as="shop"
+        )
+        self.exchange: str = text("Bus: exchange", exchange, such_as="events", most=200)
         self.configuration: Configuration = Configuration(
             name=self.name,
             exchange=exchange,
-            declare=declare,
-            unroutable=unroutable,
-            form=form,
-            check=check,
-            start_timeout=start_timeout,
-            publish_timeout=publish_timeout,
-            grace=grace,
-            consumer_timeout=consumer_timeout,
-            delivery_limit=delivery_limit,
-            in_flight=in_flight,
-            limits=limits or Limits(),
-            ssl_context=ssl_context,
-            heartbeat=heartbeat,
+            declare=one_of("Bus: declare", declare, Declare),
+            unroutable=one_of("Bus: unroutable", unroutable, Unroutable),
+            form=one_of("Bus: form", form, Form),
+            check=one_of("Bus: check", check, Checked),
+            start_timeout=seconds("Bus: start_timeout", start_timeout, positive=True),
+            publish_timeout=seconds("Bus: publish_timeout", publish_timeout, positive=True),
+            grace=seconds("Bus: grace", grace),
+            consumer_timeout=span("Bus: consumer_timeout", consumer_timeout, positive=True),
+            delivery_limit=whole("Bus: delivery_limit", delivery_limit, why="-1 drops events on RabbitMQ 3.10"),
+            in_flight=whole("Bus: in_flight", in_flight),
+            limits=limits_of(limits),
+            ssl_context=ssl_context_of(ssl_context),
+            heartbeat=heartbeat_of(heartbeat),
         )
-        self.consumer_timeout: timedelta = consumer_timeout
+        self.consumer_timeout: timedelta = self.configuration.consumer_timeout
         self.limits: Limits = self.configuration.limits
-        self._broker = _broker(broker, self.configuration)
+        self._broker = broker_of(broker, self.configuration)
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
         self._publish_chain: Publish = self.send
@@ -121,10 +156,11 @@ class Bus:
         self._drain_until = 0.0
         self._stop_asked: asyncio.Event | None = None
         check_order(self.plugins, "the bus")
-        if delivery_limit < 1:
-            raise ConfigurationError(
-                f"delivery_limit={delivery_limit}: say a positive number (-1 drops events on RabbitMQ 3.10)"
-            )
+
+    def __repr__(self) -> str:
+        handlers = ", ".join(router.name for router in self.routers) or "none"
+        plugins = ", ".join(type(plugin).__name__ for plugin in self.plugins) or "none"
+        return f"<Bus {self.name!r} on {self.address}, {self._state}; routers: {handlers}; plugins: {plugins}>"
 
     def sibling(
         self,
@@ -136,12 +172,16 @@ class Bus:
     ) -> Bus:
         """Return another bus, not started: with the same handlers, plugins, settings and provided values, but as said here.
 
-        ``settings`` are `Bus`'s own. Without ``broker`` it takes this bus's place on its broker: only one of the two
-        may be started.
+        :param broker: Where to connect. Without it, the sibling takes this bus's place on its broker: only one of the two
+            may be started.
+        :param routers: Those that stand in for this bus's; ``[]`` is none.
+        :param plugins: Those that stand in for this bus's; ``[]`` is none.
+        :param settings: Settings of `Bus` that are to be others: ``name="shop", grace=5``.
         """
         there = self._broker if broker is None else broker
         handlers = self.routers if routers is None else routers
         chain = self.plugins if plugins is None else plugins
+        handlers = several("sibling: routers", handlers, Router, "routers=[router]")
         told: dict[str, Any] = {**msgspec.structs.asdict(self.configuration), **settings}
         other = Bus(there, *handlers, plugins=chain, **told)
         other._provided = {**self._provided, Bus: Provided(other)}
@@ -339,13 +379,16 @@ class Bus:
                     topology.DELAY_LOST,
                 )
 
-    async def serve(self, *, grace: float | None = None, started: Callable[[], object] | None = None) -> None:
+    async def serve(self, *, grace: Seconds | None = None, started: Callable[[], object] | None = None) -> None:
         """Run until SIGTERM or SIGINT (or `ask_to_stop`), then drain. A second signal does not wait for handlers.
 
-        ``grace`` (seconds) stands in for the bus's. ``started`` is called once the bus runs.
+        :param grace: How long running handlers have to end (seconds, or a timedelta); by default what the bus says.
+        :param started: Called without arguments once the bus runs.
         """
         if grace is not None:
-            self.configuration = msgspec.structs.replace(self.configuration, grace=grace)
+            self.configuration = msgspec.structs.replace(self.configuration, grace=seconds("serve: grace", grace))
+        if started is not None and not callable(cast("object", started)):
+            raise wrong("serve: started", started, "say a function without parameters")
         stop_asked = self._stop_asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
@@ -444,8 +487,8 @@ class Bus:
         *,
         exchange: str | None = None,
         key: str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
     ) -> Event[P]: ...
 
     @overload
@@ -457,10 +500,10 @@ class Bus:
         id: UUID | str | None = None,
         exchange: str | None = None,
         key: str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
         metadata: dict[str, str] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | UUID | None = None,
     ) -> Event[P]: ...
 
     async def publish(
@@ -471,27 +514,33 @@ class Bus:
         id: UUID | str | None = None,
         exchange: str | None = None,
         key: str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
         metadata: dict[str, str] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | UUID | None = None,
     ) -> Event[P]:
         """Publish an event, and return it in its envelope once the broker has taken responsibility.
-
-        ``payload`` is an instance of an `@event` class, or an `Event` that keeps its envelope. With ``delay`` it is
-        delivered later. ``timeout`` (seconds) stands in for the bus's.
-
-        ``exchange`` is another team's exchange to publish it to, which must be there, and ``key`` the routing key (its
-        type): ``await bus.publish(booked, exchange="partner", key="booking.made")``. ``exchange=""`` is AMQP's default
-        exchange, where ``key`` names the one queue, and a queue that is not there is an error. What no queue is bound
-        for is as ``unroutable`` says, there too. Only what goes to the bus's own exchange can have a ``delay``.
 
         Published while another event is handled, it is caused by that one, and its id derives from that one's and from
         what it says: a repeated attempt repeats its ids, and no two different events share one. With ``id`` its author
         says which event it is: a UUID is taken as it is; any other text names the event among those of its type, in a
         handler those that the handled event causes, elsewhere those of this bus's name.
 
-        Raises `EncodeError` for what cannot be written, and a `PublishError` when it was not confirmed.
+        :param payload: An instance of an `@event` class; or an `Event`, which keeps its envelope, and so takes neither
+            ``id`` nor ``metadata`` nor ``correlation_id``.
+        :param id: Which event it is: a UUID, or a name that is this event's alone. By default a new one.
+        :param exchange: Another team's exchange to publish it to, which must be there: ``exchange="partner",
+            key="booking.made"``. With ``""``, AMQP's default exchange, ``key`` names the one queue. What no queue is bound
+            for is as ``unroutable`` says, there too; a ``delay`` is refused there. By default the bus's own.
+        :param key: The routing key; by default the event's type.
+        :param delay: How long it waits at the broker first, 30 days at most: seconds, or a timedelta. A time that is past
+            means at once.
+        :param timeout: How long publishing may take: seconds, or a timedelta. By default the bus's ``publish_timeout``.
+        :param metadata: Texts by name that travel with it: ``{"tenant": "acme"}``.
+        :param correlation_id: What it belongs to, a text or a UUID. By default the handled event's, or else its own id.
+
+        Raises `EncodeError` for what cannot be written, `ConfigurationError` for what cannot be meant, and a
+        `PublishError` when it was not confirmed.
         """
         event, message = self._running.prepare(
             payload,
@@ -506,9 +555,14 @@ class Bus:
         await self._chain()(message)
         return event
 
-    async def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
-        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
+    async def publish_many(self, payloads: Iterable[Any], /, *, timeout: Seconds | None = None) -> list[Event[Any]]:
+        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised.
+
+        :param payloads: Instances of `@event` classes, or `Event` values, in a list or any other order.
+        :param timeout: How long it may take: seconds, or a timedelta. By default the bus's ``publish_timeout``.
+        """
         publishing = self._running
+        check_several(payloads)
         prepared = [publishing.prepare(payload, timeout=timeout) for payload in payloads]
         failed = await publishing.send_all([message for _, message in prepared], self._chain())
         if failed:
@@ -525,9 +579,12 @@ class Bus:
     async def send(self, message: Message, /) -> None:
         """Publish a message past every plugin, and return once the broker has taken responsibility.
 
-        Raises a `PublishError`; for a message that reached no queue as the bus's ``unroutable`` says.
+        :param message: Its every field is of the type that it says, and its body bytes.
+
+        Raises a `PublishError`; for a message that reached no queue as the bus's ``unroutable`` says. Raises `EncodeError`
+        for a field that cannot be written.
         """
-        await self._running.send(message)
+        await self._running.send(check_message(message))
 
     @property
     def _running(self) -> Publishing:
@@ -553,12 +610,22 @@ class Bus:
                 log.exception("observing %s failed", type(fact).__name__)
 
     async def pause(self, subscription: str, /) -> None:
-        """Stop taking deliveries for a subscription (``<router>.<handler>``); what has not begun is given back."""
+        """Stop taking deliveries for a subscription; what has not begun is given back.
+
+        :param subscription: ``<router>.<handler>``: "shop.payment.charge".
+
+        Raises `ConfigurationError` where there is none of that name.
+        """
         self._home.check()
         await self._workforce[subscription].pause()
 
     async def resume(self, subscription: str, /) -> None:
-        """Take deliveries again. Raises `ConfigurationError` when a handler of that very subscription calls it."""
+        """Take deliveries again.
+
+        :param subscription: ``<router>.<handler>``.
+
+        Raises `ConfigurationError` where there is none of that name, and when a handler of that very subscription calls it.
+        """
         self._home.check()
         workers = self._workforce[subscription]
         if workers.is_at_work(asyncio.current_task()):
@@ -612,10 +679,12 @@ class Bus:
     async def depth(self, queue: str, /) -> Depth | None:
         """Look how many messages a queue has ready, and how many consumers; None if there is none of that name.
 
+        :param queue: Its name: "shop.payment.charge", or "shop.payment.charge.dead".
+
         Raises `BrokerError`.
         """
         self._home.check()
-        return await self._broker.depth(queue)
+        return await self._broker.depth(text("depth: queue", queue, such_as="shop.payment.charge"))
 
     def browse(self, queue: str, /, *, hold: int = HOLD) -> Browsing:
         """Return a look into a queue: ``async with bus.browse(queue) as look: async for delivery in look: ...``.
@@ -634,17 +703,3 @@ def _is_cancelled() -> bool:
     """Say whether somebody cancelled the current task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _broker(broker: str | Sequence[str] | Broker, told: Configuration) -> Broker:
-    """Return the broker that is meant. aio-pika is imported when an amqp URL is first used."""
-    if not isinstance(broker, (str, Sequence)):
-        return broker
-    urls = [broker] if isinstance(broker, str) else list(broker)
-    if len(urls) == 1 and urls[0].startswith("memory:"):
-        from rabbitevents.brokers.embedded.broker import EmbeddedBroker
-
-        return EmbeddedBroker().client()
-    from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
-
-    return RabbitMQ(*urls, ssl_context=told.ssl_context, heartbeat=told.heartbeat)

@@ -15,6 +15,7 @@ from uuid import UUID
 import attrs
 import msgspec
 
+from rabbitevents.arguments import kind_of, text, whole, wrong
 from rabbitevents.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -95,20 +96,34 @@ def event(
 ) -> Callable[[C], C]:
     """Mark an attrs class, a dataclass or a pydantic model as an event.
 
-    ``type`` is its name on the wire and its routing key: words with dots between them, in the past tense. ``version``
-    is the version of its schema, ``oldest`` the oldest one still understood. ``entity`` names the kind of thing it
-    happened to, ``key`` the attribute that holds that thing's id.
+    ::
 
-    ``aliases`` are other names that the same type has elsewhere: handlers get those events too; it is published under
-    ``type`` alone. ``rename`` says how its fields are named on the wire: ``"camel"``, ``"pascal"`` or ``"kebab"``, for
-    the classes in it too, or a mapping from its attributes to names (a pydantic model has aliases of its own for that).
+        @event("order.placed", version=2, entity="order", key="order_id")
+        @attrs.frozen
+        class OrderPlaced: ...
+
+    :param type: Its name on the wire and its routing key: words with dots between them, in the past tense.
+    :param version: The version of its schema, from 1 on: 1.
+    :param entity: The kind of thing that it happened to: "order". None by default.
+    :param key: The attribute that holds that thing's id: "order_id". None by default.
+    :param oldest: The oldest version that is still understood: 1. `upcast` leads from there to ``version``.
+    :param aliases: Other names that the same type has elsewhere: ``("OrderPlaced",)``. Handlers get those events too; it is
+        published under ``type`` alone. None by default.
+    :param rename: How its fields are named on the wire: "camel", "pascal" or "kebab", for the classes in it too; or a
+        mapping from its attributes to names. By default as in Python. (A pydantic model has aliases of its own.)
+
     Raises `ConfigurationError`.
     """
     others = _aliases(aliases)
-    for name in (type, *others):
-        problem = _name_problem(name)
+    for each in (type, *others):
+        problem = _name_problem(each)
         if problem:
             raise ConfigurationError(problem)
+    for name, number in (("version", version), ("oldest", oldest)):
+        whole(f"@event({type!r}): {name}", number, least=None)
+    for name, word in (("entity", entity), ("key", key)):
+        if word is not None:
+            text(f"@event({type!r}): {name}", word, such_as="order")
     if not 1 <= oldest <= version:
         raise ConfigurationError(
             f"{type!r}: versions count from 1, and oldest={oldest} must not be above version={version}"
@@ -177,9 +192,13 @@ def _field_names(cls: type) -> list[str] | None:
 def upcast(cls: type, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
     """Mark a function as the step that leads a document of ``from_version`` of an event class to the next version.
 
+    :param cls: The event class.
+    :param from_version: The version of the documents that the function takes; it returns them as the next one.
+
     Raises `ConfigurationError` for a class without `@event`, a version without a next one, or a second such step.
     """
     spec = event_type(cls)
+    whole(f"@upcast({cls.__name__}): from_version", from_version, least=None)
     if not spec.oldest <= from_version < spec.version:
         raise ConfigurationError(
             f"{cls.__name__} understands versions {spec.oldest} to {spec.version}: no step leads on from version {from_version}"
@@ -188,6 +207,8 @@ def upcast(cls: type, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
         raise ConfigurationError(f"{cls.__name__} has a step from version {from_version} already")
 
     def mark(step: Upcaster) -> Upcaster:
+        if not callable(step):
+            raise wrong(f"@upcast({cls.__name__}): what stands below it", step, "decorate a function")
         spec.upcasters[from_version] = step
         return step
 
@@ -201,9 +222,10 @@ def is_event(cls: object) -> bool:
 
 def event_type(cls: type) -> EventType:
     """Return what `@event` says of ``cls``. Raises `ConfigurationError` for a class without it."""
-    spec = vars(cls).get(_MARK)
+    spec = vars(cls).get(_MARK) if isinstance(cast("object", cls), type) else None
     if not isinstance(spec, EventType):
-        raise ConfigurationError(f'{cls.__name__} is no event: put @event("its.name") above the class')
+        named = getattr(cls, "__name__", kind_of(cls))
+        raise ConfigurationError(f'{named} is no event: put @event("its.name") above the class')
     return spec
 
 

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import lru_cache
+from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import msgspec
 
+from rabbitevents.arguments import Seconds, kind_of, span, whole, wrong
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type, is_event
 from rabbitevents.topology import Exchange, Kind, Source
@@ -138,13 +140,20 @@ class Subscription(msgspec.Struct, frozen=True):
 
 
 class Router:
-    """A service's handlers. Their queues are named after it: ``<router>.<handler>``."""
+    """A service's handlers. Their queues are named after it: ``<router>.<handler>``.
+
+    :param name: Words of letters, digits, ``-`` and ``_``, with dots between them: "shop.payment".
+    """
 
     def __init__(self, name: str) -> None:
-        _check_name("the router's name", name)
+        _check_name("the router's name", name, 'Router("shop")')
         self.name = name
         self._subscriptions: dict[str, Subscription] = {}
         self._frozen = False
+
+    def __repr__(self) -> str:
+        handlers = (handler.name for each in self._subscriptions.values() for handler in each.handlers)
+        return f"<Router {self.name!r}; handlers: {', '.join(handlers) or 'none'}>"
 
     def on(
         self,
@@ -155,49 +164,60 @@ class Router:
         key: str | Iterable[str] | None = None,
         concurrency: int | None = None,
         prefetch: int | None = None,
-        timeout: timedelta | float | None = None,
+        timeout: Seconds | None = None,
         plugins: Iterable[Plugin] = (),
     ) -> Callable[[H], H]:
         """Call the decorated function for each event of these classes or topic patterns. Returns it unchanged.
 
-        ``name`` keeps the queue's name when the function is renamed. ``queue`` lets several handlers of the router
-        share one queue, with exactly one handler per event type.
+        ::
 
-        ``exchange`` is another team's exchange that the queue is bound to instead of the bus's own: its name, where it
-        must be there, or an `Exchange` to declare it. ``key`` is what the queue is bound by, or several (the types and
-        patterns); what comes by it and says no type that is known is read as the one class of the handler.
+            @router.on(OrderPlaced, OrderCancelled, concurrency=20, timeout=30)
+            async def record(order: OrderPlaced | OrderCancelled) -> None: ...
 
-        ``concurrency`` is the number of workers (10),
-        ``prefetch`` how many deliveries the broker sends ahead (100), ``timeout`` how long one handling may take
-        (seconds or a timedelta; no limit). A plugin given here stands in for the bus's plugin of the same class.
+        :param events: Event classes, or topic patterns such as ``"order.*"`` and ``"#"``.
+        :param name: The handler's name, which its queue keeps when the function is renamed. By default the function's.
+        :param queue: A queue that several handlers of the router share, with exactly one handler per event type. By
+            default each has its own.
+        :param exchange: Another team's exchange that the queue is bound to instead of the bus's own: its name, where it must
+            be there, or an `Exchange` to declare it. By default the bus's own.
+        :param key: What the queue is bound by, a routing key or several: ``"booking.#"``. By default the types and patterns.
+            What comes by it and says no type that is known is read as the one class of the handler.
+        :param concurrency: How many events are handled at a time in this process: 10.
+        :param prefetch: How many deliveries the broker sends ahead, 1 to 2000: 100, or ``concurrency`` where that is more.
+        :param timeout: How long one handling may take: seconds, or a timedelta. By default there is no limit.
+        :param plugins: Each stands in for the bus's plugin of the same class: ``[Retry(stop=stop_after_attempt(2))]``.
+
         Raises `ConfigurationError`.
         """
         options = _options(concurrency, prefetch, timeout)
         classes, patterns = _sorted_out(events)
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
+        own = _own(plugins)
 
         def register(function: H) -> H:
+            if not callable(cast("object", function)):
+                raise wrong("on(...): what stands below it", function, "nobody can call that: decorate a function")
             if self._frozen:
                 raise ConfigurationError(
                     f"router {self.name!r} is in use by a bus that has started: register handlers before"
                 )
-            named = getattr(function, "__name__", type(function)) if name is None else name
-            if not isinstance(named, str) or named == "<lambda>":
-                what = named if isinstance(named, str) else f"a {type(function).__name__}"
+            named = getattr(function, "__name__", None) if name is None else name
+            if named in (None, "<lambda>"):
+                what = named or f"a {type(function).__name__}"
                 raise ConfigurationError(
                     f"router {self.name!r}: {what} has no name for its queue to be called after; say on(..., name=...)"
                 )
-            _check_name("the handler's name", named)
+            _check_name("the handler's name", named, 'name="charge"')
             handler = Handler(named, function, classes, patterns, there, keys)
-            self._add(handler, queue, options, tuple(plugins))
+            self._add(handler, queue, options, own)
             return function
 
         return register
 
     def _add(self, handler: Handler, queue: str | None, options: Options, plugins: tuple[Plugin, ...]) -> None:
         if queue is not None:
-            _check_name("the queue's name", queue)
+            _check_name("the queue's name", queue, 'queue="orders"')
         name = f"{self.name}.{handler.name if queue is None else queue}"
         if len(name.encode()) > 240:
             raise ConfigurationError(f"the queue name {name[:40]!r}... is longer than 240 bytes")
@@ -225,36 +245,71 @@ class Router:
         self._frozen = True
 
 
-def _check_name(what: str, name: str) -> None:
+def _check_name(what: str, name: object, such_as: str) -> None:
+    if not isinstance(name, str):
+        raise wrong(what, name, f"say words, such as {such_as}")
     if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
         raise ConfigurationError(
             f"{what} {name[:40]!r} must be words of letters, digits, '-' and '_', with dots between; say another with name="
         )
 
 
-def _options(concurrency: int | None, prefetch: int | None, timeout: timedelta | float | None) -> Options:
-    limit = timedelta(seconds=timeout) if isinstance(timeout, (int, float)) else timeout
-    if concurrency is not None and concurrency < 1:
-        raise ConfigurationError(f"concurrency={concurrency}: a subscription needs at least one worker")
-    if prefetch is not None and not 1 <= prefetch <= 2000:
-        raise ConfigurationError(f"prefetch={prefetch}: say 1 to 2000 (quorum queues take at most 2000)")
-    if limit is not None and limit <= timedelta():
-        raise ConfigurationError(f"timeout={timeout}: a handling needs some time")
-    workers = concurrency or Options().concurrency
-    return Options(workers, prefetch or max(Options().prefetch, workers), limit)
+def _options(concurrency: int | None, prefetch: int | None, timeout: Seconds | None) -> Options:
+    limit = None if timeout is None else span("on(...): timeout", timeout, positive=True)
+    workers = Options().concurrency if concurrency is None else whole("on(...): concurrency", concurrency)
+    ahead = max(Options().prefetch, workers)
+    if prefetch is not None:
+        ahead = whole("on(...): prefetch", prefetch, most=2000, why="quorum queues let 2000 out at a time")
+    return Options(workers, ahead, limit)
 
 
-def _sorted_out(events: Sequence[type | str]) -> tuple[tuple[type, ...], tuple[str, ...]]:
+def _own(plugins: Iterable[Plugin]) -> tuple[Plugin, ...]:
+    """Return a handler's own plugins. Whether each is one is seen by its role: the class is further up."""
+    if isinstance(plugins, (str, bytes, type)) or not isinstance(cast("object", plugins), Iterable):
+        raise wrong("on(...): plugins", plugins, "it takes a list, such as plugins=[Retry()]")
+    found = tuple(plugins)
+    for each in found:
+        if isinstance(each, type) or not hasattr(each, "role"):
+            raise ConfigurationError(
+                f"on(...): plugins has {kind_of(each)} in it: it takes instances, such as plugins=[Retry()]"
+            )
+    return found
+
+
+def _sorted_out(events: Sequence[object]) -> tuple[tuple[type, ...], tuple[str, ...]]:
     if not events:
-        raise ConfigurationError("on() needs the event classes or topic patterns that the handler is for")
+        raise ConfigurationError(
+            "on() needs the event classes or topic patterns that the handler is for, such as @router.on(OrderPlaced)"
+        )
     for item in events:
         if isinstance(item, str):
             _check_pattern(item)
         elif not is_event(item):
-            raise ConfigurationError(
-                f"on({getattr(item, '__name__', item)!s}): not an event class; put @event(...) above it"
-            )
-    return tuple(e for e in events if not isinstance(e, str)), tuple(e for e in events if isinstance(e, str))
+            raise _no_event(item)
+    classes = tuple(e for e in events if isinstance(e, type))
+    return classes, tuple(e for e in events if isinstance(e, str))
+
+
+def _no_event(item: object) -> ConfigurationError:
+    """Return the error that ``item`` is nothing that can be subscribed to."""
+    if isinstance(item, type):
+        return ConfigurationError(f"on({item.__name__}): not an event class; put @event(...) above it")
+    if is_event(type(item)):
+        name = type(item).__name__
+        return ConfigurationError(f"on(...) was given an instance of {name}: it takes the class, on({name})")
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return ConfigurationError(
+            "on(...) takes classes one after the other, on(OrderPlaced, OrderCancelled), and no list"
+        )
+    if isinstance(item, UnionType):
+        return ConfigurationError(f"on({item}): say the classes one after the other, with commas between them")
+    if callable(item):
+        name = getattr(item, "__name__", kind_of(item))
+        return ConfigurationError(
+            f"on({name}): that is no event class; if it is the handler, say what it is for: "
+            f"@router.on(OrderPlaced) above {name}, with parentheses"
+        )
+    return wrong("on(...): an event", item, "say an event class, or a topic pattern such as 'order.*'")
 
 
 def _exchange(said: object) -> Exchange | None:

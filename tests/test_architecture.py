@@ -21,7 +21,10 @@ from pathlib import Path
 CORE = "rabbitevents"
 
 FLOORS: Sequence[tuple[str, frozenset[str]]] = (
-    ("values", frozenset({"errors", "properties", "ids", "events", "message", "facts", "states", "texts"})),
+    (
+        "values",
+        frozenset({"errors", "arguments", "properties", "ids", "events", "message", "facts", "states", "texts"}),
+    ),
     ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topology", "fields", "lines"})),
     ("brokers", frozenset({"brokers"})),
     (
@@ -48,7 +51,7 @@ TYPES_ONLY = frozenset(
 
 CLIENT_LIBRARIES = frozenset({"aio_pika", "aiormq", "pamqp"})
 
-PUBLIC_MODULES = frozenset({CORE, f"{CORE}.testing", f"{CORE}.cli"})
+PUBLIC_MODULES = frozenset({CORE, f"{CORE}.arguments", f"{CORE}.testing", f"{CORE}.cli"})
 """What a plugin may import of the core: names that these modules list in ``__all__``."""
 
 CHECKOUT = Path(__file__).parent.parent

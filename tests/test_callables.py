@@ -445,8 +445,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "written in C, with a parameter": (got.append, "its parameter 'object', which has no annotation"),
     "a class": (AsyncObject, "is a class; register one of its objects, or a method of such an object"),
     "an unbound method": (Unbound.method, r"'self', which has no annotation; .*router.on\(...\)\(service.method\)"),
-    "a class method as it is in its class": (vars(Service)["of_class"], "is a classmethod, which nobody can call"),
-    "a partial method as it is in its class": (vars(Service)["partial"], "is a partialmethod, which nobody can call"),
     "a cached coroutine function": (functools.lru_cache(take), "hands out one coroutine twice; leave the cache off"),
     "a dispatch of anything": (about_anything, "nobody can serve its parameter 'order: object'"),
 }
@@ -459,6 +457,16 @@ async def test_what_cannot_be_called_as_it_wants_is_refused_by_name(function: Ca
 
     with pytest.raises(ConfigurationError, match=rf"^handler 'shop.handler'.*{said}"):
         await Bus("memory://", router).start()
+
+
+@pytest.mark.parametrize("name", ["of_class", "partial"])
+def test_a_method_as_it_is_in_its_class_is_refused_where_it_is_registered(name: str) -> None:
+    method: Any = vars(Service)[name]
+
+    with pytest.raises(
+        ConfigurationError, match="is a (class|partial)method: nobody can call that: decorate a function"
+    ):
+        Router("shop").on(OrderPlaced, name="handler")(method)
 
 
 # --- handlers that never see their event -----------------------------------------------------------------------------

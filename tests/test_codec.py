@@ -618,7 +618,9 @@ def test_a_value_that_a_validator_refuses_is_a_decode_error(cls: type, body: byt
         Codec[Any](cls).decode(body, 1)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, AssertionError, IndexError, KeyError, OSError, StopIteration, Exception])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError, AssertionError, IndexError, KeyError, OSError, StopIteration, Exception]
+)
 def test_whatever_a_converter_raises_of_a_document_is_a_decode_error(error: type[Exception]) -> None:
     def refuse(_: Any) -> NoReturn:
         raise error("SECRET")

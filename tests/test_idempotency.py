@@ -646,7 +646,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"store": "redis://localhost"}, "RedisStore"),
     ({"lease": timedelta(0)}, "lease"),
     ({"keep": timedelta(seconds=1)}, "keep"),
-    ({"when_unavailable": "open"}, '"wait" or "proceed"'),
+    ({"when_unavailable": "open"}, "'wait' or 'proceed'"),
     ({"abandoned": 0}, "abandoned=0"),
 ]
 

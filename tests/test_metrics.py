@@ -400,7 +400,7 @@ def test_metrics_stand_inside_retry_and_dead_letters() -> None:
 
 
 def test_an_interval_that_would_keep_the_broker_busy_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="one second or more"):
+    with pytest.raises(ConfigurationError, match="say seconds, 1 or more"):
         Metrics(interval=timedelta(milliseconds=10))
 
 

@@ -224,7 +224,7 @@ def test_what_is_written_wrong_is_said_with_the_way_out(wrong: Callable[[], obje
     ("bus", "broker", "said"),
     [
         (SyncBus("memory://"), "memory://", "probing"),
-        (Router("shop"), "memory://", "not of a Router"),
+        (Router("shop"), "memory://", "bus is a Router: it runs a sibling of a Bus"),
         (Bus("memory://"), "amqp://localhost", "bus.sibling"),
     ],
 )

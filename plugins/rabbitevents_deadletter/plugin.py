@@ -32,6 +32,7 @@ from rabbitevents import (
     facts,
     forward,
 )
+from rabbitevents.arguments import flag
 from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
 from rabbitevents_deadletter.failures import name_of, text_of, traceback_of
 from rabbitevents_deadletter.harmless import harmless
@@ -62,19 +63,20 @@ _SHORTER = ((), (TRACEBACK,), (TRACEBACK, MESSAGE))
 class DeadLetter(Plugin):
     """Send what is given up on to ``<queue>.dead``, with headers that say why; stands outermost.
 
-    ``message=False`` leaves the exceptions' texts out of headers and log (they may hold personal data),
-    ``traceback=False`` the places in the code. ``announce=True`` also publishes `EventProcessingFailed`.
-
     What no copy can carry (a header that cannot be read, a body over the limit) is rejected instead: the broker's own
     dead-lettering takes it to the same queue, as it came. Nothing is dead-lettered because a process stops.
+
+    :param traceback: Whether the headers say the places in the code: True.
+    :param message: Whether headers and log say the exceptions' texts: True. They may hold personal data.
+    :param announce: Whether `EventProcessingFailed` is published besides: False.
     """
 
     role: ClassVar[str] = "dead-letter"
 
     def __init__(self, *, traceback: bool = True, message: bool = True, announce: bool = False) -> None:
-        self._with_traceback = traceback
-        self._with_message = message
-        self._announces = announce
+        self._with_traceback = flag("DeadLetter: traceback", traceback)
+        self._with_message = flag("DeadLetter: message", message)
+        self._announces = flag("DeadLetter: announce", announce)
         self._hostname = cut(platform.node(), 255)
         self._running: Host | None = None
         self._subscriptions: dict[str, Subscription] = {}

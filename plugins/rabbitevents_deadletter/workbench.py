@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from rabbitevents import Browsing, Bus, ConfigurationError, DecodeError, Delivery, EncodeError
+from rabbitevents.arguments import instance, text, whole
 from rabbitevents_deadletter.course import Course, Pace, Watch, nobody
 from rabbitevents_deadletter.labels import DEAD
 from rabbitevents_deadletter.letters import DeadLetterMessage
@@ -39,16 +40,20 @@ _NO_BODIES: Mapping[str, bytes] = MappingProxyType({})
 class DeadLetters:
     """The dead letters of one queue, by way of a bus that has started.
 
-    ``queue`` is the queue whose handler failed; ``hold`` is how many letters a look keeps at a time, at most. All
-    methods raise `ConfigurationError` where there is no such queue, and `BrokerError` when the connection breaks in the
-    middle: what was not dealt with is back in its place then.
+    All methods raise `ConfigurationError` where there is no such queue, and `BrokerError` when the connection breaks in
+    the middle: what was not dealt with is back in its place then.
+
+    :param bus: A bus that has started.
+    :param queue: The queue whose handler failed: "shop.payment.charge".
+    :param hold: How many letters a look keeps at a time, 1 to 2000: 999.
     """
 
     def __init__(self, bus: Bus, queue: str, *, hold: int = HOLD) -> None:
-        self.queue = queue
+        instance("DeadLetters: bus", bus, Bus, "say DeadLetters(bus, queue)")
+        self.queue: str = text("DeadLetters: queue", queue, such_as="shop.payment.charge")
         self.dead_queue: str = queue + DEAD
         self._bus = bus
-        self._hold = hold
+        self._hold = whole("DeadLetters: hold", hold, most=2000, why="quorum queues let 2000 out at a time")
 
     # --- looking ---
 

@@ -6,11 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
-from rabbitevents import ConfigurationError
+from rabbitevents.arguments import whole, wrong
 from rabbitevents_idempotency.store import UNFINISHED, Acquired, Busy, Claim, Done
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
@@ -30,14 +30,16 @@ class _Record(msgspec.Struct, frozen=True):
 class MemoryStore:
     """Keeps claims and marks in this process: they end with it, and other processes do not see them.
 
-    It holds ``limit`` keys at most, about 400 bytes each; beyond that the oldest that are done are forgotten early,
-    which is said in the log. ``clock`` tells the time in seconds; give the embedded broker's to test what takes days.
+    :param limit: How many keys it holds at most, about 400 bytes each: 1,000,000. Beyond that the oldest that are done are
+        forgotten early, which is said in the log.
+    :param clock: Tells the time in seconds, by default the monotonic clock's. Give the embedded broker's
+        (``broker.clock.time``) to test what takes days.
     """
 
     def __init__(self, *, limit: int = 1_000_000, clock: Callable[[], float] = time.monotonic) -> None:
-        if limit < 1:
-            raise ConfigurationError(f"MemoryStore(limit={limit}): say a positive number of keys")
-        self._limit = limit
+        if not callable(cast("object", clock)):
+            raise wrong("MemoryStore: clock", clock, "say a function that tells seconds, such as time.monotonic")
+        self._limit = whole("MemoryStore: limit", limit)
         self._clock = clock
         self._epoch: float | None = None
         self._records: dict[str, _Record] = {}

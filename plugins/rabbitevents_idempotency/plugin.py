@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, cast
 
 from rabbitevents import (
     ACK,
@@ -26,6 +26,7 @@ from rabbitevents import (
     facts,
     forward,
 )
+from rabbitevents.arguments import Seconds, one_of, span, whole, wrong
 from rabbitevents_idempotency.claims import Claims
 from rabbitevents_idempotency.facts import Fenced, Unclaimed
 from rabbitevents_idempotency.leases import Lease
@@ -43,6 +44,10 @@ LONGEST_WAIT: Final = timedelta(minutes=5)
 so long that it cannot wait here."""
 
 
+WhenUnavailable = Literal["wait", "proceed"]
+"""What events do while the store is away."""
+
+
 class AbandonedError(RabbitEventsError):
     """An event whose handling ended too often without a word: with its process, or standing still past its lease."""
 
@@ -50,14 +55,23 @@ class AbandonedError(RabbitEventsError):
 class Idempotency(Plugin):
     """Let each handler handle each event once, however often it is delivered.
 
-    ``store`` is a `RedisStore`, a `MemoryStore` or any `Store`. An event is claimed for its handler (its queue and its
-    id are the key), handled under a ``lease`` that is renewed as long as the handler runs, and marked as done for as
-    long as ``keep``, before it is acknowledged. One that was done is acknowledged at once; one that another worker has
-    under way comes back later, which is no attempt. ``delivery.fence`` is a number that grows with each claim of the
-    same event, for resources that refuse a lower one than they saw.
+    ::
 
-    While the store is away, events wait (``when_unavailable="wait"``), or are handled unclaimed ("proceed"). An event
-    that was ``abandoned`` so often, by processes that crashed or stood still, goes to its dead letter queue.
+        Idempotency(RedisStore(client), lease=30, keep=timedelta(days=7))
+
+    An event is claimed for its handler (its queue and its id are the key), handled under a ``lease`` that is renewed
+    as long as the handler runs, and marked as done for as long as ``keep``, before it is acknowledged. One that was
+    done is acknowledged at once; one that another worker has under way comes back later, which is no attempt.
+    ``delivery.fence`` is a number that grows with each claim of the same event, for resources that refuse a lower one
+    than they saw.
+
+    :param store: A `RedisStore`, a `MemoryStore` or any `Store`.
+    :param lease: For how long a claim stands that nobody renews, 0.1 s at least: seconds, or a timedelta; 30 s by default.
+    :param keep: How long it is known that an event was done, no shorter than ``lease``: 7 days by default.
+    :param when_unavailable: What events do while the store is away: "wait" (the default), or "proceed" and are handled
+        unclaimed.
+    :param abandoned: How often processes may crash over an event, or stand still, before it goes to its dead letter
+        queue: 10.
 
     Raises `ConfigurationError`.
     """
@@ -69,19 +83,24 @@ class Idempotency(Plugin):
         self,
         store: Store,
         *,
-        lease: timedelta = timedelta(seconds=30),
-        keep: timedelta = timedelta(days=7),
-        when_unavailable: Literal["wait", "proceed"] = "wait",
+        lease: Seconds = timedelta(seconds=30),
+        keep: Seconds = timedelta(days=7),
+        when_unavailable: WhenUnavailable = "wait",
         abandoned: int = 10,
     ) -> None:
-        _check(store, lease, keep, when_unavailable, abandoned)
+        if isinstance(store, type) or not isinstance(cast("object", store), Store):
+            raise wrong("Idempotency: store", store, "give a store, RedisStore(client) or MemoryStore()")
+        self._lease: timedelta = span("Idempotency: lease", lease, least=0.1)
+        self._keep: timedelta = span("Idempotency: keep", keep)
+        if self._keep < self._lease:
+            raise ConfigurationError(
+                f"Idempotency: keep={keep}: a mark must outlive a lease ({self._lease.total_seconds():g} s); say days"
+            )
         self.unclaimed: int = 0
         """How many events were handled without a claim, because the store was away."""
         self._store = store
-        self._lease = lease
-        self._keep = keep
-        self._insists = when_unavailable == "wait"
-        self._abandoned = abandoned
+        self._insists = one_of("Idempotency: when_unavailable", when_unavailable, WhenUnavailable) == "wait"
+        self._abandoned = whole("Idempotency: abandoned", abandoned)
         self._without_id: set[str] = set()
         self._has_suspect = False
         self._bus: tuple[Host, Claims] | None = None
@@ -216,19 +235,3 @@ def _say(delivery: Delivery, what: str) -> None:
 def _back(delivery: Delivery, after: timedelta) -> Settlement:
     """Let a delivery come back as it is: no failure, and no attempt."""
     return forward(delivery.replace(attempt=delivery.attempt, after=after))
-
-
-def _check(store: object, lease: timedelta, keep: timedelta, when_unavailable: str, abandoned: int) -> None:
-    """Raise `ConfigurationError` for what cannot work."""
-    if not isinstance(store, Store):
-        raise ConfigurationError(
-            f"Idempotency({type(store).__name__}): give a store, RedisStore(client) or MemoryStore()"
-        )
-    if lease < timedelta(milliseconds=100):
-        raise ConfigurationError(f"Idempotency(lease={lease}): too short to be renewed in time; say some seconds")
-    if keep < lease:
-        raise ConfigurationError(f"Idempotency(keep={keep}): a mark must outlive a lease ({lease}); say days")
-    if when_unavailable not in ("wait", "proceed"):
-        raise ConfigurationError(f'Idempotency(when_unavailable={when_unavailable!r}): say "wait" or "proceed"')
-    if abandoned < 1:
-        raise ConfigurationError(f"Idempotency(abandoned={abandoned}): say how often, at least once")

@@ -7,9 +7,10 @@ import logging
 import secrets
 from collections.abc import Awaitable, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from rabbitevents import ConfigurationError
+from rabbitevents.arguments import Seconds, instance, seconds, wrong
 from rabbitevents_idempotency.store import UNFINISHED, Acquired, Busy, Claim, Done, StoreUnavailableError
 
 try:
@@ -28,16 +29,20 @@ _MS: Final = timedelta(milliseconds=1)
 class RedisStore:
     """Keeps claims and marks in Redis, one string per event and handler, about 200 bytes each.
 
-    ``client`` stays yours: close it after the bus. Keys begin with ``prefix``. ``timeout`` (seconds) is the deadline
-    of a round trip, connecting included. Time is Redis's own, so that no clock of a worker matters.
+    Time is Redis's own, so that no clock of a worker matters.
+
+    :param client: A `redis.asyncio.Redis` or `RedisCluster`. It stays yours: close it after the bus.
+    :param prefix: What the keys begin with: "rabbitevents:".
+    :param timeout: The deadline of a round trip, connecting included: seconds (2), or a timedelta.
     """
 
-    def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rabbitevents:", timeout: float = 2.0) -> None:
-        _check(client, timeout)
+    def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rabbitevents:", timeout: Seconds = 2.0) -> None:
+        if not isinstance(cast("object", client), (Redis, RedisCluster)):
+            raise wrong("RedisStore: client", client, "give a redis.asyncio.Redis or RedisCluster")
         self._client: Any = client  # whose annotations are partly unknown
-        self._prefix = prefix
-        self._timeout = timeout
-        self._trips = RoundTrips(client, timeout)
+        self._prefix = instance("RedisStore: prefix", prefix, str, "say a text, such as 'rabbitevents:'")
+        self._timeout = seconds("RedisStore: timeout", timeout, positive=True)
+        self._trips = RoundTrips(client, self._timeout)
 
     async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
@@ -87,11 +92,3 @@ class RedisStore:
             f"Redis evicts keys when its memory is full (maxmemory-policy {policy}), and an event whose mark was evicted "
             "is handled again when it comes again: set maxmemory-policy to noeviction",
         )
-
-
-def _check(client: object, timeout: float) -> None:
-    """Raise `ConfigurationError` for what cannot work."""
-    if not isinstance(client, (Redis, RedisCluster)):
-        raise ConfigurationError(f"RedisStore({type(client).__name__}): give a redis.asyncio.Redis or RedisCluster")
-    if timeout <= 0:
-        raise ConfigurationError(f"RedisStore(timeout={timeout:g}): a round trip needs some time")

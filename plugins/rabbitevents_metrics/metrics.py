@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from time import perf_counter
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Counter, MeterProvider
 
 from rabbitevents import (
-    ConfigurationError,
     Consume,
     Delivery,
     Fact,
@@ -26,6 +25,7 @@ from rabbitevents import (
     Settlement,
     facts,
 )
+from rabbitevents.arguments import Seconds, span, wrong
 from rabbitevents_metrics.flows import MOST_TYPES, Flows
 from rabbitevents_metrics.instruments import Instruments
 from rabbitevents_metrics.sampling import Sampling
@@ -41,8 +41,11 @@ MOST_ATTEMPTS: Final = 20
 class Metrics(Plugin):
     """Measure every event, and the bus itself.
 
-    ``meter_provider`` stands in for the global one. ``interval`` is the time between two looks at the queues' depth;
-    None looks at none. `docs/howto/metrics.md` names each metric.
+    `docs/howto/metrics.md` names each metric.
+
+    :param meter_provider: Stands in for the global one of OpenTelemetry.
+    :param interval: The time between two looks at the queues' depth, 1 s at least: seconds, or a timedelta; 15 s by
+        default. None looks at none.
     """
 
     role: ClassVar[str] = "metrics"
@@ -52,14 +55,14 @@ class Metrics(Plugin):
         self,
         *,
         meter_provider: MeterProvider | None = None,
-        interval: timedelta | None = timedelta(seconds=15),
+        interval: Seconds | None = timedelta(seconds=15),
     ) -> None:
-        if interval is not None and interval < timedelta(seconds=1):
-            raise ConfigurationError(f"Metrics(interval={interval}): say one second or more, or None for no look")
+        if not isinstance(cast("object", meter_provider), MeterProvider | None):
+            raise wrong("Metrics: meter_provider", meter_provider, "say a MeterProvider of OpenTelemetry")
+        self._interval = None if interval is None else span("Metrics: interval", interval, least=1)
         meter = metrics.get_meter(
             "rabbitevents", version("rabbitevents"), meter_provider=meter_provider, schema_url=SCHEMA
         )
-        self._interval = interval
         self._instruments = Instruments(meter)
         self._tally = Tally()
         self._flows = Flows(self._instruments, self._tally)

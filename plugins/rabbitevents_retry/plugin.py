@@ -31,6 +31,7 @@ from rabbitevents import (
     facts,
     forward,
 )
+from rabbitevents.arguments import Seconds, seconds
 from rabbitevents_retry.policy import MOST, Policy
 from rabbitevents_retry.raised import Fatal, members
 from rabbitevents_retry.timetable import Timetable, check, timetable
@@ -89,14 +90,23 @@ class Progress:
 class Retry(Plugin):
     """Try again what failed: after a short wait in this process, after a long one by way of the broker.
 
-    ``stop``, ``wait`` and ``retry`` are tenacity's strategies, or functions of a `tenacity.RetryCallState`: when to
-    give up, how long to wait, which failures to try again. A wait below ``inline_below`` seconds takes place in the
-    process, where it holds one worker and one place of the window; a longer one at the broker, where it holds neither
-    and outlives the process. Attempts are counted by ourselves, across both.
+    ::
+
+        Retry(stop=stop_after_attempt(8), wait=wait_exponential(max=600), retry=retry_if_exception_type(OSError))
+
+    A short wait takes place in the process, where it holds one worker and one place of the window; a longer one at the
+    broker, where it holds neither and outlives the process. Attempts are counted by ourselves, across both.
 
     What is given up on propagates: `DeadLetter` takes it, or the core holds it and tries once more after each pause.
     Never tried again are `Fatal`, what cannot be decoded or encoded, and what is wrong in the code
     (`ConfigurationError`); a handler says when by raising `RetryLater`.
+
+    :param stop: When to give up: a strategy of tenacity's, or a function of a `tenacity.RetryCallState`. By default
+        ``stop_after_attempt(5)``.
+    :param wait: How long to wait, in the same way. By default about 1 s, then 4, 32 and 256 s, with up to half as much
+        on top by chance, an hour and a half at most.
+    :param retry: Which failures to try again, in the same way. By default all.
+    :param inline_below: A shorter wait than this takes place in the process: seconds (1), or a timedelta; 0 is none.
 
     Raises `ConfigurationError` for what is no strategy; at start for waits of more than 30 days, and for a policy
     that would keep an event in the process longer than the broker lets it.
@@ -111,13 +121,10 @@ class Retry(Plugin):
         stop: StopBaseT = STOP,
         wait: WaitBaseT = WAIT,
         retry: RetryBaseT = RETRY,
-        inline_below: timedelta | float = 1.0,
+        inline_below: Seconds = 1.0,
     ) -> None:
-        below = inline_below.total_seconds() if isinstance(inline_below, timedelta) else float(inline_below)
-        if not below >= 0:
-            raise ConfigurationError(f"Retry(inline_below={inline_below}): say seconds from 0 on, or a timedelta")
         self._policy = Policy(stop, wait, retry)
-        self._inline_below = below
+        self._inline_below = seconds("Retry: inline_below", inline_below)
         self._stay = float("inf")
         self._host: Host | None = None
         self._given_up: dict[Place, Progress] = {}

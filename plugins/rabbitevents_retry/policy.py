@@ -27,6 +27,7 @@ from tenacity.stop import StopBaseT, stop_base
 from tenacity.wait import WaitBaseT, wait_base
 
 from rabbitevents import ConfigurationError, Delivery
+from rabbitevents.arguments import kind_of
 from rabbitevents_retry.raised import RetryLater, members
 
 LONGEST: Final = timedelta(days=30)
@@ -94,7 +95,7 @@ def _check(name: str, strategy: Any) -> None:
     example = _EXAMPLES[name]
     if not callable(strategy):
         raise ConfigurationError(
-            f"Retry({name}={strategy!r}): it takes a strategy of tenacity's, such as {name}={example}"
+            f"Retry: {name} is {kind_of(strategy)}: it takes a strategy of tenacity's, such as {name}={example}"
         )
     if isinstance(strategy, type):
         raise ConfigurationError(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import cast
 
+from rabbitevents.arguments import Seconds, kind_of
+
 
 class Fatal(Exception):
     """A failure that no repetition mends: the event is given up on at once.
@@ -22,13 +24,19 @@ class Fatal(Exception):
 class RetryLater(Exception):
     """A failure whose handler knows when to try again: ``after`` so many seconds, or a timedelta, and not before.
 
-    It stands in for the policy's ``wait`` and ``retry``; it is an attempt like another, and obeys ``stop``. A time that
-    is past means at once. Raises ValueError for NaN.
+    It stands in for the policy's ``wait`` and ``retry``; it is an attempt like another, and obeys ``stop``.
 
     ``raise RetryLater(float(response.headers["Retry-After"])) from error``
+
+    :param after: How long to wait: seconds, or a timedelta. A time that is past means at once.
+    :param text: What the exception says.
+
+    Raises ValueError for what is no time: a text, NaN.
     """
 
-    def __init__(self, after: timedelta | float, text: str = "") -> None:
+    def __init__(self, after: Seconds, text: str = "") -> None:
+        if isinstance(after, bool) or not isinstance(cast("object", after), (int, float, timedelta)):
+            raise ValueError(f"RetryLater: after is {kind_of(after)}: say seconds, such as 30, or a timedelta")
         seconds = after.total_seconds() if isinstance(after, timedelta) else float(after)
         if math.isnan(seconds):
             raise ValueError("RetryLater(nan): say seconds, or a timedelta")

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
@@ -35,6 +35,7 @@ from rabbitevents import (
     Settlement,
     facts,
 )
+from rabbitevents.arguments import flag, wrong
 from rabbitevents_tracing.attempts import Attempt, Stories, place_of
 from rabbitevents_tracing.attributes import error_type, fail, of_delivery, of_message, of_place
 from rabbitevents_tracing.carrier import LINK, Headers, left_behind, previous_attempt, read, written
@@ -51,9 +52,11 @@ _ATTEMPT: ContextVar[Attempt | None] = ContextVar("rabbitevents_tracing_attempt"
 class Tracing(Plugin):
     """Trace every event, from its publish through every attempt to handle it.
 
-    ``tracer_provider`` stands in for the global one. With ``link``, an attempt is the root of a trace of its own, and
-    linked to the producer's span, instead of its child. With ``error_text``, the text of an exception becomes the
-    description of the span's status; without it only its class does, since the text may quote the event.
+    :param tracer_provider: Stands in for the global one of OpenTelemetry.
+    :param link: Whether an attempt is the root of a trace of its own, and linked to the producer's span, instead of its
+        child: False.
+    :param error_text: Whether the text of an exception becomes the description of the span's status: False. Without it
+        only its class does, since the text may quote the event.
     """
 
     role: ClassVar[str] = "trace"
@@ -62,11 +65,13 @@ class Tracing(Plugin):
     def __init__(
         self, *, tracer_provider: TracerProvider | None = None, link: bool = False, error_text: bool = False
     ) -> None:
+        if not isinstance(cast("object", tracer_provider), TracerProvider | None):
+            raise wrong("Tracing: tracer_provider", tracer_provider, "say a TracerProvider of OpenTelemetry")
         self._tracer = trace.get_tracer(
             "rabbitevents", version("rabbitevents"), tracer_provider=tracer_provider, schema_url=SCHEMA
         )
-        self._link = link
-        self._error_text = error_text
+        self._link = flag("Tracing: link", link)
+        self._error_text = flag("Tracing: error_text", error_text)
         self._stories = Stories(self._tracer)
         self._destinations = Destinations()
         self._limits = Limits()

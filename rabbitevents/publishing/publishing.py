@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
+from rabbitevents.arguments import Seconds, wrong
 from rabbitevents.brokers import Broker
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.errors import ConfigurationError, OutcomeUnknownError, UnroutableError
@@ -21,6 +22,15 @@ from rabbitevents.ids import canonical, named_id, new_id
 from rabbitevents.message import Message
 from rabbitevents.payload.codec import Codec
 from rabbitevents.plugin import Publish
+from rabbitevents.publishing.checks import (
+    check_envelope,
+    check_is_event,
+    check_message,
+    check_metadata,
+    correlation_of,
+    delay_of,
+    timeout_of,
+)
 from rabbitevents.publishing.delay import Delays
 from rabbitevents.wire import Form, fits, shown, text_of, with_correlation, write
 
@@ -74,36 +84,40 @@ class Publishing:
         *,
         id: UUID | str | None = None,
         metadata: Mapping[str, str] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | UUID | None = None,
         exchange: str | None = None,
         key: str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
     ) -> tuple[Event[P], Message]:
         """Put a payload into its envelope, and write it as a message. One that is in its envelope already keeps it.
 
-        Raises `EncodeError` for what cannot be written, and `ConfigurationError` for what cannot be meant.
+        Raises `EncodeError` for what cannot be written, and `ConfigurationError` for an argument that cannot be meant.
         """
-        where = () if exchange is None and key is None else self._elsewhere(exchange, key, delay)
+        after = None if delay is None else delay_of(delay)
+        limit = None if timeout is None else timeout_of(timeout)
+        where = () if exchange is None and key is None else self._elsewhere(exchange, key, after)
         if isinstance(payload, Event):
-            if id is not None:
-                raise ConfigurationError("an Event has an id of its own; publish its payload to give it another one")
             event = cast("Event[P]", payload)
+            check_envelope(event, id, metadata, correlation_id)
             inner: object = event.payload
-            codec = self._codecs.get(type(inner)) or self._codec(type(inner))
+            codec = self._codecs.get(type(inner)) or self._codec(inner)
             body = self._encode(codec, inner)
         else:
-            codec = self._codecs.get(type(payload)) or self._codec(type(payload))
+            codec = self._codecs.get(type(payload)) or self._codec(payload)
             body = self._encode(codec, payload)
-            event = self._event(codec.spec, payload, body, id, metadata or {}, correlation_id, delay, where)
+            if metadata is not None:
+                check_metadata(metadata)
+            correlation = None if correlation_id is None else correlation_of(correlation_id)
+            event = self._event(codec.spec, payload, body, id, metadata or {}, correlation, after, where)
         written, properties = write(event, body, self._form)
         return event, Message(
             exchange=self._exchange if exchange is None else exchange,
             routing_key=event.type if key is None else key,
             body=written,
             properties=properties,
-            after=delay,
-            timeout=timeout,
+            after=after,
+            timeout=limit,
         )
 
     def prepare_all(self, payloads: Iterable[Any], timeout: float | None = None) -> list[Message]:
@@ -165,12 +179,15 @@ class Publishing:
             )
         return (there, str(key))
 
-    def _codec(self, kind: type[Any]) -> Codec[Any]:
-        codec = self._codecs[kind] = Codec(kind)
+    def _codec(self, payload: object) -> Codec[Any]:
+        check_is_event(payload)
+        codec = self._codecs[type(payload)] = Codec[Any](type(payload))
         return codec
 
     async def send(self, message: Message) -> None:
         """Publish a message; one that reaches no queue is what ``unroutable`` says. Raises a `PublishError`."""
+        if type(message.body) is not bytes:  # a plugin's doing: written, it would end the connection
+            check_message(message)
         publish = self._broker.publish if message.after is None else self._delays.publish
         if not await publish(message, self._deadline(message)) and (error := self._unroutable_error(message)):
             raise error
@@ -249,6 +266,8 @@ def _said_id(id: UUID | str) -> UUID | None:
     """Return the UUID that an author gave as an event's id; None for a name of another form."""
     if isinstance(id, UUID):
         return id
+    if not isinstance(cast("object", id), str):
+        raise wrong("publish: id", id, "say a UUID, or a text that names this event alone")
     if not id.strip():
         raise ConfigurationError("publish(id=...) is blank: say a UUID, or a name that is this event's alone")
     return canonical(id)

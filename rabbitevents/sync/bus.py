@@ -8,19 +8,20 @@ import os
 import threading
 from collections.abc import Awaitable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
+from rabbitevents.arguments import Seconds, kind_of
 from rabbitevents.brokers import Broker
 from rabbitevents.bus import HARD_STOP, Bus
 from rabbitevents.configuration import Told
 from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.events import Event
 from rabbitevents.plugin import Plugin
+from rabbitevents.publishing.checks import check_several, timeout_of
 from rabbitevents.states import Check, Health
 from rabbitevents.sync.background import Background
 
@@ -36,9 +37,19 @@ MARGIN = 5.0
 class SyncBus:
     """A way to publish events from any thread, with the guarantees and the errors of `Bus.publish`.
 
-    The arguments mean what they mean for `Bus`; ``broker`` is one URL or several of the same cluster. It connects at
-    `start` (or ``with``), or else at the first publish in each process. Left open, it is closed as the interpreter ends.
-    Raises `ConfigurationError` for what was written wrong.
+    ::
+
+        with SyncBus("amqp://user:password@host:5672/vhost", name="shop") as bus:
+            bus.publish(OrderPlaced("o-1"))
+
+    It connects at `start` (or ``with``), or else at the first publish in each process. Left open, it is closed as the
+    interpreter ends. Raises `ConfigurationError` for what cannot be meant.
+
+    :param broker: Where to connect: a URL, or several of one cluster in a list.
+    :param plugins: What stands around every event, the first one outermost.
+    :param settings: Those of `Bus`, as keywords, with the same defaults: ``name``, ``exchange``, ``declare``,
+        ``unroutable``, ``form``, ``start_timeout``, ``publish_timeout``, ``grace`` (5 s here), ``consumer_timeout``,
+        ``delivery_limit``, ``in_flight``, ``limits``, ``ssl_context``, ``heartbeat``.
 
     Every call blocks its thread, and so is refused where an event loop runs: `Bus` is for there.
     """
@@ -50,15 +61,23 @@ class SyncBus:
         plugins: Sequence[Plugin] = (),
         **settings: Unpack[Told],
     ) -> None:
-        if not isinstance(cast("object", broker), (str, Sequence)):
-            raise ConfigurationError(f"SyncBus takes URLs, since each process connects by itself; not {broker!r}")
+        if isinstance(cast("object", broker), type) or hasattr(broker, "publish_many"):
+            raise ConfigurationError(
+                f"SyncBus takes URLs, since each process connects by itself, and no {kind_of(broker).partition(' ')[2]}"
+            )
         settings.setdefault("grace", GRACE)
         self._new_bus: partial[Bus] = partial(Bus, broker, plugins=plugins, **settings)
-        told = self._new_bus().configuration  # what was written wrong is said here
+        bus = self._new_bus()  # what was written wrong is said here
+        told = self._told = bus.configuration
+        self._address = bus.address
         self._start_timeout = told.start_timeout
         self._publish_timeout = told.publish_timeout
         self._closed = False
         self._processes: dict[int, _Process] = {}
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<SyncBus {self._told.name!r} on {self._address}, {state} in {len(self._processes)} processes>"
 
     # --- life ---
 
@@ -149,8 +168,8 @@ class SyncBus:
         *,
         exchange: str | None = None,
         key: str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
     ) -> Event[P]: ...
 
     @overload
@@ -162,10 +181,10 @@ class SyncBus:
         id: UUID | str | None = None,
         exchange: str | None = None,
         key: str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
         metadata: dict[str, str] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | UUID | None = None,
     ) -> Event[P]: ...
 
     def publish(
@@ -176,20 +195,27 @@ class SyncBus:
         id: UUID | str | None = None,
         exchange: str | None = None,
         key: str | None = None,
-        delay: timedelta | None = None,
-        timeout: float | None = None,
+        delay: Seconds | None = None,
+        timeout: Seconds | None = None,
         metadata: dict[str, str] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | UUID | None = None,
     ) -> Event[P]:
         """Publish an event, and return it in its envelope once the broker has taken responsibility.
 
-        See `Bus.publish`. ``timeout`` (seconds; else ``publish_timeout``) bounds all of it, connecting included.
+        See `Bus.publish`, also for its parameters.
+
+        :param payload: An instance of an `@event` class, or an `Event`.
+        :param id: A UUID, or a name that is this event's alone. By default a new one.
+        :param delay: How long it waits at the broker first: seconds, or a timedelta.
+        :param timeout: It bounds all of it, connecting included: seconds, or a timedelta; else ``publish_timeout``.
+        :param metadata: Texts by name that travel with it.
+        :param correlation_id: What it belongs to. By default its own id.
 
         Raises `EncodeError` for what cannot be written, `BrokerUnavailableError` while no broker was ever reached, a
         `PublishError` when it was not confirmed, and `BrokerError` when the event loop gave no word of it.
         """
         _refuse_event_loop("publish")
-        deadline = monotonic() + (self._publish_timeout if timeout is None else timeout)
+        deadline = monotonic() + (self._publish_timeout if timeout is None else timeout_of(timeout))
         life = self._life()
         life.wait_started(deadline)
 
@@ -208,10 +234,15 @@ class SyncBus:
 
         return life.call(work, deadline + MARGIN)
 
-    def publish_many(self, payloads: Iterable[Any], /, *, timeout: float | None = None) -> list[Event[Any]]:
-        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised."""
+    def publish_many(self, payloads: Iterable[Any], /, *, timeout: Seconds | None = None) -> list[Event[Any]]:
+        """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised.
+
+        :param payloads: Instances of `@event` classes, or `Event` values, in a list or any other order.
+        :param timeout: How long all of it may take: seconds, or a timedelta; else ``publish_timeout``.
+        """
         _refuse_event_loop("publish_many")
-        deadline = monotonic() + (self._publish_timeout if timeout is None else timeout)
+        check_several(payloads)
+        deadline = monotonic() + (self._publish_timeout if timeout is None else timeout_of(timeout, "publish_many"))
         events = list(payloads)  # here: what makes them may belong to this thread, as a database's cursor does
         life = self._life()
         life.wait_started(deadline)

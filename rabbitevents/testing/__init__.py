@@ -21,9 +21,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from datetime import timedelta
 from typing import TypeVar, cast
 
+from rabbitevents.arguments import Seconds, instance, seconds, wrong
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.embedded.client import MemoryClient
 from rabbitevents.bus import Bus
@@ -78,13 +78,16 @@ class Probe(Witness):
         there = self.broker.queues.get(queue)
         return there.ready + there.unsettled if there is not None else 0
 
-    async def settled(self, timeout: float = 5.0) -> None:
+    async def settled(self, timeout: Seconds = 5.0) -> None:
         """Wait until the whole cascade is quiet: every queue of the bus empty, and no handler running.
 
         Events that wait for a later time do not count, nor those that are held. Raises TimeoutError, which names the
-        queues that are not empty, after ``timeout`` seconds.
+        queues that are not empty.
+
+        :param timeout: How long to wait at most: seconds (5), or a timedelta.
         """
-        deadline = asyncio.get_running_loop().time() + timeout
+        limit = seconds("settled: timeout", timeout)
+        deadline = asyncio.get_running_loop().time() + limit
         quiet = 0
         while quiet < 3:
             await asyncio.sleep(0 if quiet else 0.0005)
@@ -92,7 +95,7 @@ class Probe(Witness):
             quiet = quiet + 1 if not busy else 0
             if busy and asyncio.get_running_loop().time() > deadline:
                 raise TimeoutError(
-                    f"not settled within {timeout:g} s: {', '.join(busy)}; settled(timeout=...) waits longer"
+                    f"not settled within {limit:g} s: {', '.join(busy)}; settled(timeout=...) waits longer"
                 )
 
     def _busy(self) -> list[str]:
@@ -100,10 +103,13 @@ class Probe(Witness):
         busy = [f"{self.waiting(name)} in {name}" for name, load in loads if self.waiting(name) > load.held]
         return [*busy, "a handler is running"] if any(load.running for _, load in loads) else busy
 
-    async def advance(self, by: timedelta) -> None:
-        """Move the broker's clock forward, letting everything that falls due on the way run its course, in order."""
+    async def advance(self, by: Seconds) -> None:
+        """Move the broker's clock forward, letting everything that falls due on the way run its course, in order.
+
+        :param by: How far: seconds, or a timedelta.
+        """
         clock = self.broker.clock
-        end = clock.time() + by.total_seconds()
+        end = clock.time() + seconds("advance: by", by)
         await self.settled()
         while (due := clock.next_due()) is not None and due <= end:
             clock.jump(due)
@@ -122,16 +128,17 @@ async def running(
 ) -> AsyncGenerator[Probe]:
     """Run a sibling of ``bus`` on the embedded broker, with the same handlers; yield a probe of it.
 
-    ``broker`` is an `EmbeddedBroker` to share it with another bus. ``plugins`` stand in for the bus's own.
+    :param bus: What is tested. It is not started, but its sibling.
+    :param broker: An `EmbeddedBroker`, to share it with another bus. By default one of its own.
+    :param plugins: They stand in for the bus's own; ``[]`` is none.
     """
-    if not isinstance(cast("object", bus), Bus):
-        raise ConfigurationError(
-            f"running() runs a sibling of a Bus, not of a {type(bus).__name__}; probing() takes a SyncBus"
-        )
+    instance("running: bus", bus, Bus, "it runs a sibling of a Bus, and probing() takes a SyncBus")
     if not isinstance(broker, EmbeddedBroker) and broker != "memory://":
-        raise ConfigurationError(
-            'running() is on an embedded broker, "memory://" or an EmbeddedBroker of your own; for a sibling on another '
-            'broker, write async with bus.sibling("amqp://localhost")'
+        raise wrong(
+            "running: broker",
+            broker,
+            "say an EmbeddedBroker, or leave it out: a test runs on memory://; for a sibling on another broker, write "
+            'async with bus.sibling("amqp://localhost")',
         )
     server = broker if isinstance(broker, EmbeddedBroker) else EmbeddedBroker()
     sibling = bus.sibling(server.client(), plugins=plugins)

@@ -131,7 +131,7 @@ async def producer() -> None:
         )
         assert_type(later.payload.order_id, str)
         assert_type(await till.publish_many([OrderPlaced("o-1", Decimal(1)), placed]), list[Event[Any]])
-        await till.publish(OrderCancelled("o-1"), delay=5)  # type: ignore[call-overload]
+        await till.publish(OrderCancelled("o-1"), delay="5")  # type: ignore[call-overload]
         assert_type(till.health().ok, bool)
 
 

@@ -21,7 +21,7 @@ def view() -> None:
         assert_type(later.payload.total, Decimal)
         assert_type(bus.publish_many([placed, OrderPlaced("o-2", Decimal(1))]), list[Event[Any]])
         assert_type(bus.health(), Health)
-        bus.publish(OrderPlaced("o-1", Decimal(1)), delay=5)  # type: ignore[call-overload]
+        bus.publish(OrderPlaced("o-1", Decimal(1)), delay="5")  # type: ignore[call-overload]
 
 
 several = SyncBus(["amqps://a", "amqps://b"], unroutable="raise", form="cloudevents", declare="passive")

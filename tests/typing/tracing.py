@@ -39,4 +39,4 @@ def told(spans: tuple[ReadableSpan, ...]) -> str:
 
 
 Tracing(tracer_provider="otlp")  # type: ignore[arg-type]
-Metrics(interval=15)  # type: ignore[arg-type]
+Metrics(interval="15")  # type: ignore[arg-type]

@@ -103,7 +103,7 @@ class Link:
             connection = await Connection.open(
                 address,
                 name=self._name,
-                heartbeat=self._heartbeat,
+                heartbeat=address.heartbeat(self._heartbeat),
                 context=self._context,
                 timeout=RPC_DEADLINE,
                 attempt=self._attempts - 1,

@@ -464,7 +464,7 @@ def test_a_method_as_it_is_in_its_class_is_refused_where_it_is_registered(name: 
     method: Any = vars(Service)[name]
 
     with pytest.raises(
-        ConfigurationError, match="is a (class|partial)method: nobody can call that: decorate a function"
+        ConfigurationError, match=r"is a (class|partial)method: nobody can call that: decorate a function"
     ):
         Router("shop").on(OrderPlaced, name="handler")(method)
 

@@ -80,7 +80,7 @@ def _is_as_usual(event: Event[Any]) -> bool:
 
 def _look_closely(event: Event[Any]) -> None:
     """Raise for the first field that cannot be meant."""
-    stamp: object = event.timestamp
+    stamp = cast("object", event.timestamp)
     if isinstance(stamp, datetime) and stamp.tzinfo is None:
         raise EncodeError(f"{_named(event)}: its timestamp has no time zone: say datetime.now(UTC)")
     for name, kinds in _ENVELOPE.items():

@@ -313,7 +313,11 @@ WRONG_HANDLERS: list[tuple[str, Callable[[], object], str]] = [
     ("plugins=Retry", on(ParcelSent, plugins=Retry), "on(...): plugins is the class Retry: it takes a list"),
     ("name=5", lambda: given(Router("other").on(ParcelSent, name=given(5)))(stamp), "the handler's name=5: say words"),
     ("queue=5", lambda: given(Router("other").on(ParcelSent, queue=given(5)))(stamp), "the queue's name=5: say words"),
-    ("on(...)(5)", lambda: given(Router("other").on(ParcelSent))(5), "what stands below it=5: nobody can call that: decorate a function"),
+    (
+        "on(...)(5)",
+        lambda: given(Router("other").on(ParcelSent))(5),
+        "what stands below it=5: nobody can call that: decorate a function",
+    ),
     ("Router(None)", made(Router, None), "the router's name=None: say words, such as Router("),
     ('Router("a b")', made(Router, "a b"), "must be words of letters"),
     ("@event", made(event, ParcelSent), "an event needs a name"),

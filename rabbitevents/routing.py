@@ -1,15 +1,10 @@
-"""Which event reaches which handler: topic patterns, routers, and the subscriptions they come to.
-
-A pattern is AMQP's: words with dots between them, where ``*`` stands for one word and ``#`` for any number of them
-(AMQP 0-9-1, 3.1.3.3).
-"""
+"""Which event reaches which handler: routers, and the subscriptions they come to."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from functools import lru_cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
@@ -18,61 +13,13 @@ import msgspec
 from rabbitevents.arguments import Seconds, kind_of, span, whole, wrong
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type, is_event
+from rabbitevents.topics import LONGEST, check_pattern, overlaps
 from rabbitevents.topology import Exchange, Kind, Source
 
 if TYPE_CHECKING:
     from rabbitevents.plugin import Plugin
 
 H = TypeVar("H", bound=Callable[..., Any])
-
-
-def matches(pattern: str, routing_key: str) -> bool:
-    """Say whether ``routing_key`` falls under ``pattern``."""
-    if len(pattern) <= _LONGEST and len(routing_key) <= _LONGEST:
-        return _known_to_match(pattern, routing_key)
-    return _fits(_words(pattern), _words(routing_key), literal=True)
-
-
-_LONGEST = 255
-"""AMQP's routing keys are no longer: what is longer is a stranger's, and is not kept."""
-
-
-@lru_cache(maxsize=1024)
-def _known_to_match(pattern: str, routing_key: str) -> bool:
-    return _fits(_words(pattern), _words(routing_key), literal=True)
-
-
-def overlaps(one: str, other: str) -> bool:
-    """Say whether some routing key falls under both patterns."""
-    return _fits(_words(one), _words(other), literal=False)
-
-
-def _words(key: str) -> tuple[str, ...]:
-    """Split at the dots; an empty key has no words (as in RabbitMQ's topic exchange)."""
-    return tuple(key.split(".")) if key else ()
-
-
-def _fits(one: tuple[str, ...], other: tuple[str, ...], *, literal: bool) -> bool:
-    """Compare word by word; with ``literal`` the other side's ``*`` and ``#`` are words like any.
-
-    From the end backwards: a row says, for each place in ``other``, whether what follows there fits what follows in
-    ``one``. So it takes as many steps as the words of both, multiplied, however many ``#`` there are.
-    """
-    spans = [not literal and word == "#" for word in other]
-    last = len(other)
-    row = [True] * (last + 1)
-    for place in reversed(range(last)):
-        row[place] = spans[place] and row[place + 1]
-    for word in reversed(one):
-        below, row = row, [False] * (last + 1)
-        row[last] = word == "#" and below[last]
-        for place in reversed(range(last)):
-            if word == "#" or spans[place]:
-                row[place] = below[place] or row[place + 1]
-            else:
-                same = word in (other[place], "*") or (not literal and other[place] == "*")
-                row[place] = same and below[place + 1]
-    return row[0]
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -283,7 +230,7 @@ def _sorted_out(events: Sequence[object]) -> tuple[tuple[type, ...], tuple[str, 
         )
     for item in events:
         if isinstance(item, str):
-            _check_pattern(item)
+            check_pattern(item)
         elif not is_event(item):
             raise _no_event(item)
     classes = tuple(e for e in events if isinstance(e, type))
@@ -322,7 +269,7 @@ def _exchange(said: object) -> Exchange | None:
         raise ConfigurationError(f"exchange {there.name[:40]!r}: its kind is one of {', '.join(get_args(Kind))}")
     if not there.name:
         raise ConfigurationError("exchange='': nothing can be bound to AMQP's default exchange; say another one's name")
-    if len(there.name.encode("utf-8", "replace")) > _LONGEST:
+    if len(there.name.encode("utf-8", "replace")) > LONGEST:
         raise ConfigurationError(f"the exchange {there.name[:40]!r}... has a longer name than 255 bytes")
     return there
 
@@ -346,10 +293,10 @@ def _texts(said: object) -> tuple[str, ...]:
 def _keys(said: str | Iterable[str] | None, exchange: Exchange | None, patterns: Sequence[str]) -> tuple[str, ...]:
     keys = _texts(said)
     for key in keys:
-        if len(key.encode("utf-8", "replace")) > _LONGEST:
+        if len(key.encode("utf-8", "replace")) > LONGEST:
             raise ConfigurationError(f"the key {key[:40]!r}... is longer than 255 bytes")
         if key and (exchange is None or exchange.kind == "topic"):
-            _check_pattern(key)
+            check_pattern(key)
     if exchange is not None and exchange.kind == "direct":
         for each in keys or patterns:
             if not {"*", "#"}.isdisjoint(each.split(".")):
@@ -357,18 +304,6 @@ def _keys(said: str | Iterable[str] | None, exchange: Exchange | None, patterns:
                     f"{each[:40]!r} would match nothing: the exchange {exchange.name!r} is direct, and has no patterns; say key="
                 )
     return keys
-
-
-def _check_pattern(pattern: str) -> None:
-    words = pattern.split(".")
-    if "" in words or len(pattern.encode()) > 255:
-        raise ConfigurationError(
-            f"{pattern[:40]!r} is no topic pattern: words with single dots between them, at most 255 bytes"
-        )
-    if any(len(word) > 1 and ("*" in word or "#" in word) for word in words):
-        raise ConfigurationError(
-            f"{pattern[:40]!r} would match nothing: in a topic pattern '*' and '#' stand for whole words"
-        )
 
 
 def _check_shared(queue: str, handlers: Iterable[Handler], new: Handler) -> None:

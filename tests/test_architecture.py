@@ -25,7 +25,7 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
         "values",
         frozenset({"errors", "arguments", "properties", "ids", "events", "message", "facts", "states", "texts"}),
     ),
-    ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topology", "fields", "lines"})),
+    ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topics", "topology", "fields", "lines"})),
     ("brokers", frozenset({"brokers"})),
     (
         "ways in and out",

@@ -19,8 +19,8 @@ from rabbitevents.brokers.embedded.client import MemoryClient
 from rabbitevents.brokers.embedded.deaths import after_death, death, history, is_cycle
 from rabbitevents.errors import BrokerError, EncodeError
 from rabbitevents.properties import Headers, HeaderValue, Properties, decode_properties, encode_properties
-from rabbitevents.routing import matches
 from rabbitevents.testing.bench import Collector, deadline, eventually, message
+from rabbitevents.topics import matches
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 from rabbitevents.wire import Limits
 

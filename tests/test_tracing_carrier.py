@@ -17,7 +17,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 
-from rabbitevents.routing import matches
+from rabbitevents.topics import matches
 from rabbitevents_tracing.carrier import LONGEST, LONGEST_BAGGAGE, left_behind, previous_attempt, read, waited, written
 from rabbitevents_tracing.destinations import Destination, Destinations, fits
 

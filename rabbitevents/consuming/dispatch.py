@@ -23,7 +23,8 @@ from rabbitevents.fields import event_fields
 from rabbitevents.message import ACK, REQUEUE, Delivery, Message, Outcome, Settlement
 from rabbitevents.payload.codec import Codec, read_document
 from rabbitevents.plugin import Publish
-from rabbitevents.routing import Handler, Subscription, matches
+from rabbitevents.routing import Handler, Subscription
+from rabbitevents.topics import matches
 from rabbitevents.wire import Received, glean, read
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")

@@ -20,8 +20,8 @@ from rabbitevents.demo.sabotage import SabotagedLedger
 from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.shop import analytics, inventory, notification, order, payment
 from rabbitevents.demo.shop.payment import PaymentProvider
-from rabbitevents.routing import matches
 from rabbitevents.testing import EmbeddedBroker
+from rabbitevents.topics import matches
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_idempotency import Idempotency, Store
 from rabbitevents_retry import Retry

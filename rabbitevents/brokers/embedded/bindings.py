@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from rabbitevents.routing import matches
+from rabbitevents.topics import matches
 from rabbitevents.topology import Binding, Exchange
 
 _Places = defaultdict[str, Counter[str]]

@@ -692,7 +692,9 @@ class Bus:
         At most ``hold`` messages are kept at a time. Each goes back to its place, but those that
         `Browsing.acknowledge` takes out. A give-back counts at the broker as a delivery does.
         """
-        return Browsing(self._broker, queue, hold, self._home)
+        return Browsing(
+            self._broker, text("browse: queue", queue, such_as="shop.record"), whole("browse: hold", hold), self._home
+        )
 
 
 def _stopped_before() -> ConfigurationError:

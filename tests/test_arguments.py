@@ -122,7 +122,10 @@ WRONG_BUS: list[tuple[str, Callable[[], object], str]] = [
     ("heartbeat=0.5", bus(MEMORY, heartbeat=0.5), "Bus: heartbeat=0.5: say whole seconds, 0 to 65535"),
     ("heartbeat=100_000", bus(MEMORY, heartbeat=100_000), "Bus: heartbeat=100000: say whole seconds"),
     ("limits={...}", bus(MEMORY, limits={"body": 1}), "Bus: limits is a dict: say Limits(body=4_000_000)"),
-    ('limits=Limits(body="1")', bus(MEMORY, limits=Limits(body=given("1"))), "Limits: body='1' is text"),
+    ('Limits(body="1")', lambda: Limits(body=given("1")), "Limits: body='1' is text"),
+    ("Limits(headers=0)", lambda: Limits(headers=0), "Limits: headers=0: say a whole number, 1 or more"),
+    ('browse(hold="5")', lambda: Bus(MEMORY).browse("dead", hold=given("5")), "browse: hold='5' is text: say 5"),
+    ("browse(None)", lambda: Bus(MEMORY).browse(given(None)), "browse: queue=None: say a text, such as 'shop.record'"),
     ("ssl_context=True", bus(MEMORY, ssl_context=True), "Bus: ssl_context=True: say ssl.create_default_context(...)"),
     (
         "ssl_context= for amqp://",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from rabbitevents.arguments import whole
 from rabbitevents.errors import EncodeError
 from rabbitevents.message import Message
 from rabbitevents.properties import encode_properties, short
@@ -15,6 +16,10 @@ class Limits(msgspec.Struct, frozen=True):
     body: int = 1_048_576
     headers: int = 65_536
     """Properties and headers together, encoded. They must fit one AMQP frame (128 KiB)."""
+
+    def __post_init__(self) -> None:
+        whole("Limits: body", self.body, least=0)  # 0: a look that wants no body
+        whole("Limits: headers", self.headers)
 
     def check(self, message_body: bytes, properties: bytes, name: str) -> None:
         """Raise `EncodeError` for a body, or encoded properties, over the limit."""

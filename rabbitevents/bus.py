@@ -41,7 +41,17 @@ from rabbitevents.events import Event
 from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
 from rabbitevents.message import Message
-from rabbitevents.plugin import Plugin, Publish, amending, check_order, overrides, standing_in, wrap
+from rabbitevents.plugin import (
+    Plugin,
+    Publish,
+    amending,
+    at_work,
+    check_order,
+    check_without,
+    overrides,
+    standing_in,
+    wrap,
+)
 from rabbitevents.publishing.checks import check_message, check_several
 from rabbitevents.publishing.publishing import Checked, Publishing, Unroutable
 from rabbitevents.routing import Router, Subscription
@@ -216,6 +226,10 @@ class Bus:
             found[subscription.queue] = subscription
         return tuple(found.values())
 
+    def subscriptions_of(self, plugin: Plugin, /) -> tuple[Subscription, ...]:
+        """Return those of the subscriptions whose chain has ``plugin`` in it: where no other stands in for it."""
+        return tuple(s for s in self.subscriptions if any(each is plugin for each in standing_in(self.plugins, s)))
+
     # --- life ---
 
     async def __aenter__(self) -> Self:
@@ -274,6 +288,7 @@ class Bus:
             await self._declare_topology()  # before anybody publishes: plugins do so as they are entered
             await self._look_for_lost()
             for plugin in everybody:
+                stack.enter_context(at_work(plugin, self))
                 await stack.enter_async_context(plugin.lifespan(self))
             self._workforce.workers = self._workforce.workers or self._new_workers()
             stack.push_async_callback(self._stop_consuming)
@@ -303,7 +318,8 @@ class Bus:
         return [self._workers(subscription) for subscription in self.subscriptions]
 
     def _workers(self, subscription: Subscription) -> Workers:
-        plugins = standing_in(self.plugins, subscription.plugins)
+        plugins = standing_in(self.plugins, subscription)
+        check_without(self.plugins, subscription, f"subscription {subscription.name!r}")
         check_order(plugins, f"subscription {subscription.name!r}")
         dispatch = Dispatch(
             subscription,
@@ -333,7 +349,7 @@ class Bus:
             needed = topology.needed(
                 subscription.queue, subscription.dead_queue, subscription.sources, self.exchange, told.delivery_limit
             )
-            for plugin in standing_in(self.plugins, subscription.plugins):
+            for plugin in standing_in(self.plugins, subscription):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
         refused: Mapping[str, TopologyError] = {}

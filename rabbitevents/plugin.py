@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -44,6 +44,10 @@ class Host(Protocol):
     @property
     def subscriptions(self) -> Sequence[Subscription]:
         """What the bus consumes."""
+        ...
+
+    def subscriptions_of(self, plugin: Plugin, /) -> Sequence[Subscription]:
+        """Return those of the subscriptions whose chain has ``plugin`` in it: where no other stands in for it."""
         ...
 
     @property
@@ -109,7 +113,8 @@ class Plugin:
     """
 
     role: ClassVar[str] = ""
-    """What it does, in a word: "retry", "trace", "once", ..."""
+    """What it does, in a word: "retry", "trace", "once", ... A chain has one plugin of a role; of those without one it
+    may have several."""
 
     inside: ClassVar[frozenset[str]] = frozenset()
     """Roles that must stand further out, if they are there at all; checked at start."""
@@ -181,14 +186,15 @@ def amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Message
     return amend if hooks else None
 
 
-def standing_in(plugins: Sequence[Plugin], own: Sequence[Plugin]) -> tuple[Plugin, ...]:
-    """Return a subscription's plugins: each of its ``own`` in the place of the bus's of the same class.
+def standing_in(plugins: Sequence[Plugin], subscription: Subscription) -> tuple[Plugin, ...]:
+    """Return a subscription's plugins: each of its own in the place of the bus's of the same role, or class without one.
 
-    One that the bus has none of stands innermost, or else just outside of those that must be inside of it.
+    One that the bus has none of stands innermost, or else just outside of those that must be inside of it. The roles
+    that the subscription is ``without`` are left out.
     """
-    chain = list(plugins)
-    for plugin in own:
-        place = next((i for i, there in enumerate(chain) if type(there) is type(plugin)), None)
+    chain = [plugin for plugin in plugins if plugin.role not in subscription.without]
+    for plugin in subscription.plugins:
+        place = next((i for i, there in enumerate(chain) if _does_the_same(there, plugin)), None)
         if place is not None:
             chain[place] = plugin
         else:
@@ -197,9 +203,26 @@ def standing_in(plugins: Sequence[Plugin], own: Sequence[Plugin]) -> tuple[Plugi
     return tuple(chain)
 
 
+def _does_the_same(one: Plugin, other: Plugin) -> bool:
+    return one.role == other.role if other.role else type(one) is type(other)
+
+
+def check_without(plugins: Sequence[Plugin], subscription: Subscription, where: str) -> None:
+    """Raise `ConfigurationError` if a subscription is without a role that the bus has not."""
+    roles = [plugin.role for plugin in plugins if plugin.role]
+    for role in sorted(subscription.without - set(roles)):
+        raise ConfigurationError(
+            f"{where} is without {role!r}, and the bus has no plugin of that role; it has {', '.join(roles) or 'none'}"
+        )
+
+
 def check_order(plugins: Sequence[Plugin], where: str) -> None:
-    """Raise `ConfigurationError`, which says the right order, if a plugin stands outside of one that it must be inside of."""
+    """Raise `ConfigurationError`, which says the right order, if a plugin stands outside of one that it must be inside of.
+
+    Two of one role are refused too.
+    """
     _check_instances(plugins, where)
+    _check_roles(plugins, where)
     for place, plugin in enumerate(plugins):
         for further_in in plugins[place + 1 :]:
             if further_in.role and further_in.role in plugin.inside:
@@ -213,6 +236,17 @@ def _check_instances(plugins: Iterable[object], where: str) -> None:
         if not isinstance(plugin, Plugin):
             raise ConfigurationError(
                 f"{where}: {plugin!r} is no plugin; plugins=[...] takes instances, such as Retry()"
+            )
+
+
+def _check_roles(plugins: Sequence[Plugin], where: str) -> None:
+    known: dict[str, Plugin] = {}
+    for plugin in plugins:
+        other = known.setdefault(plugin.role, plugin)
+        if plugin.role and (other is not plugin or plugins.count(plugin) > 1):
+            raise ConfigurationError(
+                f"{where}: {_name(other)} and {_name(plugin)} both have the role {plugin.role!r}, and a chain has one of each: "
+                "leave one out; for one handler, another one stands in with @router.on(..., plugins=[...])"
             )
 
 
@@ -231,6 +265,31 @@ def _right_order(plugins: Sequence[Plugin]) -> str:
 
 def _name(plugin: Plugin) -> str:
     return f"{type(plugin).__name__}()"
+
+
+_AT_WORK: dict[int, Host] = {}
+"""Which bus an instance is at work for, by the instance's identity, as long as it is."""
+
+
+@contextmanager
+def at_work(plugin: Plugin, host: Host) -> Generator[None]:
+    """Keep an instance for one bus at a time, if it has a lifespan, and so what belongs to that bus.
+
+    Raises `ConfigurationError` while it is at work for another one.
+    """
+    if not overrides(plugin, "lifespan"):
+        yield
+        return
+    other = _AT_WORK.setdefault(id(plugin), host)
+    if other is not host:
+        raise ConfigurationError(
+            f"{_name(plugin)} is at work for bus {other.name!r}, and what it keeps belongs to that one: make another "
+            f"instance for bus {host.name!r}"
+        )
+    try:
+        yield
+    finally:
+        del _AT_WORK[id(plugin)]
 
 
 COMMANDS = "rabbitevents.commands"

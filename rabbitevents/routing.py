@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
@@ -69,6 +69,8 @@ class Subscription(msgspec.Struct, frozen=True):
     handlers: tuple[Handler, ...]
     options: Options
     plugins: tuple[Plugin, ...] = ()
+    without: frozenset[str] = frozenset()
+    """The roles of the bus's plugins that are left out here."""
 
     @property
     def dead_queue(self) -> str:
@@ -112,7 +114,7 @@ class Router:
         concurrency: int | None = None,
         prefetch: int | None = None,
         timeout: Seconds | None = None,
-        plugins: Iterable[Plugin] = (),
+        plugins: Iterable[Plugin] | Mapping[str, Plugin | None] = (),
     ) -> Callable[[H], H]:
         """Call the decorated function for each event of these classes or topic patterns. Returns it unchanged.
 
@@ -132,7 +134,8 @@ class Router:
         :param concurrency: How many events are handled at a time in this process: 10.
         :param prefetch: How many deliveries the broker sends ahead, 1 to 2000: 100, or ``concurrency`` where that is more.
         :param timeout: How long one handling may take: seconds, or a timedelta. By default there is no limit.
-        :param plugins: Each stands in for the bus's plugin of the same class: ``[Retry(stop=stop_after_attempt(2))]``.
+        :param plugins: Each stands in for the bus's plugin of the same role (or class, where it has none):
+            ``[Retry(stop=stop_after_attempt(2))]``. By role, None leaves one out: ``{"retry": None}``.
 
         Raises `ConfigurationError`.
         """
@@ -140,7 +143,7 @@ class Router:
         classes, patterns = _sorted_out(events)
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
-        own = _own(plugins)
+        own, without = _own(plugins)
 
         def register(function: H) -> H:
             if not callable(cast("object", function)):
@@ -157,12 +160,12 @@ class Router:
                 )
             _check_name("the handler's name", named, 'name="charge"')
             handler = Handler(named, function, classes, patterns, there, keys)
-            self._add(handler, queue, options, own)
+            self._add(handler, queue, Subscription("", "", (handler,), options, own, without))
             return function
 
         return register
 
-    def _add(self, handler: Handler, queue: str | None, options: Options, plugins: tuple[Plugin, ...]) -> None:
+    def _add(self, handler: Handler, queue: str | None, told: Subscription) -> None:
         if queue is not None:
             _check_name("the queue's name", queue, 'queue="orders"')
         name = f"{self.name}.{handler.name if queue is None else queue}"
@@ -170,13 +173,14 @@ class Router:
             raise ConfigurationError(f"the queue name {name[:40]!r}... is longer than 240 bytes")
         there = self._subscriptions.get(name)
         if there is None:
-            self._subscriptions[name] = Subscription(name, name, (handler,), options, plugins)
+            self._subscriptions[name] = msgspec.structs.replace(told, name=name, queue=name)
             return
         if queue is None:
             raise ConfigurationError(
                 f"router {self.name!r} has a handler {handler.name!r} already: give one of the two a name="
             )
-        if (options, plugins) != (there.options, there.plugins) and (options != Options() or plugins):
+        others = (told.options, told.plugins, told.without)
+        if others not in ((there.options, there.plugins, there.without), (Options(), (), frozenset())):
             raise ConfigurationError(
                 f"queue {name!r} is shared: say its concurrency, prefetch, timeout and plugins at its first handler"
             )
@@ -210,8 +214,23 @@ def _options(concurrency: int | None, prefetch: int | None, timeout: Seconds | N
     return Options(workers, ahead, limit)
 
 
-def _own(plugins: Iterable[Plugin]) -> tuple[Plugin, ...]:
-    """Return a handler's own plugins. Whether each is one is seen by its role: the class is further up."""
+def _own(plugins: Iterable[Plugin] | Mapping[str, Plugin | None]) -> tuple[tuple[Plugin, ...], frozenset[str]]:
+    """Return a handler's own plugins, and the roles that it is without."""
+    if not isinstance(plugins, Mapping):
+        return _instances(plugins), frozenset()
+    told = cast("Mapping[str, Plugin | None]", plugins)
+    for role, plugin in told.items():
+        if plugin is not None and getattr(plugin, "role", None) != role:
+            raise ConfigurationError(
+                f"on(...): plugins has {kind_of(plugin)} for the role {role!r}, which is not its own: say plugins=[...] for "
+                "one that stands in, or None for a role that is left out"
+            )
+    here = [plugin for plugin in told.values() if plugin is not None]
+    return _instances(here), frozenset(role for role, plugin in told.items() if plugin is None)
+
+
+def _instances(plugins: Iterable[Plugin]) -> tuple[Plugin, ...]:
+    """Return plugins. Whether each is one is seen by its role: the class is further up."""
     if isinstance(plugins, (str, bytes, type)) or not isinstance(cast("object", plugins), Iterable):
         raise wrong("on(...): plugins", plugins, "it takes a list, such as plugins=[Retry()]")
     found = tuple(plugins)

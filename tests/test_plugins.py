@@ -42,6 +42,8 @@ from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.facts import Held, Returned
 from rabbitevents.plugin import check_order, commands, overrides, standing_in, wrap
 from rabbitevents.properties import Properties
+from rabbitevents.routing import Options
+from rabbitevents.testing import running
 
 
 @event("order.placed")
@@ -326,7 +328,7 @@ def test_a_right_nesting_is_accepted() -> None:
     check_order([Outer(), Inner(), Innermost()], "the bus")
     check_order([Innermost()], "the bus")
     check_order([Idle(), Innermost(), Idle()], "the bus")
-    check_order([Outer(), Outer(), Inner(), Inner()], "the bus")
+    check_order([Outer(), Idle(), Inner(), Idle()], "the bus")
 
 
 def test_a_wrong_nesting_is_refused_with_the_right_one() -> None:
@@ -336,7 +338,7 @@ def test_a_wrong_nesting_is_refused_with_the_right_one() -> None:
     assert str(refused.value) == "the bus: Inner() must stand inside Outer(); write plugins=[Outer(), Inner()]"
 
 
-@given(st.lists(st.sampled_from(ALL), max_size=6))
+@given(st.lists(st.sampled_from(ALL), max_size=6, unique_by=lambda cls: cls.role or object()))
 def test_the_order_that_an_error_says_is_right(classes: list[type[Plugin]]) -> None:
     try:
         check_order([cls() for cls in classes], "the bus")
@@ -374,23 +376,161 @@ async def test_a_wrong_nesting_of_a_handler_s_own_plugins_is_refused_at_start() 
             pass
 
 
-def test_a_handler_s_plugin_stands_in_for_the_bus_s_of_the_same_class() -> None:
+def of_own(*plugins: Plugin, without: Iterable[str] = ()) -> Subscription:
+    """Return a subscription with plugins of its own."""
+    return Subscription("shop.handler", "shop.handler", (), Options(), plugins, frozenset(without))
+
+
+def test_a_handler_s_plugin_stands_in_for_the_bus_s_of_the_same_role() -> None:
     outer, inner, own_outer, idle = Outer(), Inner(), Outer(), Idle()
 
-    assert standing_in([outer, inner], []) == (outer, inner)
-    assert standing_in([outer, inner], [own_outer]) == (own_outer, inner)
-    assert standing_in([outer, inner], [idle]) == (outer, inner, idle)
-    assert standing_in([outer, inner], [idle, own_outer]) == (own_outer, inner, idle)
-    assert standing_in([], [own_outer]) == (own_outer,)
+    assert standing_in([outer, inner], of_own()) == (outer, inner)
+    assert standing_in([outer, inner], of_own(own_outer)) == (own_outer, inner)
+    assert standing_in([outer, inner], of_own(idle)) == (outer, inner, idle)
+    assert standing_in([outer, inner], of_own(idle, own_outer)) == (own_outer, inner, idle)
+    assert standing_in([], of_own(own_outer)) == (own_outer,)
 
 
-def test_a_subclass_does_not_stand_in_for_its_parent() -> None:
-    class Louder(Outer):
+class Louder(Outer):
+    pass
+
+
+class Another(Plugin):
+    role: ClassVar[str] = "outer"
+
+
+class IdleToo(Idle):
+    pass
+
+
+@pytest.mark.parametrize("own", [Louder(), Another()], ids=["a subclass", "another class"])
+def test_whoever_has_the_role_stands_in(own: Plugin) -> None:
+    outer, inner = Outer(), Inner()
+
+    assert standing_in([outer, inner], of_own(own)) == (own, inner)
+
+
+def test_without_a_role_the_class_counts_and_a_subclass_is_another_one() -> None:
+    idle, other, subclass = Idle(), Idle(), IdleToo()
+
+    assert standing_in([idle], of_own(other)) == (other,)
+    assert standing_in([idle], of_own(subclass)) == (idle, subclass)
+
+
+def test_a_role_is_left_out_where_a_handler_says_none() -> None:
+    outer, inner = Outer(), Inner()
+
+    assert standing_in([outer, inner], of_own(without=["outer"])) == (inner,)
+
+
+@pytest.mark.parametrize(
+    "pair", [(Outer(), Outer()), (Outer(), Louder()), (Another(), Outer())], ids=["same", "subclass", "other"]
+)
+def test_two_plugins_of_one_role_are_refused(pair: tuple[Plugin, Plugin]) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"the bus: .* both have the role 'outer', and a chain has one of each"
+    ):
+        Bus("memory://", name="shop", plugins=pair)
+
+
+def test_one_plugin_twice_is_refused_and_two_without_a_role_are_not() -> None:
+    outer = Outer()
+
+    with pytest.raises(ConfigurationError, match=r"Outer\(\) and Outer\(\) both have the role"):
+        Bus("memory://", name="shop", plugins=[outer, Inner(), outer])
+    Bus("memory://", name="shop", plugins=[Idle(), Idle()])
+
+
+async def test_a_handler_may_be_without_a_plugin_of_the_bus() -> None:
+    notes = list[str]()
+    router = Router("shop")
+
+    class Loud(Noting):
+        role: ClassVar[str] = "loud"
+
+    loud = Loud("loud", notes)
+
+    @router.on(OrderPlaced, plugins={"loud": None})
+    async def quiet(order: OrderPlaced) -> None:
+        notes.append("quiet")
+
+    @router.on(OrderConfirmed)
+    async def plain(order: OrderConfirmed) -> None:
+        notes.append("plain")
+
+    async with running(Bus("memory://", router, plugins=[loud])) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.settled()
+        handled = [note for note in notes if note in ("loud in", "quiet")]
+        await probe.bus.publish(OrderConfirmed("o-1"))
+        await probe.settled()
+
+        assert [each.name for each in probe.bus.subscriptions_of(loud)] == ["shop.plain"]
+    assert handled == ["quiet"]
+    assert "loud in" in notes
+
+
+@pytest.mark.parametrize(
+    ("plugins", "said"),
+    [
+        (
+            {"retyr": None},
+            "subscription 'shop.handler' is without 'retyr', and the bus has no plugin of that role; it has outer",
+        ),
+        ({"inner": Outer()}, "plugins has an Outer for the role 'inner', which is not its own"),
+        ({"outer": Outer}, "it takes instances"),
+    ],
+)
+async def test_a_role_that_cannot_be_meant_is_refused(plugins: dict[str, Any], said: str) -> None:
+    async def handler(order: OrderPlaced) -> None: ...
+
+    async def start() -> None:
+        router = Router("shop")
+        router.on(OrderPlaced, plugins=plugins)(handler)
+        await Bus("memory://", router, plugins=[Outer()]).start()
+
+    with pytest.raises(ConfigurationError) as refused:
+        await start()
+
+    assert said in str(refused.value)
+
+
+class Keeping(Plugin):
+    """Keeps something of its bus."""
+
+    @asynccontextmanager
+    async def lifespan(self, host: Host) -> AsyncGenerator[None]:
+        yield
+
+
+async def test_an_instance_that_keeps_something_is_at_work_for_one_bus_at_a_time() -> None:
+    keeping, idle = Keeping(), Idle()
+
+    async with Bus("memory://", name="first", plugins=[keeping, idle]):
+        with pytest.raises(
+            ConfigurationError, match=r"Keeping\(\) is at work for bus 'first'.*another instance for bus 'second'"
+        ):
+            await Bus("memory://", name="second", plugins=[keeping]).start()
+        async with Bus("memory://", name="third", plugins=[idle]):
+            pass
+    async with Bus("memory://", name="fourth", plugins=[keeping]):
         pass
 
-    outer, louder = Outer(), Louder()
 
-    assert standing_in([outer], [louder]) == (outer, louder)
+async def test_a_start_that_fails_gives_its_plugins_back() -> None:
+    class Failing(Plugin):
+        @asynccontextmanager
+        async def lifespan(self, host: Host) -> AsyncGenerator[None]:
+            raise OSError("no")
+            yield
+
+    keeping = Keeping()
+
+    with pytest.raises(OSError, match="no"):
+        await Bus("memory://", name="first", plugins=[keeping, Failing()]).start()
+
+    async with Bus("memory://", name="second", plugins=[keeping]):
+        pass
 
 
 async def test_a_stand_in_works_for_its_handler_alone() -> None:
@@ -717,7 +857,7 @@ class InsideRetry(Plugin):
 def test_a_handler_s_plugin_that_the_bus_has_none_of_stands_outside_of_what_must_be_inside_of_it() -> None:
     tracing, own, noting = InsideRetry(), Retrying(), Plugin()
 
-    chain = standing_in([noting, tracing], [own])
+    chain = standing_in([noting, tracing], of_own(own))
 
     assert chain == (noting, own, tracing)
     check_order(chain, "subscription")

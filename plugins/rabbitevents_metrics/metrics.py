@@ -95,7 +95,7 @@ class Metrics(Plugin):
         """Look at the bus as long as it runs."""
         self._flows.bind(host.exchange, host.subscriptions)
         own = [each for each in host.subscriptions if self in each.plugins]
-        mine = own or [each for each in host.subscriptions if not any(isinstance(p, Metrics) for p in each.plugins)]
+        mine = host.subscriptions_of(self)
         self._mine = frozenset(name for each in mine for name in (each.name, each.queue))
         self._is_the_bus_s = not own
         in_flight = None if own else lambda: self._in_flight

@@ -26,7 +26,6 @@ from rabbitevents import (
     Message,
     Plugin,
     Settlement,
-    Subscription,
     event_fields,
     facts,
     forward,
@@ -137,7 +136,7 @@ class Retry(Plugin):
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
         """Look at the policy with the broker's limits in mind. Raises `ConfigurationError`."""
         limit = host.consumer_timeout.total_seconds()
-        for subscription in self._stands_in(host):
+        for subscription in host.subscriptions_of(self):
             timeout = subscription.options.timeout
             check(
                 self._policy,
@@ -150,11 +149,6 @@ class Retry(Plugin):
         self._stay = limit / 2
         self._given_up.clear()
         yield
-
-    def _stands_in(self, host: Host) -> list[Subscription]:
-        """Return the subscriptions that this instance is for."""
-        own = [s for s in host.subscriptions if self in s.plugins]
-        return own or [s for s in host.subscriptions if not any(type(p) is type(self) for p in s.plugins)]
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Handle a delivery, and again where the wait is short; the answer may be that it comes back later."""

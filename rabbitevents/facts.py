@@ -123,6 +123,31 @@ class Retried(Fact, frozen=True):
     inline: bool
 
 
+class Postponed(Fact, frozen=True):
+    """A handling failed and is to be handled later, which is no attempt: ``after`` is the wait in seconds.
+
+    ``attempt``, ``inline`` and ``error`` are as in `Retried`.
+    """
+
+    subscription: str
+    type: str
+    id: str
+    attempt: int
+    after: float
+    error: str
+    inline: bool
+
+
+class Discarded(Fact, frozen=True):
+    """A handling failed, and the event is taken as done, since a policy says so. ``error`` names the exception's class."""
+
+    subscription: str
+    type: str
+    id: str
+    attempt: int
+    error: str
+
+
 class DeadLettered(Fact, frozen=True):
     """A delivery was given up on and goes to its dead letter queue, after ``attempts`` attempts.
 

@@ -319,6 +319,8 @@ async def everything(measured: Measured) -> None:
         for fact in (facts.Duplicate(RESERVE, "t", "1"), facts.Stale(RESERVE, False), facts.ConsumerLost(RESERVE, "")):
             probe.bus.report(fact)
         probe.bus.report(facts.Held(RESERVE, "t", "1", "E", None))
+        probe.bus.report(facts.Postponed(RESERVE, "t", "1", 1, 5.0, "E", False))
+        probe.bus.report(facts.Discarded(RESERVE, "t", "1", 1, "GoneError"))
         await eventually(lambda: measured.value("rabbitevents.consumers.expected") == 1, "a look")
         broker.go_down()
         await eventually(lambda: measured.value("rabbitevents.queue.looks.failed") > 0, "a look that failed")

@@ -185,7 +185,7 @@ async def async_wait(state: RetryCallState) -> float:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"stop": 3}, "Retry(stop=3): it takes a strategy of tenacity's, such as stop=stop_after_attempt(5)"),
+        ({"stop": 3}, "Retry: stop is an int: it takes a strategy of tenacity's, such as stop=stop_after_attempt(5)"),
         ({"wait": timedelta(seconds=3)}, "such as wait=wait_fixed(5)"),
         ({"retry": None}, "such as retry=retry_if_exception_type(OSError)"),
         ({"stop": stop_after_attempt}, "Retry(stop=stop_after_attempt): it takes an instance and not the class"),
@@ -202,8 +202,8 @@ async def async_wait(state: RetryCallState) -> float:
         ),
         ({"retry": retry_if_result(bool)}, "retry_if_result asks for a result, and there is none"),
         ({"retry": retry_if_exception_type() | retry_if_result(bool)}, "retry_if_result asks for a result"),
-        ({"inline_below": -1}, "Retry(inline_below=-1): say seconds from 0 on"),
-        ({"inline_below": float("nan")}, "say seconds from 0 on"),
+        ({"inline_below": -1}, "Retry: inline_below=-1: say seconds, 0 or more"),
+        ({"inline_below": float("nan")}, "inline_below=nan: say seconds, 0 or more"),
     ],
 )
 def test_what_is_no_policy_is_refused_when_it_is_written(wrong: dict[str, Any], words: str) -> None:

@@ -67,6 +67,10 @@ class Counts:
 
         self.settled: Counter = count("settled", "delivery", "Deliveries that were settled, by outcome.")
         self.retries: Counter = count("retries", "delivery", "Failures that are tried again, by attempt.")
+        self.postponed: Counter = count(
+            "postponed", "delivery", "Failures that are handled later, which is no attempt."
+        )
+        self.discarded: Counter = count("discarded", "delivery", "Failures that are taken as done, by reason.")
         self.dead_letters: Counter = count("dead_letters", "delivery", "Deliveries given up on, by reason.")
         self.holds: Counter = count("holds", "delivery", "Failures that no plugin took care of, and that are held.")
         self.duplicates: Counter = count("duplicates", "delivery", "Deliveries that had been handled before.")

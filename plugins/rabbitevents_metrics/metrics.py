@@ -86,6 +86,8 @@ class Metrics(Plugin):
             facts.Held: lambda fact: self._count(counts.holds, subscription=fact.subscription),
             facts.Forwarded: lambda fact: self._settled(fact.subscription, "forward"),
             facts.Retried: self._retried,
+            facts.Postponed: lambda fact: self._count(counts.postponed, subscription=fact.subscription),
+            facts.Discarded: self._discarded,
             facts.DeadLettered: self._dead_lettered,
             facts.Duplicate: lambda fact: self._count(counts.duplicates, subscription=fact.subscription),
         }
@@ -183,6 +185,10 @@ class Metrics(Plugin):
         self._count(
             self._instruments.counts.retries, subscription=fact.subscription, attempt=attempt, inline=fact.inline
         )
+
+    def _discarded(self, fact: facts.Discarded) -> None:
+        reason = self._reasons.learned(fact.error)
+        self._count(self._instruments.counts.discarded, subscription=fact.subscription, reason=reason)
 
     def _dead_lettered(self, fact: facts.DeadLettered) -> None:
         reason = self._reasons.learned(fact.reason)

@@ -2,6 +2,7 @@
 
 from rabbitevents_retry.plugin import Retry
 from rabbitevents_retry.raised import Fatal, RetryLater
-from rabbitevents_retry.timetable import Span, Step, Timetable
+from rabbitevents_retry.rules import On, Rule, on, otherwise
+from rabbitevents_retry.timetable import Sentence, Span, Step, Timetable
 
-__all__ = ["Fatal", "Retry", "RetryLater", "Span", "Step", "Timetable"]
+__all__ = ["Fatal", "On", "Retry", "RetryLater", "Rule", "Sentence", "Span", "Step", "Timetable", "on", "otherwise"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import ClassVar, Final, cast
 
-from tenacity import retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random_exponential
+import msgspec
 from tenacity.retry import RetryBaseT
 from tenacity.stop import StopBaseT
 from tenacity.wait import WaitBaseT
@@ -18,21 +18,21 @@ from tenacity.wait import WaitBaseT
 from rabbitevents import (
     ConfigurationError,
     Consume,
-    DecodeError,
     Delivery,
     EncodeError,
     Host,
     LineFilter,
     Message,
+    Outcome,
     Plugin,
     Settlement,
     event_fields,
     facts,
     forward,
 )
-from rabbitevents.arguments import Seconds, seconds
-from rabbitevents_retry.policy import MOST, Policy
-from rabbitevents_retry.raised import Fatal, members
+from rabbitevents.arguments import Seconds, seconds, wrong
+from rabbitevents_retry.policy import MOST, Policy, bounded
+from rabbitevents_retry.rules import RETRY, STOP, WAIT, Action, Discarding, Postponement, Rule, Rules
 from rabbitevents_retry.timetable import Timetable, check, timetable
 
 log: logging.Logger = logging.getLogger("rabbitevents.retry")
@@ -45,22 +45,15 @@ WAITED: Final = "retry-waited"
 """The header with what was waited since then, in milliseconds: a lower bound of the time that has passed, for clocks
 that disagree, and for an embedded broker whose clock was moved."""
 
-STOP: Final = stop_after_attempt(5)
-WAIT: Final = wait_exponential(multiplier=0.5, exp_base=8, max=3600) + wait_random_exponential(
-    multiplier=0.25, exp_base=8, max=1800
-)
-"""The first retry within a second, for what passes at once; then 4, 32 and 256 s, with more attempts an hour, and up to
-half as much on top. The jitter grows with the wait: what is spread over less than a waiting queue's step comes back
-together."""
-RETRY: Final = retry_if_exception_type(BaseException)
-"""Every failure, a CancelledError that nobody asked for and groups of such among them."""
-
-NEVER = (Fatal, DecodeError, EncodeError, ConfigurationError)
-"""What is never tried again, whatever the policy says: it would fail in the same way."""
-
 _GIVEN_UP_KEPT = 1000
 
+EXHAUSTED_TIMEOUT: Final = 10.0
+"""Seconds that what is told of an event that is given up on may take."""
+
 Place = tuple[str, int, int]
+
+Exhausted = Callable[[Delivery, BaseException], Awaitable[object] | None]
+"""Is told of an event that is given up on, once, with the exception."""
 
 
 class Progress:
@@ -86,12 +79,26 @@ class Progress:
         return max(time.time() - self.since, self.waited)
 
 
+class Pause(msgspec.Struct, frozen=True):
+    """How long to wait before the next handling, in seconds, and whether that is another attempt."""
+
+    seconds: float
+    is_attempt: bool
+
+
 class Retry(Plugin):
     """Try again what failed: after a short wait in this process, after a long one by way of the broker.
 
     ::
 
-        Retry(stop=stop_after_attempt(8), wait=wait_exponential(max=600), retry=retry_if_exception_type(OSError))
+        Retry(
+            on(TimeoutError, ConnectionError).retry(stop=stop_after_attempt(8), wait=wait_exponential(max=600)),
+            on(Throttled).postpone(lambda error: error.after),
+            on(ValidationError).dead_letter(),
+            on(Gone).discard(),
+            otherwise.retry(stop=stop_after_attempt(3)),
+        )
+        Retry(stop=stop_after_attempt(8), wait=wait_exponential(max=600))  # the same for all failures
 
     A short wait takes place in the process, where it holds one worker and one place of the window; a longer one at the
     broker, where it holds neither and outlives the process. Attempts are counted by ourselves, across both.
@@ -100,11 +107,15 @@ class Retry(Plugin):
     Never tried again are `Fatal`, what cannot be decoded or encoded, and what is wrong in the code
     (`ConfigurationError`); a handler says when by raising `RetryLater`.
 
-    :param stop: When to give up: a strategy of tenacity's, or a function of a `tenacity.RetryCallState`. By default
-        ``stop_after_attempt(5)``.
+    :param rules: What to do about which failure, as sentences (`on`, `otherwise`): the first that fits decides. What none
+        of them is for is tried again by the default policy.
+    :param stop: When to give up, where there are no rules: a strategy of tenacity's, or a function of a
+        `tenacity.RetryCallState`. By default ``stop_after_attempt(5)``.
     :param wait: How long to wait, in the same way. By default about 1 s, then 4, 32 and 256 s, with up to half as much
         on top by chance, an hour and a half at most.
     :param retry: Which failures to try again, in the same way. By default all.
+    :param exhausted: Told of an event that is given up on, once, with the delivery and the exception: a function, async
+        or not, for an alarm or a compensation. What it raises is logged, and after 10 s it is not waited for.
     :param inline_below: A shorter wait than this takes place in the process: seconds (1), or a timedelta; 0 is none.
 
     Raises `ConfigurationError` for what is no strategy; at start for waits of more than 30 days, and for a policy
@@ -116,21 +127,29 @@ class Retry(Plugin):
 
     def __init__(
         self,
-        *,
+        *rules: Rule,
         stop: StopBaseT = STOP,
         wait: WaitBaseT = WAIT,
         retry: RetryBaseT = RETRY,
         inline_below: Seconds = 1.0,
+        exhausted: Exhausted | None = None,
     ) -> None:
-        self._policy = Policy(stop, wait, retry)
+        if rules and (stop, wait, retry) != (STOP, WAIT, RETRY):
+            raise ConfigurationError(
+                "Retry(...): stop=, wait= and retry= beside rules say two things: write otherwise.retry(...)"
+            )
+        if exhausted is not None and not callable(exhausted):
+            raise wrong("Retry: exhausted", exhausted, "say a function of the delivery and the exception")
+        self._rules = Rules(rules or [Rule((), Policy(stop, wait, retry))])
+        self._exhausted = exhausted
         self._inline_below = seconds("Retry: inline_below", inline_below)
         self._stay = float("inf")
         self._host: Host | None = None
         self._given_up: dict[Place, Progress] = {}
 
     def timetable(self) -> Timetable:
-        """Return the waits of this policy, attempt by attempt; ``print()`` it."""
-        return timetable(self._policy, self._inline_below)
+        """Return the whole policy, with its waits attempt by attempt; ``print()`` it."""
+        return timetable(self._rules, self._inline_below)
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
@@ -138,13 +157,14 @@ class Retry(Plugin):
         limit = host.consumer_timeout.total_seconds()
         for subscription in host.subscriptions_of(self):
             timeout = subscription.options.timeout
-            check(
-                self._policy,
-                self._inline_below,
-                consumer_timeout=limit,
-                handling=timeout.total_seconds() if timeout is not None else 0.0,
-                where=f"subscription {subscription.name!r}",
-            )
+            for policy in self._rules.policies:
+                check(
+                    policy,
+                    self._inline_below,
+                    consumer_timeout=limit,
+                    handling=timeout.total_seconds() if timeout is not None else 0.0,
+                    where=f"subscription {subscription.name!r}",
+                )
         self._host = host
         self._stay = limit / 2
         self._given_up.clear()
@@ -155,6 +175,7 @@ class Retry(Plugin):
         progress = self._given_up.pop(_place(delivery), None) if self._given_up else None
         if progress is not None:  # held by the core since it was given up on: no new start, but one attempt more
             delivery = _next(delivery, progress)
+        was_given_up = progress is not None
         while True:
             try:
                 return await proceed(delivery)
@@ -166,32 +187,66 @@ class Retry(Plugin):
                 progress = progress or Progress(delivery)
                 answer = self._decide(delivery, error, progress)
                 if answer is None:
+                    if not was_given_up:
+                        await self._tell(delivery, error)
                     raise
                 if isinstance(answer, Settlement):
                     return answer
-            await asyncio.sleep(answer)
-            progress.waited += answer
-            delivery = _next(delivery, progress)
+            await asyncio.sleep(answer.seconds)
+            progress.waited += answer.seconds
+            delivery = _next(delivery, progress) if answer.is_attempt else delivery
 
-    def _decide(self, delivery: Delivery, error: BaseException, progress: Progress) -> float | Settlement | None:
-        """Return how long to wait here, in seconds; or how it comes back later; or None: it is given up."""
-        wait = None if _is_final(delivery, error) else self._pause(delivery, error, progress)
-        if wait is not None and wait < self._inline_below and self._may_stay(progress, wait):
-            self._say(delivery, error, progress, wait, inline=True)
-            return wait
-        copy = self._copy(delivery, progress, wait) if wait is not None else None
-        if wait is None or copy is None:
+    def _decide(self, delivery: Delivery, error: BaseException, progress: Progress) -> Pause | Settlement | None:
+        """Return how long to wait here; or what becomes of it, as it comes back later; or None: it is given up."""
+        action = self._rules.action(error, lost=delivery.oversize > 0)  # a body that was not kept cannot be copied
+        if isinstance(action, Discarding):
+            return self._discard(delivery, error, progress)
+        pause = self._pause(action, delivery, error, progress)
+        if pause is not None and pause.seconds < self._inline_below and self._may_stay(progress, pause.seconds):
+            self._say(delivery, error, progress, pause, inline=True)
+            return pause
+        copy = self._copy(delivery, progress, pause) if pause is not None else None
+        if pause is None or copy is None:
             self._give_up(delivery, error, progress)
             return None
-        self._say(delivery, error, progress, wait, inline=False)
+        self._say(delivery, error, progress, pause, inline=False)
         return forward(copy, error=error)
 
-    def _pause(self, delivery: Delivery, error: BaseException, progress: Progress) -> float | None:
+    def _pause(self, action: Action, delivery: Delivery, error: BaseException, progress: Progress) -> Pause | None:
         """Ask the policy. What a strategy raises goes on, with the handler's exception as its context."""
-        state = self._policy.state(
-            progress.attempt, error, elapsed=progress.elapsed, idle=progress.waited, delivery=delivery
-        )
-        return self._policy.pause(error, state)
+        if isinstance(action, Postponement):
+            return Pause(bounded(seconds("postpone: what it was told", action.after(error))), is_attempt=False)
+        if not isinstance(action, Policy):
+            return None
+        state = action.state(progress.attempt, error, elapsed=progress.elapsed, idle=progress.waited, delivery=delivery)
+        wait = action.pause(error, state)
+        return None if wait is None else Pause(wait, is_attempt=True)
+
+    def _discard(self, delivery: Delivery, error: BaseException, progress: Progress) -> Settlement:
+        log.info(
+            "%s failed with %s at attempt %d and is discarded", delivery.describe(), _named(error), progress.attempt,
+            extra={**event_fields(delivery), "attempt": progress.attempt},
+        )  # fmt: skip
+        if self._host is not None:
+            type, id = delivery.type, str(delivery.id)
+            self._host.report(facts.Discarded(delivery.queue, type, id, progress.attempt, _named(error)))
+        return Settlement(Outcome.ACK, error=error)
+
+    async def _tell(self, delivery: Delivery, error: BaseException) -> None:
+        """Tell who asked to be told that an event is given up on. What comes of it is nobody's failure here."""
+        if self._exhausted is None:
+            return
+        try:
+            async with asyncio.timeout(EXHAUSTED_TIMEOUT):
+                told = self._exhausted(delivery, error)
+                if told is not None:
+                    await told
+        except Exception:
+            # Its own trouble, be it that it took too long: the event is given up on all the same.
+            log.exception(
+                "exhausted=%s failed for %s", getattr(self._exhausted, "__name__", "..."), delivery.describe(),
+                extra=event_fields(delivery),
+            )  # fmt: skip
 
     def _is_cancelled(self) -> bool:
         """Say whether the grace period is over, and this task cancelled."""
@@ -206,9 +261,9 @@ class Retry(Plugin):
         stopping = self._host is not None and self._host.stopping
         return not stopping and time.monotonic() - progress.here + wait < self._stay
 
-    def _copy(self, delivery: Delivery, progress: Progress, wait: float) -> Message | None:
+    def _copy(self, delivery: Delivery, progress: Progress, pause: Pause) -> Message | None:
         """Return the copy that waits; None for one that is over the limits, with what it has to carry besides."""
-        copy = _later(delivery, progress, wait)
+        copy = _later(delivery, progress, pause)
         if self._host is not None:
             try:
                 self._host.limits.check_message(copy)
@@ -230,21 +285,18 @@ class Retry(Plugin):
         if len(self._given_up) > _GIVEN_UP_KEPT:
             del self._given_up[next(iter(self._given_up))]
 
-    def _say(self, delivery: Delivery, error: BaseException, progress: Progress, wait: float, *, inline: bool) -> None:
+    def _say(self, delivery: Delivery, error: BaseException, progress: Progress, pause: Pause, *, inline: bool) -> None:
         where = "in this process" if inline else "at the broker"
+        what = "tried again after" if pause.is_attempt else "postponed, which is no attempt, by"
         log.info(
-            "%s failed with %s at attempt %d and is tried again after %.3g s %s",
-            delivery.describe(), _named(error), progress.attempt, wait, where,
+            "%s failed with %s at attempt %d and is %s %.3g s %s",
+            delivery.describe(), _named(error), progress.attempt, what, pause.seconds, where,
             extra={**event_fields(delivery), "attempt": progress.attempt},
         )  # fmt: skip
         if self._host is not None:
+            kind = facts.Retried if pause.is_attempt else facts.Postponed
             type, id = delivery.type, str(delivery.id)
-            self._host.report(facts.Retried(delivery.queue, type, id, progress.attempt, wait, _named(error), inline))
-
-
-def _is_final(delivery: Delivery, error: BaseException) -> bool:
-    """Say whether it is not to be tried again, whatever the policy says. A body that was not kept cannot be copied."""
-    return delivery.oversize > 0 or any(isinstance(each, NEVER) for each in members(error))
+            self._host.report(kind(delivery.queue, type, id, progress.attempt, pause.seconds, _named(error), inline))
 
 
 def _place(delivery: Delivery) -> Place:
@@ -257,10 +309,10 @@ def _next(delivery: Delivery, progress: Progress) -> Delivery:
     return delivery.marked(attempt=progress.attempt)
 
 
-def _later(delivery: Delivery, progress: Progress, wait: float) -> Message:
-    attempt = min(progress.attempt + 1, MOST)
-    copy = delivery.replace(attempt=attempt, after=timedelta(seconds=wait))
-    since, waited = round(progress.since * 1000), round((progress.waited + wait) * 1000)
+def _later(delivery: Delivery, progress: Progress, pause: Pause) -> Message:
+    attempt = min(progress.attempt + pause.is_attempt, MOST)
+    copy = delivery.replace(attempt=attempt, after=timedelta(seconds=pause.seconds))
+    since, waited = round(progress.since * 1000), round((progress.waited + pause.seconds) * 1000)
     return copy.replace(headers={SINCE: since, WAITED: waited})
 
 

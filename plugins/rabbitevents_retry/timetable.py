@@ -27,6 +27,7 @@ from tenacity.wait import WaitBaseT
 
 from rabbitevents import ConfigurationError
 from rabbitevents_retry.policy import LONGEST, MOST, Policy, bounded
+from rabbitevents_retry.rules import Rule, Rules
 
 SAMPLES: Final = 100
 ROWS: Final = 100
@@ -82,16 +83,29 @@ class Step(msgspec.Struct, frozen=True):
         return {"process": process, "broker": broker, "either": f"{process}, or {broker}"}[self.place]
 
 
+class Sentence(msgspec.Struct, frozen=True):
+    """A rule of a policy: the failures that it is ``about``, and what it ``does``, with a table where that is trying again."""
+
+    about: str
+    does: str
+    table: Timetable | None = None
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.does}" if self.table is None else f"{self.about}:\n{self.table}"
+
+
 class Timetable(msgspec.Struct, frozen=True):
     """What a policy does with an event that fails each time. ``str()`` makes a table of it.
 
     ``attempts`` is how many there are at most; None: without end, or more than `ROWS`. ``timed`` says that time ends
-    it: handlers take time too, and there may be fewer.
+    it: handlers take time too, and there may be fewer. Of a policy with several rules, the ``sentences`` are all of
+    them, and the steps those of the last one.
     """
 
     steps: tuple[Step, ...]
     attempts: int | None
     timed: bool
+    sentences: tuple[Sentence, ...] = ()
 
     @property
     def total(self) -> Span:
@@ -99,6 +113,8 @@ class Timetable(msgspec.Struct, frozen=True):
         return sum((step.takes for step in self.steps), Span())
 
     def __str__(self) -> str:
+        if self.sentences:
+            return "\n\n".join(map(str, self.sentences))
         rows = [("attempt", "then waits", "where")]
         rows += [(str(s.attempt), _marked(s.wait), str(s)) for s in self.steps]
         if self.attempts is None:
@@ -115,8 +131,20 @@ class Timetable(msgspec.Struct, frozen=True):
         return "\n".join(lines)
 
 
-def timetable(policy: Policy, inline_below: float) -> Timetable:
-    """Return the timetable of ``policy``."""
+def timetable(rules: Rules, inline_below: float) -> Timetable:
+    """Return what is done about which failure, and the waits of what is tried again."""
+    sentences = tuple(_sentence(rule, inline_below) for rule in rules.rules)
+    last = sentences[-1].table or Timetable((), 1, timed=False)
+    return last if len(sentences) == 1 else msgspec.structs.replace(last, sentences=sentences)
+
+
+def _sentence(rule: Rule, inline_below: float) -> Sentence:
+    if isinstance(rule.action, Policy):
+        return Sentence(str(rule), "tried again", _table(rule.action, inline_below))
+    return Sentence(str(rule), str(rule.action))
+
+
+def _table(policy: Policy, inline_below: float) -> Timetable:
     steps = tuple(islice(walk(policy, inline_below), ROWS + 1))
     if len(steps) > ROWS:
         return Timetable(steps[:ROWS], None, timed=False)

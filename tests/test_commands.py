@@ -32,6 +32,7 @@ OTHERS = {
     "mkdir",
     "pytest",
     "rabbitmqctl",
+    "redis-cli",
     "systemctl",
     "uvicorn",
 }

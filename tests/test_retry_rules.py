@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import attrs
@@ -288,7 +289,7 @@ def test_the_timetable_shows_the_whole_policy() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: on(), "on() needs the exceptions that the rule is for"),
+        (partial(on), "on() needs the exceptions that the rule is for"),
         (lambda: on(OSError()), "on(...) has an OSError in it: it takes classes of exceptions"),  # type: ignore[arg-type]  # pyright: ignore
         (lambda: on(int), "on(...) has the class int in it"),  # type: ignore[type-var]  # pyright: ignore
         (lambda: on(Fatal).retry(), "on(Fatal).retry(): it is never tried again"),

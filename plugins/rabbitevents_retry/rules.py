@@ -8,7 +8,7 @@ names it may discard it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 from tenacity import retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random_exponential
@@ -135,7 +135,8 @@ def on(*kinds: type[E]) -> On[E]:
     if not kinds:
         raise ConfigurationError("on() needs the exceptions that the rule is for: on(ConnectionError)")
     for kind in kinds:
-        if not isinstance(cast("object", kind), type) or not issubclass(kind, BaseException):
+        given: Any = kind
+        if not isinstance(given, type) or not issubclass(given, BaseException):
             raise ConfigurationError(
                 f"on(...) has {kind_of(kind)} in it: it takes classes of exceptions, as in on(OSError)"
             )

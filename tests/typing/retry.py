@@ -41,7 +41,7 @@ Retry(stop=stop_any(stop_after_attempt(3)), wait=wait_chain(wait_fixed(1), wait_
 
 Retry(stop=3)  # type: ignore[arg-type]
 Retry(wait=5.0)  # type: ignore[arg-type]
-Retry(stop_after_attempt(3))  # type: ignore[call-arg]
+Retry(stop_after_attempt(3))  # type: ignore[arg-type]
 
 table = Retry().timetable()
 assert_type(table, Timetable)

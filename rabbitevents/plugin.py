@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -267,8 +268,9 @@ def _name(plugin: Plugin) -> str:
     return f"{type(plugin).__name__}()"
 
 
-_AT_WORK: dict[int, Host] = {}
-"""Which bus an instance is at work for, by the instance's identity, as long as it is."""
+_AT_WORK: dict[tuple[int, int], Host] = {}
+"""Which bus an instance is at work for, as long as it is; by process, since a forked one has buses of its own, and by
+the instance's identity."""
 
 
 @contextmanager
@@ -280,7 +282,8 @@ def at_work(plugin: Plugin, host: Host) -> Generator[None]:
     if not overrides(plugin, "lifespan"):
         yield
         return
-    other = _AT_WORK.setdefault(id(plugin), host)
+    which = (os.getpid(), id(plugin))
+    other = _AT_WORK.setdefault(which, host)
     if other is not host:
         raise ConfigurationError(
             f"{_name(plugin)} is at work for bus {other.name!r}, and what it keeps belongs to that one: make another "
@@ -289,7 +292,7 @@ def at_work(plugin: Plugin, host: Host) -> Generator[None]:
     try:
         yield
     finally:
-        del _AT_WORK[id(plugin)]
+        del _AT_WORK[which]
 
 
 COMMANDS = "rabbitevents.commands"

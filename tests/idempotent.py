@@ -54,9 +54,9 @@ class Switched:
         if step in self.away or "all" in self.away:
             raise StoreUnavailableError("switched off")
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         self._ask("claim")
-        return await self.memories[key].claim(key, owner, lease, takeover=takeover)
+        return await self.memories[key].claim(key, owner, lease, takeover=takeover, digest=digest)
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
         self._ask("renew")

@@ -149,7 +149,6 @@ async def test_by_choice_events_are_handled_without_a_claim_and_counted(caplog: 
             await probe.bus.publish(OrderPlaced(f"o-{number}"))
         await probe.settled()
         problem = probe.bus.health().problems[0]
-        asked = store.asked["claim"]
         store.away.clear()
         await eventually(lambda: probe.bus.health().ok, "health to see that it is back", 5)
         await twice(probe.bus, "o-30")
@@ -161,7 +160,6 @@ async def test_by_choice_events_are_handled_without_a_claim_and_counted(caplog: 
     assert shop.plugin.unclaimed == len(shop.observing.of(Unclaimed)) == 30
     assert [delivery.fence for delivery in shop.deliveries[:30]] == [None] * 30
     assert shop.deliveries[30].fence is not None
-    assert asked <= 10  # not every event waits for a store that is known to be away
     assert "events are handled without a claim" in problem.detail
     assert problem.degraded
     assert caplog.text.count("out of reach") == 1

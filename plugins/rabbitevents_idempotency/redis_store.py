@@ -4,48 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Final
 
 from rabbitevents import ConfigurationError
-from rabbitevents_idempotency.store import UNFINISHED, Acquired, Busy, Claim, Done, StoreUnavailableError
+from rabbitevents_idempotency.store import (
+    UNFINISHED,
+    Acquired,
+    Busy,
+    Claim,
+    Conflict,
+    Done,
+    KeyRefusedError,
+)
+from rabbitevents_idempotency.trips import Client, Trips, untraced
 
-try:
-    from redis.asyncio import Redis, RedisCluster
-    from redis.exceptions import RedisError, ResponseError
-except ModuleNotFoundError as _error:
-    raise ConfigurationError("RedisStore needs redis-py: pip install 'rabbitevents[redis]'") from _error
-
-from rabbitevents_idempotency.trips import RoundTrips
+if find_spec("redis") is None and find_spec("valkey") is None:
+    raise ConfigurationError("RedisStore needs redis-py: pip install 'rabbitevents[redis]' (or valkey)")
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
-_MS: Final = timedelta(milliseconds=1)
+_NODES_FOUND_BY: Final = 512
+"""So many keys reach every node of a cluster, if its share is not much below a hundredth."""
 
 
 class RedisStore:
-    """Keeps claims and marks in Redis, one string per event and handler, about 200 bytes each.
+    """Keeps claims and marks in Redis or Valkey, one string per event and handler, about 220 bytes each.
 
-    ``client`` stays yours: close it after the bus. Keys begin with ``prefix``. ``timeout`` (seconds) is the deadline
-    of a round trip, connecting included. Time is Redis's own, so that no clock of a worker matters.
+    ``client`` is a ``redis.asyncio.Redis`` or ``RedisCluster``, or valkey's; it stays yours: close it after the bus.
+    Keys begin with ``prefix``. ``timeout`` (seconds) is the deadline of a round trip, connecting included. Time is
+    Redis's own, so that no clock of a worker matters. Each node of a cluster has round trips of its own.
     """
 
-    def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rabbitevents:", timeout: float = 2.0) -> None:
+    def __init__(self, client: Client, *, prefix: str = "rabbitevents:", timeout: float = 2.0) -> None:
         _check(client, timeout)
         self._client: Any = client  # whose annotations are partly unknown
         self._prefix = prefix
         self._timeout = timeout
-        self._trips = RoundTrips(client, timeout)
+        self._is_cluster = hasattr(client, "get_node_from_key")
+        self._nodes: dict[str, Trips] = {}
+        self._only = None if self._is_cluster else Trips(client, timeout)
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
-        word, *numbers = await self._ask(key, "claim" if takeover else "ask", owner, lease, max(2 * lease, UNFINISHED))
+        step = "claim" if takeover else "ask"
+        word, *numbers = await self._ask(key, step, owner, lease, max(2 * lease, UNFINISHED), digest)
         if word == "acquired":
             return Acquired(int(numbers[0]), int(numbers[1]))
         if word == "busy":
             return Busy(timedelta(milliseconds=int(numbers[0])))
-        return Done()
+        return Done() if word == "done" else Conflict()
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
         """Let the owner's lease begin anew; see `Store.renew`."""
@@ -59,21 +70,68 @@ class RedisStore:
         """Give ``key`` back; see `Store.release`."""
         return await self._ask(key, "forget" if forget else "release", owner, timedelta(), UNFINISHED) == ["yes"]
 
-    def _ask(self, key: str, step: str, owner: str, lease: timedelta, keep: timedelta) -> Awaitable[list[str]]:
-        return self._trips.ask(self._prefix + key, f"{step} {-(-lease // _MS)} {-(-keep // _MS)} {owner}")
+    async def _ask(
+        self, key: str, step: str, owner: str, lease: timedelta, keep: timedelta, digest: str = ""
+    ) -> list[str]:
+        key = self._prefix + key
+        question = f"{step} {_milliseconds(lease)} {_milliseconds(keep)} {owner} {digest}\n"
+        words = (await (self._only or self._trips(key)).ask(key, question)).split()
+        if words[0] == "refused":
+            raise KeyRefusedError(
+                f"Redis holds something else than a claim under {key!r}: give RedisStore a prefix of its own"
+            )
+        return words
+
+    def _trips(self, key: str) -> Trips:
+        """Return the round trips to the node of a cluster that has ``key``; before nodes are known, to all at once."""
+        try:
+            node: str = self._client.get_node_from_key(key).name
+        except Exception:
+            # Nothing is known yet, or this slot is nobody's now, which each client says in its own way.
+            node = ""
+        trips = self._nodes.get(node)
+        if trips is None:
+            trips = Trips(self._client, self._timeout, slot_of=self._client.keyslot, partial=bool(node))
+            self._nodes[node] = trips
+        return trips
 
     async def look(self) -> Sequence[str]:
-        """Warn if Redis may evict keys. Where looking is forbidden, nothing is said. Raises `StoreUnavailableError`."""
+        """Write a key on each node. Warn if Redis may evict keys; where looking is forbidden, nothing is said.
+
+        Raises `StoreUnavailableError`, `StoreForbiddenError`.
+        """
+        probes = [self._prefix + "probe"]
+        if self._is_cluster:
+            await asyncio.create_task(self._meet(), context=untraced())
+            probes = [f"{self._prefix}probe:{number}" for number in range(_NODES_FOUND_BY)]
+        nodes = {self._only or self._trips(key): key for key in probes}
+        question = "probe 0 1000  \n"
+        asked = [trips.ask(key, question, anyway=True) for trips, key in nodes.items()]
+        failures = [
+            each for each in await asyncio.gather(*asked, return_exceptions=True) if each not in ("yes", "refused")
+        ]
+        for failure in failures:
+            if isinstance(failure, BaseException):
+                raise failure
+        return await asyncio.create_task(self._warnings(), context=untraced())
+
+    async def _meet(self) -> None:
+        """Have a cluster's client know its nodes. What it fails at, the probes will say."""
         try:
             async with asyncio.timeout(self._timeout):
-                memory: dict[str, Any] = await self._client.info("memory")
-        except ResponseError as error:
+                await self._client.initialize()
+        except Exception as error:
+            # Clients have no common root of what can go wrong here, and the trips know how to say it.
+            log.debug("the cluster's nodes are not known: %s", error)
+
+    async def _warnings(self) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                memory: Mapping[str, Any] = await self._client.info("memory")
+        except Exception as error:
+            # It may be forbidden, or be no command of this server: what is needed is known to work.
             log.debug("whether Redis may evict keys is not known: %s", error)
             return ()
-        except TimeoutError as error:
-            raise StoreUnavailableError(f"Redis: no answer within {self._timeout:g} s") from error
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(f"Redis: {type(error).__name__}: {error}") from error
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy == "noeviction" or not memory.get("maxmemory"):
             return ()
@@ -83,9 +141,16 @@ class RedisStore:
         )
 
 
+@lru_cache
+def _milliseconds(time: timedelta) -> int:
+    return -(-time // timedelta(milliseconds=1))
+
+
 def _check(client: object, timeout: float) -> None:
     """Raise `ConfigurationError` for what cannot work."""
-    if not isinstance(client, (Redis, RedisCluster)):
-        raise ConfigurationError(f"RedisStore({type(client).__name__}): give a redis.asyncio.Redis or RedisCluster")
+    if not (hasattr(client, "execute_command") and hasattr(client, "__aenter__")):
+        raise ConfigurationError(
+            f"RedisStore({type(client).__name__}): give a redis.asyncio.Redis or RedisCluster, or valkey.asyncio's"
+        )
     if timeout <= 0:
         raise ConfigurationError(f"RedisStore(timeout={timeout:g}): a round trip needs some time")

@@ -14,6 +14,7 @@ from rabbitevents_idempotency import (
     Acquired,
     Busy,
     Claim,
+    Conflict,
     Done,
     Fenced,
     Idempotency,
@@ -26,7 +27,7 @@ from rabbitevents_idempotency import (
     StoreUnavailableError,
     Unclaimed,
 )
-from rabbitevents_idempotency.conformance import Bench, StoreConformance
+from rabbitevents_idempotency.testing import Bench, StoreConformance
 
 router = Router("shop")
 
@@ -39,7 +40,7 @@ async def reserve(delivery: Delivery) -> None:
 class OwnStore:
     """Keeps nothing, and wins every claim."""
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         if not key:
             raise StoreUnavailableError("out of reach")
         return Acquired(fence=1)
@@ -107,7 +108,7 @@ async def by_hand(store: Store) -> None:
             assert_type(claim.fence, int)
         case Busy():
             assert_type(claim.left, timedelta)
-        case Done():
+        case Done() | Conflict():
             pass
 
 

@@ -62,10 +62,10 @@ class StoreConformance:
         """Each has its own owner."""
         keys = [new_key() for _ in range(300)]
 
-        claims = await asyncio.gather(*(bench.store.claim(key, f"owner of {key}", LEASE) for key in keys))
+        claims = await asyncio.gather(*(bench.store.claim(key, f"owner-of-{key}", LEASE) for key in keys))
 
         assert all(isinstance(claim, Acquired) for claim in claims)
-        assert all([await bench.store.complete(key, f"owner of {key}", KEEP) for key in keys])
+        assert all([await bench.store.complete(key, f"owner-of-{key}", KEEP) for key in keys])
 
     async def test_another_s_claim_is_busy_for_the_rest_of_the_lease(self, bench: Bench) -> None:
         """And says how long that is."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from redis import Redis as BlockingRedis
@@ -21,12 +21,12 @@ from rabbitevents_idempotency import Acquired, Busy, Done, KeyRefusedError, Redi
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.proxy import Proxy
 from tests.bed.redis import RedisServer
+from tests.idempotent import once_it_answers
 from tests.shop import eventually
 
 LEASE = timedelta(seconds=30)
 KEEP = timedelta(days=7)
 CHECKOUT = Path(__file__).parent.parent
-T = TypeVar("T")
 
 
 @pytest.fixture
@@ -244,17 +244,6 @@ async def test_a_redis_that_does_not_answer_is_given_up_on_at_the_deadline(slow:
     assert took < 2
     assert isinstance(answer, Busy)
     assert slow.accepted == 2
-
-
-async def once_it_answers(step: Callable[[], Awaitable[T]]) -> T:
-    """Take a step again until the store answers: it is not asked for a moment after it failed."""
-    end = asyncio.get_running_loop().time() + 5
-    while True:
-        try:
-            return await step()
-        except StoreUnavailableError:
-            assert asyncio.get_running_loop().time() < end, "it does not answer"
-            await asyncio.sleep(0.02)
 
 
 class OutOfStep:

@@ -134,7 +134,7 @@ class Idempotency(Plugin):
             return _back(delivery, max(claim.left, SHORTEST_WAIT))
         if isinstance(claim, Conflict):
             raise IdConflictError(
-                f"{delivery.describe()} has the id of an event with other content, which was handled before: "
+                f"{delivery.describe()} has the id of an event with other content that is handled, or was: "
                 "give each event an id of its own, or say Idempotency(key=...)",
                 type=delivery.type,
             )

@@ -10,14 +10,29 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pytest
+from opentelemetry import context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from rabbitevents import ConfigurationError
-from rabbitevents_idempotency import Acquired, Busy, Done, KeyRefusedError, RedisStore, StoreUnavailableError
+from rabbitevents_idempotency import (
+    Acquired,
+    Busy,
+    Done,
+    KeyRefusedError,
+    RedisStore,
+    StoreForbiddenError,
+    StoreUnavailableError,
+)
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.proxy import Proxy
 from tests.bed.redis import RedisServer
@@ -61,6 +76,68 @@ async def test_claims_of_many_workers_share_round_trips(client: Redis, redis_ser
     assert reads < 4000 / 20
 
 
+def calls_of(server: RedisServer, command: str) -> int:
+    """How often a command was run."""
+    lines = server.command("INFO", "commandstats").decode().split("\r\n")
+    found = [line for line in lines if line.startswith(f"cmdstat_{command}:")]
+    return int(found[0].partition("calls=")[2].partition(",")[0]) if found else 0
+
+
+async def test_what_is_asked_in_one_turn_of_the_loop_is_one_command(client: Redis, redis_server: RedisServer) -> None:
+    store = RedisStore(client)
+    await asyncio.gather(*(store.claim(f"k-{number}", "one", LEASE) for number in range(200)))
+    before = calls_of(redis_server, "evalsha")
+
+    answers = await asyncio.gather(
+        *(store.complete(f"k-{number}", "one", KEEP) for number in range(200)),
+        *(store.claim(f"k-{number}", "one", LEASE) for number in range(200, 256)),
+    )
+
+    assert calls_of(redis_server, "evalsha") - before == 1
+    assert answers[:200] == [True] * 200
+    assert all(isinstance(claim, Acquired) for claim in answers[200:])
+
+
+async def test_more_than_a_trip_can_hold_takes_the_next(client: Redis) -> None:
+    store = RedisStore(client)
+
+    claims = await asyncio.gather(*(store.claim(f"k-{number}", "one", LEASE) for number in range(1000)))
+
+    assert all(isinstance(claim, Acquired) for claim in claims)
+
+
+async def test_each_key_of_a_trip_has_its_own_answer(client: Redis) -> None:
+    store = RedisStore(client)
+    await store.claim("done", "one", LEASE, digest="a")
+    await store.complete("done", "one", KEEP)
+    await store.claim("busy", "one", LEASE)
+    await client.set("rabbitevents:foreign", "mine")
+
+    answers = await asyncio.gather(
+        store.claim("done", "other", LEASE, digest="a"),
+        store.claim("foreign", "other", LEASE),
+        store.claim("done", "other", LEASE, digest="b"),
+        store.claim("free", "other", LEASE),
+        store.claim("busy", "other", LEASE),
+        store.complete("busy", "other", KEEP),
+        return_exceptions=True,
+    )
+
+    assert [type(answer).__name__ for answer in answers] == [
+        "Done", "KeyRefusedError", "Conflict", "Acquired", "Busy", "bool",
+    ]  # fmt: skip
+
+
+async def test_records_of_before_there_were_digests_are_understood(client: Redis) -> None:
+    store, now = RedisStore(client), int(time.time() * 1000)
+    await client.set("rabbitevents:done", f"done {now} 0 0 somebody")
+    await client.set("rabbitevents:claimed", f"claimed {now} 2 {now + 60_000} somebody")
+
+    assert await store.claim("done", "other", LEASE, digest="a") == Done()
+    assert isinstance(await store.claim("claimed", "other", LEASE, digest="a"), Busy)
+    assert await store.complete("claimed", "somebody", KEEP)
+
+
 async def test_the_script_is_loaded_again_when_redis_forgot_it(client: Redis, redis_server: RedisServer) -> None:
     store = RedisStore(client)
     first = await store.claim("a", "one", LEASE)
@@ -97,6 +174,140 @@ async def test_a_cluster_will_do() -> None:
             assert completed
             assert claim == Done()
             assert await store.look() == ()
+
+
+# --- other clients ----------------------------------------------------------------------------------------------------
+
+
+class ValkeyError(Exception):
+    """The root of another client's errors."""
+
+
+class NoScriptError(ValkeyError):
+    """Of the same name as redis's."""
+
+
+class AuthenticationError(ValkeyError):
+    """Of the same name as redis's."""
+
+
+class Another:
+    """A client that is none of redis's: it has what is used of one, and errors of its own."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client: Any = client  # whose annotations are partly unknown
+        self.asked = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        self.asked += 1
+        try:
+            return await self.client.execute_command(*words, **options)
+        except RedisError as error:
+            kinds = {"NoScriptError": NoScriptError, "AuthenticationError": AuthenticationError}
+            raise kinds.get(type(error).__name__, ValkeyError)(str(error)) from None
+
+
+async def test_a_client_of_the_same_make_will_do(client: Redis) -> None:
+    store = RedisStore(Another(client))
+
+    assert await store.look() == ()
+    assert isinstance(await store.claim("a", "one", LEASE), Acquired)
+    assert await store.complete("a", "one", KEEP)
+    assert await store.claim("a", "other", LEASE) == Done()
+
+
+async def test_its_troubles_are_understood(redis_server: RedisServer) -> None:
+    at_once = Retry(NoBackoff(), 0)
+    wrong = Redis(port=redis_server.port, username="nobody", password="no")
+    async with wrong, Redis(port=free_port(), retry=at_once) as away:
+        with pytest.raises(StoreForbiddenError, match="AuthenticationError"):
+            await RedisStore(Another(wrong)).look()
+        with pytest.raises(StoreUnavailableError, match="ValkeyError") as raised:
+            await RedisStore(Another(away)).claim("a", "one", LEASE)
+
+    assert not isinstance(raised.value, StoreForbiddenError)
+
+
+async def test_a_redis_that_failed_is_asked_by_one_at_a_time_and_the_others_are_refused_at_once() -> None:
+    async with Redis(port=free_port()) as nowhere:
+        client = Another(nowhere)
+        store = RedisStore(client, timeout=0.2)
+        with pytest.raises(StoreUnavailableError):
+            await store.claim("first", "one", LEASE)
+        asked, started = client.asked, asyncio.get_running_loop().time()
+
+        async def insist() -> None:
+            while asyncio.get_running_loop().time() - started < 1:
+                with pytest.raises(StoreUnavailableError):
+                    await store.claim("a", "one", LEASE)
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(*(insist() for _ in range(50)))
+
+    assert 1 <= client.asked - asked <= 10
+
+
+async def test_round_trips_make_no_spans_of_an_instrumented_client(redis_server: RedisServer) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("a client's instrumentation")
+
+    class Instrumented(Another):
+        async def execute_command(self, *words: Any, **options: Any) -> Any:
+            if context.get_value("suppress_instrumentation"):
+                return await super().execute_command(*words, **options)
+            with tracer.start_as_current_span(str(words[0])):
+                return await super().execute_command(*words, **options)
+
+    async with Redis(port=redis_server.port) as client:
+        instrumented = Instrumented(client)
+        store = RedisStore(instrumented)
+        with tracer.start_as_current_span("an event"):
+            await store.look()
+            await store.claim("a", "one", LEASE)
+        await instrumented.execute_command("PING")
+
+    assert [span.name for span in exporter.get_finished_spans()] == ["an event", "PING"]
+
+
+class Node(NamedTuple):
+    name: str
+
+
+class TwoClocks:
+    """Two nodes whose clocks are an hour apart; notes after which time each was told that a question is late."""
+
+    def __init__(self) -> None:
+        self.late: dict[str, int] = {}
+        self.now = {"a": 1_000_000, "b": 1_000_000 + 3_600_000}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    def get_node_from_key(self, key: str) -> Node:
+        return Node(key.removeprefix("rabbitevents:")[0])
+
+    def keyslot(self, key: str) -> int:
+        return 0
+
+    async def execute_command(self, *words: Any, **options: Any) -> str:
+        name = self.get_node_from_key(words[3]).name
+        self.late[name] = words[5]
+        return f"{words[4]} {self.now[name]}\nacquired 1 0"
+
+
+async def test_a_question_is_late_by_the_clock_of_the_node_that_is_asked() -> None:
+    client = TwoClocks()
+    store = RedisStore(client)
+
+    for key in ("a-1", "b-1", "a-2", "b-2", "a-3"):
+        await store.claim(key, "one", LEASE)
+
+    assert {name: round((late - client.now[name]) / 1000) for name, late in client.late.items()} == {"a": 2, "b": 2}
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

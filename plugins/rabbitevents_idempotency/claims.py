@@ -69,7 +69,7 @@ class Claims:
     def __init__(self, store: Store, host: Host, *, lease: timedelta, keep: timedelta, waits: bool) -> None:
         self._store = store
         self._name = type(store).__name__
-        self._host = host
+        self.host: Host = host
         self._lease = lease
         self._keep = keep
         self._waits = waits
@@ -176,13 +176,13 @@ class Claims:
 
     async def _renew_one(self, lease: Lease) -> None:
         try:
-            is_ours = await self._ask(partial(self._store.renew, lease.key, lease.owner, self._lease))
+            is_ours = await self._insist(partial(self._store.renew, lease.key, lease.owner, self._lease), 0.0)
         except KeyRefusedError:
             is_ours = False
         if is_ours is False and lease in self._running and not lease.ending:
             self._running.discard(lease)
-            _say(lease.delivery, "its claim passed to another while its handler runs")
-            self._host.report(LeaseLost(*lease.names))
+            say(lease.delivery, "is handled, and its claim passed to another")
+            self.host.report(LeaseLost(*lease.names))
 
     # --- an outage ---
 
@@ -190,44 +190,36 @@ class Claims:
         self, step: Callable[[], Awaitable[T]], patience: float = math.inf, *, leaves: bool = False
     ) -> T | None:
         """Do ``step`` until the store answers, and return that; None where patience ended, or the bus stops."""
-        answer = await self._ask(step)
-        if answer is not None or not self._waits:
-            return answer
         pause, end = FIRST_PAUSE, self._now() + min(patience, self._patience)
-        while answer is None and not self._host.stopping and not (leaves and self._trouble.partial):
-            if self._now() > end or self.lasts > self._patience:
-                break
+        while True:
+            try:
+                return await step()
+            except StoreUnavailableError as error:
+                self._lost(error)
+                is_over = self._now() >= end or self.lasts > self._patience or (leaves and error.partial)
+            if is_over or not self._waits or self.host.stopping:
+                return None
             self._waiting += 1
             try:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             finally:
                 self._waiting -= 1
             pause = min(2 * pause, LONGEST_PAUSE)
-            answer = await self._ask(step)
-        return answer
-
-    async def _ask(self, step: Callable[[], Awaitable[T]]) -> T | None:
-        """Do ``step`` once."""
-        try:
-            return await step()
-        except StoreUnavailableError as error:
-            self._lost(error)
-            return None
 
     async def _look(self) -> None:
         """End an outage that is over."""
-        if self._since is not None and await self._ask(self._store.look) is not None:
+        if self._since is not None and await self._insist(self._store.look, 0.0) is not None:
             self._back_at = self._now()
             downtime, self._since = self._back_at - self._since, None
             log.warning("the %s answers again, after %.1f s", self._name, downtime)
-            self._host.report(StoreBack(downtime))
+            self.host.report(StoreBack(downtime))
 
     def _lost(self, error: StoreUnavailableError) -> None:
         self._trouble = error
         if self._since is None:
             self._since = self._now()
             log.error("the %s is out of reach, %s: %s", self._name, self._consequence, error)
-            self._host.report(StoreLost(str(error)))
+            self.host.report(StoreLost(str(error)))
 
     @property
     def lasts(self) -> float:
@@ -244,5 +236,6 @@ class Claims:
         yield Check("idempotency", False, detail, degraded=not self._waits)
 
 
-def _say(delivery: Delivery, what: str) -> None:
-    log.error("%s: %s", delivery.describe(), what, extra=event_fields(delivery))
+def say(delivery: Delivery, what: str) -> None:
+    """Log what is the matter with an event."""
+    log.error("%s %s", delivery.describe(), what, extra=event_fields(delivery))

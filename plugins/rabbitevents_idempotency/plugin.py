@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -27,12 +26,11 @@ from rabbitevents import (
     facts,
     forward,
 )
-from rabbitevents_idempotency.claims import Claims, Lease
+from rabbitevents_idempotency.claims import Claims, Lease, log, say
 from rabbitevents_idempotency.facts import Fenced, Unclaimed
 from rabbitevents_idempotency.memory import MemoryStore
 from rabbitevents_idempotency.store import Acquired, Busy, Conflict, KeyRefusedError, Store
 
-log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 log.addFilter(LineFilter())
 
 SHORTEST_WAIT: Final = timedelta(seconds=0.5)
@@ -91,24 +89,23 @@ class Idempotency(Plugin):
         self._abandoned = abandoned
         self._key: Callable[[Delivery], object] | None = key
         self._without_id: set[str] = set()
-        self._bus: tuple[Host, Claims] | None = None
+        self._claims: Claims | None = None
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
         """Look at the store, and renew leases as long as the bus runs."""
-        if self._bus is not None:
+        if self._claims is not None:
             raise ConfigurationError("this Idempotency() is at work in another bus: give each bus one of its own")
-        claims = Claims(self._store, host, lease=self._lease, keep=self._keep, waits=self._waits)
-        self._bus = host, claims
+        self._claims = Claims(self._store, host, lease=self._lease, keep=self._keep, waits=self._waits)
         try:
-            async with claims.running():
+            async with self._claims.running():
                 yield
         finally:
-            self._bus = None
+            self._claims = None
 
     def health(self) -> Iterable[Check]:
         """Say whether the store answers."""
-        return self._bus[1].checks() if self._bus is not None else ()
+        return self._claims.checks() if self._claims is not None else ()
 
     def alone(self) -> str:
         """Say that what a `MemoryStore` keeps is seen by one process."""
@@ -118,9 +115,9 @@ class Idempotency(Plugin):
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Claim, handle, mark. Raises what the handling raises, and `DecodeError` for what has unreadable properties."""
-        if self._bus is None:
+        claims = self._claims
+        if claims is None:
             raise ConfigurationError("Idempotency() has no bus: put it into Bus(plugins=[...])")
-        host, claims = self._bus
         name = self._name(delivery) if not delivery.oversize else None  # which cannot be handled, nor copied
         if name is None:
             return await proceed(delivery)
@@ -128,8 +125,8 @@ class Idempotency(Plugin):
         claim = await claims.claim(lease)
         if isinstance(claim, Acquired):
             if claim.abandoned >= self._abandoned:
-                return await self._give_up(host, claims, lease, claim.abandoned)
-            return await self._handle(proceed, host, claims, lease, claim.fence)
+                return await self._give_up(claims, lease, claim.abandoned)
+            return await self._handle(proceed, claims, lease, claim.fence)
         if isinstance(claim, Busy):
             return _back(delivery, max(claim.left, SHORTEST_WAIT))
         if isinstance(claim, Conflict):
@@ -139,57 +136,55 @@ class Idempotency(Plugin):
                 type=delivery.type,
             )
         if claim is None:
-            return await self._unclaimed(proceed, host, claims, lease)
-        host.report(facts.Duplicate(*lease.names))
+            return await self._unclaimed(proceed, claims, lease)
+        claims.host.report(facts.Duplicate(*lease.names))
         return ACK
 
-    async def _handle(self, proceed: Consume, host: Host, claims: Claims, lease: Lease, fence: int) -> Settlement:
+    async def _handle(self, proceed: Consume, claims: Claims, lease: Lease, fence: int) -> Settlement:
         claims.hold(lease)
         try:
             settlement = await proceed(lease.delivery.marked(fence=fence))
             if settlement.outcome is Outcome.ACK:
-                return await self._complete(host, claims, lease, settlement)
+                return await self._complete(claims, lease, settlement)
             await claims.release(lease)
             return settlement
-        except GeneratorExit:
-            raise  # the loop has ended, and nothing can be awaited any more
-        except BaseException:
-            # Whatever it is goes on, but first the next attempt may begin.
-            if not lease.ending:
+        except BaseException as error:
+            # Whatever it is goes on, but first the next attempt may begin; unless nothing can be awaited any more.
+            if not lease.ending and not isinstance(error, GeneratorExit):
                 await claims.release(lease)
             raise
         finally:
             claims.drop(lease)
 
-    async def _complete(self, host: Host, claims: Claims, lease: Lease, settlement: Settlement) -> Settlement:
+    async def _complete(self, claims: Claims, lease: Lease, settlement: Settlement) -> Settlement:
         """Mark what was handled. What cannot be marked is acknowledged none the less: to handle it again is no better."""
         try:
             completed = await claims.complete(lease)
         except KeyRefusedError:
             completed = None
         if completed is None:
-            _say(lease.delivery, "was handled, and could not be marked: a copy of it would be handled again")
+            say(lease.delivery, "was handled, and could not be marked: a copy of it would be handled again")
         if completed is not False:
             return settlement
-        _say(lease.delivery, "was handled after its claim had passed to another, and comes back to see what came of it")
-        host.report(Fenced(*lease.names))
+        say(lease.delivery, "was handled after its claim had passed to another, and comes back to see what came of it")
+        claims.host.report(Fenced(*lease.names))
         return _back(lease.delivery, self._lease)
 
-    async def _give_up(self, host: Host, claims: Claims, lease: Lease, abandoned: int) -> Settlement:
+    async def _give_up(self, claims: Claims, lease: Lease, abandoned: int) -> Settlement:
         """Hand an event over to the broker's dead-lettering. Replayed from there, it may be tried anew."""
         error = AbandonedError(f"its handling was abandoned {abandoned} times, by a crash or a standstill")
-        _say(lease.delivery, f"goes to its dead letter queue: {error}")
+        say(lease.delivery, f"goes to its dead letter queue: {error}")
         await claims.release(lease, forget=True)
-        host.report(facts.DeadLettered(*lease.names, lease.delivery.attempt, type(error).__name__))
+        claims.host.report(facts.DeadLettered(*lease.names, lease.delivery.attempt, type(error).__name__))
         return Settlement(Outcome.REJECT, error=error)
 
-    async def _unclaimed(self, proceed: Consume, host: Host, claims: Claims, lease: Lease) -> Settlement:
+    async def _unclaimed(self, proceed: Consume, claims: Claims, lease: Lease) -> Settlement:
         """Handle without a claim; or let go of an event that waited here as long as it may, or until the bus stops."""
         if not self._waits:
             self.unclaimed += 1
-            host.report(Unclaimed(*lease.names))
+            claims.host.report(Unclaimed(*lease.names))
             return await proceed(lease.delivery)
-        if host.stopping:
+        if claims.host.stopping:
             return REQUEUE
         return _back(lease.delivery, min(max(timedelta(seconds=claims.lasts / 4), self._lease), LONGEST_WAIT))
 
@@ -218,10 +213,6 @@ def _digest(delivery: Delivery) -> str:
     what = blake2b(getattr(found, "body", delivery.body), digest_size=12)
     what.update(f"{delivery.type} {getattr(found, 'version', 1)}".encode())
     return what.hexdigest()
-
-
-def _say(delivery: Delivery, what: str) -> None:
-    log.error("%s %s", delivery.describe(), what, extra=event_fields(delivery))
 
 
 def _back(delivery: Delivery, after: timedelta) -> Settlement:

@@ -215,25 +215,33 @@ async def test_a_key_that_fails_is_the_failure_of_its_event_alone() -> None:
     assert healthy
 
 
-async def test_a_key_that_is_no_text_is_said_to_be_none() -> None:
-    def wrong(delivery: Delivery) -> int:
-        return len(delivery.body)
+@pytest.mark.parametrize(("returned", "said"), [(1, "int"), (b"o-1", "bytes"), ("", "an empty text")])
+async def test_a_key_that_is_no_text_fails_and_makes_nothing_a_duplicate(
+    returned: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(delivery: Delivery) -> str:
+        key: str = returned
+        return key
 
-    shop = Shop(MemoryStore(), key=wrong)
+    shop = Shop(MemoryStore(), key=wrong, outer=[DeadLetter()])
 
     async with shop.open() as probe:
-        await probe.bus.publish(OrderPlaced("o-1"))
-        await eventually(lambda: probe.bus.load["shop.record"].held == 1, "it to be held")
-        (problem,) = probe.bus.health().problems
+        for order in ("o-1", "o-2"):
+            await probe.bus.publish(OrderPlaced(order))
+        await probe.settled()
+        dead = probe.waiting("shop.record.dead")
 
-    assert shop.effects == {}
-    assert "TypeError" in problem.detail
+    assert dead == 2
+    assert f"Idempotency(key=...) returned {said}: return a text, or None for what has no key" in caplog.text
 
 
-def test_a_key_that_cannot_be_called_is_refused() -> None:
-    wrong: Any = "order_id"
+async def waiting(delivery: Delivery) -> str:
+    return ""
 
-    with pytest.raises(ConfigurationError, match=r"Idempotency\(key=str\): give a function of the delivery"):
+
+@pytest.mark.parametrize("wrong", ["order_id", waiting], ids=["a text", "a coroutine function"])
+def test_a_key_that_is_no_plain_function_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"Idempotency\(key=\w+\): give a plain function of the delivery"):
         Idempotency(MemoryStore(), key=wrong)
 
 

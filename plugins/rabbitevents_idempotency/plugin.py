@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from hashlib import blake2b
+from inspect import iscoroutinefunction
 from typing import ClassVar, Final, Literal
 
 from rabbitevents import (
@@ -192,9 +193,10 @@ class Idempotency(Plugin):
         """Return what the event is told from others by; None if it cannot be, which is said once for each queue."""
         if self._key is not None:
             name = self._key(delivery)
-            if name is None or isinstance(name, str):
+            if name is None or (isinstance(name, str) and name):
                 return name
-            raise TypeError(f"Idempotency(key=...) returned {type(name).__name__}: return a text, or None")
+            what = "an empty text" if name == "" else type(name).__name__
+            raise TypeError(f"Idempotency(key=...) returned {what}: return a text, or None for what has no key")
         if delivery.properties.message_id is not None:
             return str(delivery.id)
         if delivery.queue not in self._without_id:
@@ -236,5 +238,5 @@ def _check(
         raise ConfigurationError(f'Idempotency(when_unavailable={when_unavailable!r}): say "wait" or "proceed"')
     if abandoned < 1:
         raise ConfigurationError(f"Idempotency(abandoned={abandoned}): say how often, at least once")
-    if key is not None and not callable(key):
-        raise ConfigurationError(f"Idempotency(key={type(key).__name__}): give a function of the delivery")
+    if key is not None and (not callable(key) or iscoroutinefunction(key)):
+        raise ConfigurationError(f"Idempotency(key={type(key).__name__}): give a plain function of the delivery")

@@ -633,6 +633,34 @@ async def test_an_event_that_was_abandoned_too_often_goes_to_its_dead_letter_que
     assert "its handling was abandoned 5 times, by a crash or a standstill" in caplog.text
 
 
+async def test_of_events_that_may_be_what_crashes_the_process_one_runs_at_a_time() -> None:
+    store, at_once, most = Switched(), 0, 0
+
+    async def count(order: OrderPlaced, delivery: Delivery) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.05)
+        at_once -= 1
+
+    shop = Shop(store, work=count)
+    suspects = [plain_message(f"order-{number}", f"o-{number}") for number in range(4)]
+
+    async with shop.open() as probe:
+        for suspect in suspects:
+            await abandon(store, f"shop.record:{uuid_of(suspect)}", 3)
+        for suspect in suspects:
+            await probe.bus.send(suspect)
+        await probe.settled()
+        at_first = sum(shop.effects.values())
+        await probe.advance(timedelta(minutes=5))
+
+    assert at_first == 1
+    assert most == 1
+    assert set(shop.effects.values()) == {1}
+    assert len(shop.effects) == 4
+
+
 # --- at start --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -33,6 +34,10 @@ from rabbitevents_idempotency.memory import MemoryStore
 from rabbitevents_idempotency.store import Acquired, Busy, Conflict, KeyRefusedError, Store
 
 log.addFilter(LineFilter())
+
+SUSPECT: Final = 3
+"""From so many abandoned claims on, an event may be what crashes the process: of such events one runs at a time. The
+broker's count of its deliveries cannot say it: what finds a crashed owner's claim comes back as a copy."""
 
 SHORTEST_WAIT: Final = timedelta(seconds=0.5)
 LONGEST_WAIT: Final = timedelta(minutes=5)
@@ -91,6 +96,7 @@ class Idempotency(Plugin):
         self._key: Callable[[Delivery], object] | None = key
         self._without_id: set[str] = set()
         self._claims: Claims | None = None
+        self._suspect = asyncio.Lock()
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
@@ -125,9 +131,7 @@ class Idempotency(Plugin):
         lease = claims.new(delivery, name, _digest(delivery) if self._key is None else "")
         claim = await claims.claim(lease)
         if isinstance(claim, Acquired):
-            if claim.abandoned >= self._abandoned:
-                return await self._give_up(claims, lease, claim.abandoned)
-            return await self._handle(proceed, claims, lease, claim.fence)
+            return await self._acquired(proceed, claims, lease, claim)
         if isinstance(claim, Busy):
             return _back(delivery, max(claim.left, SHORTEST_WAIT))
         if isinstance(claim, Conflict):
@@ -140,6 +144,18 @@ class Idempotency(Plugin):
             return await self._unclaimed(proceed, claims, lease)
         claims.host.report(facts.Duplicate(*lease.names))
         return ACK
+
+    async def _acquired(self, proceed: Consume, claims: Claims, lease: Lease, claim: Acquired) -> Settlement:
+        """Handle; but of events that may be what crashes the process one at a time, and none for ever."""
+        if claim.abandoned >= self._abandoned:
+            return await self._give_up(claims, lease, claim.abandoned)
+        if claim.abandoned < SUSPECT:
+            return await self._handle(proceed, claims, lease, claim.fence)
+        if self._suspect.locked():
+            await claims.release(lease)
+            return _back(lease.delivery, self._lease)
+        async with self._suspect:
+            return await self._handle(proceed, claims, lease, claim.fence)
 
     async def _handle(self, proceed: Consume, claims: Claims, lease: Lease, fence: int) -> Settlement:
         claims.hold(lease)

@@ -129,27 +129,21 @@ async def test_what_failed_may_come_again_with_other_content_as_an_edited_dead_l
     assert shop.effects == {"right": 1}
 
 
-def document(source: str, data: str) -> Message:
-    body = msgspec.json.encode(
-        {"specversion": "1.0", "id": "1", "source": source, "type": "order.placed", "data": {"order_id": data}}
-    )
-    return Message(
-        exchange="",
-        routing_key="shop.record",
-        body=body,
-        properties=Properties(content_type="application/cloudevents+json"),
-    )
+def document(source: str, data: str, time: int = 0) -> Message:
+    said = {"specversion": "1.0", "id": "1", "source": source, "type": "order.placed", "data": {"order_id": data}}
+    body = msgspec.json.encode({**said, "time": f"2026-11-20T00:00:0{time}Z"})
+    properties = Properties(content_type="application/cloudevents+json")
+    return Message(exchange="", routing_key="shop.record", body=body, properties=properties)
 
 
 async def test_of_a_document_the_content_is_its_payload() -> None:
     shop = Shop(MemoryStore(), outer=RETRIED)
+    documents = [document("/till", "o-1", 1), document("/till", "o-1", 2), document("/till", "o-2", 1)]
 
     async with shop.open() as probe:
-        for data in ("o-1", "o-1", "o-2"):
-            await probe.bus.send(document("/till", data))
+        for each in (*documents, document("/elsewhere", "o-3")):
+            await probe.bus.send(each)
             await probe.settled()
-        await probe.bus.send(document("/elsewhere", "o-3"))
-        await probe.settled()
         dead = probe.waiting("shop.record.dead")
 
     assert shop.effects == {"o-1": 1, "o-3": 1}

@@ -53,7 +53,7 @@ class MemoryStore:
         there = self._find(key, now)
         fence, abandoned = self._milliseconds(now), 0
         if there is not None:
-            if there.state != "free" and digest and there.digest and there.digest != digest:
+            if digest and there.digest and there.digest != digest:
                 return Conflict()
             if there.state == "done":
                 return Done()

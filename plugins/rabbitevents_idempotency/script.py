@@ -44,8 +44,7 @@ local function answer(key, step, length, keep, caller, mine)
   local is_own = owner == caller and state ~= 'free'
 
   if step == 'claim' or step == 'ask' then
-    local is_held = state == 'done' or state == 'claimed'
-    if is_held and mine ~= '' and digest ~= '' and mine ~= digest then return 'conflict' end
+    if mine ~= '' and digest ~= '' and mine ~= digest then return 'conflict' end
     if state == 'done' then return 'done' end
     if state ~= 'claimed' or not is_own then
       if state == 'claimed' then

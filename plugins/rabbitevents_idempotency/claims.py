@@ -20,6 +20,8 @@ import msgspec
 from rabbitevents import Check, ConfigurationError, Delivery, Host, event_fields
 from rabbitevents_idempotency.facts import LeaseLost, StoreBack, StoreLost
 from rabbitevents_idempotency.store import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
     Claim,
     KeyRefusedError,
     Store,
@@ -30,10 +32,6 @@ from rabbitevents_idempotency.store import (
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
 T = TypeVar("T")
-
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 1.0
-"""Seconds before a store that was away is asked again: doubled each time."""
 
 SETTLING: Final = 5.0
 """Seconds after an outage in which no lease that ended meanwhile is taken over: its owner could not renew it, and will
@@ -77,7 +75,8 @@ class Claims:
         self._patience = host.consumer_timeout.total_seconds() / 2
         self._owners = secrets.token_urlsafe(6)
         self._numbers = count(1)
-        self._running: set[Lease] = set()
+        self.leases: set[Lease] = set()
+        """Those whose handlers run: they are renewed."""
         self._releasing: set[asyncio.Task[None]] = set()
         self._now = asyncio.get_running_loop().time
         self._since: float | None = None
@@ -98,12 +97,16 @@ class Claims:
             raise ConfigurationError(f"Idempotency({self._name}): {error}") from error
         except StoreUnavailableError as error:
             self._lost(error)
-        renewing = asyncio.create_task(self._renew(), name="renewing leases", context=Context())
+        third = self._lease.total_seconds() / 3
+        steps = (self._renew, third), (self._look, min(third, LONGEST_PAUSE))
+        # A context of their own: they belong to no event.
+        tasks = [asyncio.create_task(_repeat(*each), name="renewing leases", context=Context()) for each in steps]
         try:
             yield
         finally:
-            renewing.cancel()
-            await asyncio.wait({renewing, *self._releasing}, timeout=LEAVING)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait({*tasks, *self._releasing}, timeout=LEAVING)
 
     # --- steps: each is None where the store is away ---
 
@@ -122,14 +125,6 @@ class Claims:
     async def _claim(self, lease: Lease) -> Claim:
         is_settled = self._since is None and self._now() - self._back_at > SETTLING
         return await self._store.claim(lease.key, lease.owner, self._lease, takeover=is_settled, digest=lease.digest)
-
-    def hold(self, lease: Lease) -> None:
-        """Renew ``lease`` from now on."""
-        self._running.add(lease)
-
-    def drop(self, lease: Lease) -> None:
-        """Renew ``lease`` no longer."""
-        self._running.discard(lease)
 
     async def complete(self, lease: Lease) -> bool | None:
         """Mark as done; False if the claim is another's by now. Raises `KeyRefusedError`."""
@@ -160,27 +155,15 @@ class Claims:
     # --- leases ---
 
     async def _renew(self) -> None:
-        """Renew what runs, three times per lease; in an outage every second, with a look whether it is over."""
-        third = self._lease.total_seconds() / 3
-        due = self._now() + third
-        while True:
-            await asyncio.sleep(min(third, LONGEST_PAUSE))
-            if self._now() < due and self._since is None:
-                continue
-            due = self._now() + third
-            try:
-                await asyncio.gather(self._look(), *map(self._renew_one, list(self._running)))
-            except Exception:
-                # The one who renews must not end with a store's defect: every lease would.
-                log.exception("renewing leases failed")
+        await asyncio.gather(*map(self._renew_one, list(self.leases)))
 
     async def _renew_one(self, lease: Lease) -> None:
         try:
             is_ours = await self._insist(partial(self._store.renew, lease.key, lease.owner, self._lease), 0.0)
         except KeyRefusedError:
             is_ours = False
-        if is_ours is False and lease in self._running and not lease.ending:
-            self._running.discard(lease)
+        if is_ours is False and lease in self.leases and not lease.ending:
+            self.leases.discard(lease)
             say(lease.delivery, "is handled, and its claim passed to another")
             self.host.report(LeaseLost(*lease.names))
 
@@ -207,12 +190,13 @@ class Claims:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _look(self) -> None:
-        """End an outage that is over."""
+        """End an outage that is over, and renew at once what could not be renewed."""
         if self._since is not None and await self._insist(self._store.look, 0.0) is not None:
             self._back_at = self._now()
             downtime, self._since = self._back_at - self._since, None
             log.warning("the %s answers again, after %.1f s", self._name, downtime)
             self.host.report(StoreBack(downtime))
+            await self._renew()
 
     def _lost(self, error: StoreUnavailableError) -> None:
         self._trouble = error
@@ -234,6 +218,17 @@ class Claims:
         what = f"{'part of ' if self._trouble.partial else ''}the {self._name} is out of reach for {self.lasts:.0f} s"
         detail = f"{what}, {self._consequence}: {self._trouble}; {self._waiting} wait now"
         yield Check("idempotency", False, detail, degraded=not self._waits)
+
+
+async def _repeat(step: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Do ``step`` again and again, after so many seconds each time."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await step()
+        except Exception:
+            # The one who renews must not end with a store's defect: every lease would.
+            log.exception("renewing leases failed")
 
 
 def say(delivery: Delivery, what: str) -> None:

@@ -158,7 +158,7 @@ class Idempotency(Plugin):
             return await self._handle(proceed, claims, lease, claim.fence)
 
     async def _handle(self, proceed: Consume, claims: Claims, lease: Lease, fence: int) -> Settlement:
-        claims.hold(lease)
+        claims.leases.add(lease)
         try:
             settlement = await proceed(lease.delivery.marked(fence=fence))
             if settlement.outcome is Outcome.ACK:
@@ -171,7 +171,7 @@ class Idempotency(Plugin):
                 await claims.release(lease)
             raise
         finally:
-            claims.drop(lease)
+            claims.leases.discard(lease)
 
     async def _complete(self, claims: Claims, lease: Lease, settlement: Settlement) -> Settlement:
         """Mark what was handled. What cannot be marked is acknowledged none the less: to handle it again is no better."""

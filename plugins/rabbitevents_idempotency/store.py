@@ -25,6 +25,11 @@ UNFINISHED: Final = timedelta(days=1)
 """How long a store remembers at least what was claimed and never done."""
 
 
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+"""Seconds before a store that was away is asked again: doubled each time."""
+
+
 class Acquired(msgspec.Struct, frozen=True):
     """The key is ours until the lease ends.
 

@@ -19,16 +19,12 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from rabbitevents_idempotency.script import SCRIPT, SHA
-from rabbitevents_idempotency.store import StoreForbiddenError, StoreUnavailableError
+from rabbitevents_idempotency.store import FIRST_PAUSE, LONGEST_PAUSE, StoreForbiddenError, StoreUnavailableError
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
 MOST: Final = 256
 """Questions in one trip: so many take Redis about a millisecond."""
-
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 1.0
-"""Seconds in which a node that failed is not asked: doubled each time."""
 
 FORBIDDEN: Final = ("NOPERM", "NOAUTH", "The user executing the script can't run", "ACL failure in script")
 """What Redis says of what this user may not do, where the client has no class of its own for it."""

@@ -7,7 +7,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -469,45 +470,116 @@ async def test_a_redis_that_does_not_answer_is_given_up_on_at_the_deadline(slow:
     assert slow.accepted == 2
 
 
-class OutOfStep:
-    """A server that speaks Redis's protocol, and on its first connection holds one reply too many."""
+class Scripted:
+    """A server that speaks Redis's protocol, and answers scripts as it is told."""
 
     def __init__(self) -> None:
         self.connections = 0
 
+    def reply(self, words: list[bytes]) -> bytes:
+        raise NotImplementedError
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        held = [b"99 5\nacquired 1 0"] if self.connections == 1 else []
         while words := await self._command(reader):
-            if words[0] == b"EVALSHA":
-                held.append(words[4] + b" 5\nacquired 7 0")
-                reply = held.pop(0)
-                writer.write(b"$%d\r\n%s\r\n" % (len(reply), reply))
-            else:
-                writer.write(b"+OK\r\n")
+            writer.write(self.reply(words) if words[0].startswith(b"EVAL") else b"+OK\r\n")
         writer.close()
 
     async def _command(self, reader: asyncio.StreamReader) -> list[bytes]:
         line = await reader.readline()
         words: list[bytes] = []
         for _ in range(int(line[1:] or b"0")):
-            await reader.readline()
-            words.append((await reader.readline()).rstrip())
+            length = int((await reader.readline())[1:])
+            words.append((await reader.readexactly(length + 2))[:-2])
         return words
+
+    @asynccontextmanager
+    async def client(self) -> AsyncGenerator[Redis]:
+        async with await asyncio.start_server(self.serve, LOOPBACK) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            async with Redis(port=port, protocol=2, driver_info=None, retry=Retry(NoBackoff(), 0)) as client:
+                yield client
+
+
+class Refusing(Scripted):
+    """Answers with an error."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        self.error = error
+
+    def reply(self, words: list[bytes]) -> bytes:
+        return f"-{self.error}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "LOADING Redis is loading the dataset in memory",
+        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "READONLY You can't write against a read only replica.",
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+        "NOREPLICAS Not enough good replicas to write.",
+        "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+        "CLUSTERDOWN The cluster is down",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "ERR something that nobody thought of",
+        "NOSCRIPT No matching script.",
+    ],
+    ids=lambda error: error.partition(" ")[0],
+)
+async def test_what_a_server_says_of_itself_is_an_outage(error: str) -> None:
+    async with Refusing(error).client() as client:
+        with pytest.raises(StoreUnavailableError) as raised:
+            await RedisStore(client).claim("a", "one", LEASE)
+
+    assert not isinstance(raised.value, StoreForbiddenError)
+    assert not raised.value.partial
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "NOAUTH Authentication required.",
+        "WRONGPASS invalid username-password pair or user is disabled.",
+        "NOPERM this user has no permissions to run the 'evalsha' command",
+        "NOPERM No permissions to access a key",
+        "ERR The user executing the script can't run this command or subcommand",
+        "ERR ACL failure in script: User app has no permissions to run the 'set' command",
+    ],
+)
+async def test_what_a_server_says_of_its_user_is_a_mistake(error: str) -> None:
+    async with Refusing(error).client() as client:
+        with pytest.raises(StoreForbiddenError, match="Redis does not let this user do it"):
+            await RedisStore(client).look()
+
+
+class OutOfStep(Scripted):
+    """On its first connection it holds one reply too many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = [b"99 5\nacquired 1 0"]
+
+    def reply(self, words: list[bytes]) -> bytes:
+        if self.connections > 1:
+            self.held.clear()
+        self.held.append(words[4] + b" 5\nacquired 7 0")
+        reply = self.held.pop(0)
+        return b"$%d\r\n%s\r\n" % (len(reply), reply)
 
 
 async def test_a_connection_that_holds_another_s_reply_is_found_out_and_closed() -> None:
     server = OutOfStep()
-    async with await asyncio.start_server(server.serve, LOOPBACK) as listening:
-        port = listening.sockets[0].getsockname()[1]
-        async with Redis(port=port, protocol=2, driver_info=None) as client:
-            store = RedisStore(client)
+    async with server.client() as client:
+        store = RedisStore(client)
 
-            with pytest.raises(StoreUnavailableError, match="out of step"):
-                await store.claim("a", "one", LEASE)
+        with pytest.raises(StoreUnavailableError, match="out of step"):
+            await store.claim("a", "one", LEASE)
 
-            assert await once_it_answers(lambda: store.claim("b", "one", LEASE)) == Acquired(7, 0)
-            assert server.connections == 2
+        assert await once_it_answers(lambda: store.claim("b", "one", LEASE)) == Acquired(7, 0)
+        assert server.connections == 2
 
 
 async def test_a_claim_that_redis_reads_when_its_caller_is_gone_takes_nothing_over(redis_server: RedisServer) -> None:

@@ -17,12 +17,15 @@ from rabbitevents_idempotency import (
     Conflict,
     Done,
     Fenced,
+    IdConflictError,
     Idempotency,
+    KeyRefusedError,
     LeaseLost,
     MemoryStore,
     RedisStore,
     Store,
     StoreBack,
+    StoreForbiddenError,
     StoreLost,
     StoreUnavailableError,
     Unclaimed,
@@ -96,6 +99,14 @@ plugin = Idempotency(
     stores[0], lease=timedelta(seconds=30), keep=timedelta(days=7), when_unavailable="proceed", abandoned=5
 )
 assert_type(plugin.unclaimed, int)
+
+
+def of_order(delivery: Delivery) -> str | None:
+    return delivery.routing_key or None
+
+
+Idempotency(stores[0], key=of_order)
+Idempotency(stores[0], key=len)  # type: ignore[arg-type]
 Bus("memory://", router, plugins=[Watching(), plugin])
 Idempotency(Redis())  # type: ignore[arg-type]
 Idempotency(stores[0], when_unavailable="open")  # type: ignore[arg-type]
@@ -113,4 +124,8 @@ async def by_hand(store: Store) -> None:
 
 
 def is_given_up(error: BaseException) -> bool:
-    return isinstance(error, AbandonedError)
+    return isinstance(error, (AbandonedError, IdConflictError, KeyRefusedError))
+
+
+def is_away(error: BaseException) -> bool:
+    return isinstance(error, StoreUnavailableError) and not isinstance(error, StoreForbiddenError) and error.partial

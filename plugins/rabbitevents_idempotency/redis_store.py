@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from importlib.util import find_spec
@@ -26,6 +26,8 @@ if find_spec("redis") is None and find_spec("valkey") is None:
     raise ConfigurationError("RedisStore needs redis-py: pip install 'rabbitevents[redis]' (or valkey)")
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
 
 _NODES_FOUND_BY: Final = 512
 """So many keys reach every node of a cluster, if its share is not much below a hundredth."""
@@ -51,7 +53,7 @@ class RedisStore:
     async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
         step = "claim" if takeover else "ask"
-        word, *numbers = await self._ask(key, step, owner, lease, max(2 * lease, UNFINISHED), digest)
+        word, *numbers = self._words(key, await self._ask(key, step, owner, _lengths(lease), digest))
         if word == "acquired":
             return Acquired(int(numbers[0]), int(numbers[1]))
         if word == "busy":
@@ -60,27 +62,28 @@ class RedisStore:
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
         """Let the owner's lease begin anew; see `Store.renew`."""
-        return await self._ask(key, "renew", owner, lease, max(2 * lease, UNFINISHED)) == ["yes"]
+        return self._words(key, await self._ask(key, "renew", owner, _lengths(lease))) == ["yes"]
 
     async def complete(self, key: str, owner: str, keep: timedelta) -> bool:
         """Mark ``key`` as done for as long as ``keep``; see `Store.complete`."""
-        return await self._ask(key, "complete", owner, timedelta(), keep) == ["yes"]
+        return self._words(key, await self._ask(key, "complete", owner, _lengths(keep=keep))) == ["yes"]
 
     async def release(self, key: str, owner: str, *, forget: bool = False) -> bool:
         """Give ``key`` back; see `Store.release`."""
-        return await self._ask(key, "forget" if forget else "release", owner, timedelta(), UNFINISHED) == ["yes"]
+        step = "forget" if forget else "release"
+        return self._words(key, await self._ask(key, step, owner, _lengths())) == ["yes"]
 
-    async def _ask(
-        self, key: str, step: str, owner: str, lease: timedelta, keep: timedelta, digest: str = ""
-    ) -> list[str]:
+    def _ask(self, key: str, step: str, owner: str, lengths: str, digest: str = "") -> Awaitable[str]:
         key = self._prefix + key
-        question = f"{step} {_milliseconds(lease)} {_milliseconds(keep)} {owner} {digest}\n"
-        words = (await (self._only or self._trips(key)).ask(key, question)).split()
-        if words[0] == "refused":
+        return (self._only or self._trips(key)).ask(key, f"{step} {lengths} {owner} {digest}\n")
+
+    def _words(self, key: str, answer: str) -> list[str]:
+        if answer == "refused":
             raise KeyRefusedError(
-                f"Redis holds something else than a claim under {key!r}: give RedisStore a prefix of its own"
+                f"Redis holds something else than a claim under {self._prefix + key!r}: "
+                "give RedisStore(prefix=...) one of its own"
             )
-        return words
+        return answer.split()
 
     def _trips(self, key: str) -> Trips:
         """Return the round trips to the node of a cluster that has ``key``; before nodes are known, to all at once."""
@@ -142,8 +145,10 @@ class RedisStore:
 
 
 @lru_cache
-def _milliseconds(time: timedelta) -> int:
-    return -(-time // timedelta(milliseconds=1))
+def _lengths(lease: timedelta = timedelta(), keep: timedelta | None = None) -> str:
+    """Say how long a lease is, and for how long its record is kept, in milliseconds."""
+    kept = max(2 * lease, UNFINISHED) if keep is None else keep
+    return f"{-(-lease // _MILLISECOND)} {-(-kept // _MILLISECOND)}"
 
 
 def _check(client: object, timeout: float) -> None:

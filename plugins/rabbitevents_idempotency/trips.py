@@ -94,6 +94,7 @@ class Trips:
         under_way: list[Question] = []
         try:
             while self._waiting:
+                await asyncio.sleep(0)  # those who were just answered may have another question
                 under_way = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
                 await self._go(under_way)
                 if self._failed is not None:

@@ -99,6 +99,17 @@ async def test_a_key_that_is_taken_while_its_handler_runs_keeps_no_event_from_be
     assert "could not be marked" in caplog.text
 
 
+async def test_a_prefix_that_somebody_else_uses_is_a_mistake(redis_server: RedisServer) -> None:
+    redis_server.command("SET", "rabbitevents:probe", "mine")
+    async with Redis(port=redis_server.port) as client:
+        bus = Bus("memory://", Router("shop"), plugins=[Idempotency(RedisStore(client))])
+
+        with pytest.raises(ConfigurationError, match="give RedisStore a prefix= that nobody else uses"):
+            await bus.start()
+
+        assert await client.get("rabbitevents:probe") == b"mine"
+
+
 # --- a user -----------------------------------------------------------------------------------------------------------
 
 RIGHTS = ("+eval", "+evalsha", "+get", "+set", "+time")

@@ -19,6 +19,7 @@ from rabbitevents_idempotency.store import (
     Conflict,
     Done,
     KeyRefusedError,
+    StoreForbiddenError,
 )
 from rabbitevents_idempotency.trips import Client, Trips, untraced
 
@@ -79,10 +80,7 @@ class RedisStore:
 
     def _words(self, key: str, answer: str) -> list[str]:
         if answer == "refused":
-            raise KeyRefusedError(
-                f"Redis holds something else than a claim under {self._prefix + key!r}: "
-                "give RedisStore(prefix=...) one of its own"
-            )
+            raise KeyRefusedError(_taken(self._prefix + key))
         return answer.split()
 
     def _trips(self, key: str) -> Trips:
@@ -110,12 +108,11 @@ class RedisStore:
         nodes = {self._only or self._trips(key): key for key in probes}
         question = "probe 0 1000  \n"
         asked = [trips.ask(key, question, anyway=True) for trips, key in nodes.items()]
-        failures = [
-            each for each in await asyncio.gather(*asked, return_exceptions=True) if each not in ("yes", "refused")
-        ]
-        for failure in failures:
-            if isinstance(failure, BaseException):
-                raise failure
+        for key, answer in zip(nodes.values(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer == "refused":
+                raise StoreForbiddenError(_taken(key))
         return await asyncio.create_task(self._warnings(), context=untraced())
 
     async def _meet(self) -> None:
@@ -149,6 +146,10 @@ def _lengths(lease: timedelta = timedelta(), keep: timedelta | None = None) -> s
     """Say how long a lease is, and for how long its record is kept, in milliseconds."""
     kept = max(2 * lease, UNFINISHED) if keep is None else keep
     return f"{-(-lease // _MILLISECOND)} {-(-kept // _MILLISECOND)}"
+
+
+def _taken(key: str) -> str:
+    return f"Redis holds something else than a claim under {key!r}: give RedisStore a prefix= that nobody else uses"
 
 
 def _check(client: object, timeout: float) -> None:

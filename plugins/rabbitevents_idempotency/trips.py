@@ -29,7 +29,6 @@ MOST: Final = 256
 FORBIDDEN: Final = ("NOPERM", "NOAUTH", "The user executing the script can't run", "ACL failure in script")
 """What Redis says of what this user may not do, where the client has no class of its own for it."""
 
-
 CLIENTS: Final = frozenset({"RedisError", "ValkeyError"})
 """What all errors of a client are, by the client."""
 

@@ -153,6 +153,10 @@ class Plugin:
         """Return what this plugin adds to `Bus.health()`."""
         return ()
 
+    def alone(self) -> str:
+        """Return why one process must run the bus, and no others beside it (``run --workers``); empty: it need not."""
+        return ""
+
 
 @asynccontextmanager
 async def _nothing() -> AsyncGenerator[None]:

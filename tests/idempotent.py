@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ from tests.bed.node import NodeError
 from tests.bed.rabbitmq import QueueCounts, RabbitNode
 from tests.shop import OrderPlaced
 
+T = TypeVar("T")
 LEASE = timedelta(seconds=30)
 KEEP = timedelta(days=7)
 
@@ -54,9 +55,9 @@ class Switched:
         if step in self.away or "all" in self.away:
             raise StoreUnavailableError("switched off")
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         self._ask("claim")
-        return await self.memories[key].claim(key, owner, lease, takeover=takeover)
+        return await self.memories[key].claim(key, owner, lease, takeover=takeover, digest=digest)
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
         self._ask("renew")
@@ -130,6 +131,17 @@ class Shop:
         bus = Bus("memory://", self.router, plugins=self.plugins, **self.bus_options)
         async with running(bus) as probe:
             yield probe
+
+
+async def once_it_answers(step: Callable[[], Awaitable[T]]) -> T:
+    """Take a step again until the store answers: for a moment after it failed, it is not asked."""
+    end = asyncio.get_running_loop().time() + 5
+    while True:
+        try:
+            return await step()
+        except StoreUnavailableError:
+            assert asyncio.get_running_loop().time() < end, "it does not answer"
+            await asyncio.sleep(0.02)
 
 
 async def twice(bus: Bus, order: str) -> Event[OrderPlaced]:

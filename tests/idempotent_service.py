@@ -102,9 +102,9 @@ class CrashingStore(RedisStore):
         self._ledger = ledger
         self._orders = orders
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         await self._crash.at("before-claim", self._orders[key])
-        claim = await super().claim(key, owner, lease, takeover=takeover)
+        claim = await super().claim(key, owner, lease, takeover=takeover, digest=digest)
         if isinstance(claim, Acquired):
             await self._crash.at("after-claim", self._orders[key])
         return claim

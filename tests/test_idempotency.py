@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from attrs import frozen
-from tenacity import stop_after_attempt, wait_exponential
+from tenacity import stop_after_attempt, wait_exponential, wait_fixed
 
 from rabbitevents import (
     Bus,
@@ -214,6 +214,33 @@ async def test_a_cancellation_that_a_handler_let_loose_is_a_failure_that_release
         await eventually(lambda: shop.effects["o-1"] == 1, "the second try of what was held", 5)
 
     assert shop.starts == {"o-1": 2}
+
+
+class Interrupted(BaseException):
+    """What some libraries end their work with."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(), asyncio.CancelledError(), TimeoutError(), Interrupted(), BaseExceptionGroup("", [Interrupted()])],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_a_handler_fails_with_its_claim_is_released_and_the_next_attempt_finds_it_free(
+    error: BaseException,
+) -> None:
+    async def fail(order: OrderPlaced, delivery: Delivery) -> None:
+        if len(shop.deliveries) < 3:
+            raise error
+
+    retry = Retry(stop=stop_after_attempt(5), wait=wait_fixed(0.01))
+    shop = Shop(MemoryStore(), work=fail, outer=[DeadLetter(), retry])
+
+    async with shop.open() as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await eventually(lambda: shop.effects["o-1"] == 1, "the third attempt", 5)
+
+    assert shop.starts == {"o-1": 3}
+    assert shop.observing.of(Forwarded) == []
 
 
 async def test_what_cannot_be_decoded_is_not_kept_from_a_handler_that_can() -> None:
@@ -446,7 +473,7 @@ async def test_a_handler_whose_claim_passed_to_another_cannot_complete(caplog: p
     assert shop.starts == {"o-1": 1}
     assert len(shop.observing.of(Duplicate)) == 1
     assert left == 0
-    assert "its claim passed to another while its handler runs" in caplog.text
+    assert "is handled, and its claim passed to another" in caplog.text
     assert "was handled after its claim had passed to another" in caplog.text
 
 
@@ -502,8 +529,8 @@ class Hasty(Plugin):
 class Slow(MemoryStore):
     """Answers a claim and a completion late: they were made long before."""
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
-        claim = await super().claim(key, owner, lease, takeover=takeover)
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
+        claim = await super().claim(key, owner, lease, takeover=takeover, digest=digest)
         await asyncio.sleep(0.5)
         return claim
 

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pytest
+from opentelemetry import context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
-from rabbitevents import Bus, ConfigurationError
-from rabbitevents_idempotency import Acquired, Busy, Done, Idempotency, RedisStore, StoreUnavailableError
+from rabbitevents import ConfigurationError
+from rabbitevents_idempotency import (
+    Acquired,
+    Busy,
+    Done,
+    KeyRefusedError,
+    RedisStore,
+    StoreForbiddenError,
+    StoreUnavailableError,
+)
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.proxy import Proxy
 from tests.bed.redis import RedisServer
-from tests.shop import Effects, OrderPlaced, eventually, recording
+from tests.idempotent import once_it_answers
+from tests.shop import eventually
 
 LEASE = timedelta(seconds=30)
 KEEP = timedelta(days=7)
@@ -62,6 +77,68 @@ async def test_claims_of_many_workers_share_round_trips(client: Redis, redis_ser
     assert reads < 4000 / 20
 
 
+def calls_of(server: RedisServer, command: str) -> int:
+    """How often a command was run."""
+    lines = server.command("INFO", "commandstats").decode().split("\r\n")
+    found = [line for line in lines if line.startswith(f"cmdstat_{command}:")]
+    return int(found[0].partition("calls=")[2].partition(",")[0]) if found else 0
+
+
+async def test_what_is_asked_in_one_turn_of_the_loop_is_one_command(client: Redis, redis_server: RedisServer) -> None:
+    store = RedisStore(client)
+    await asyncio.gather(*(store.claim(f"k-{number}", "one", LEASE) for number in range(200)))
+    before = calls_of(redis_server, "evalsha")
+
+    answers = await asyncio.gather(
+        *(store.complete(f"k-{number}", "one", KEEP) for number in range(200)),
+        *(store.claim(f"k-{number}", "one", LEASE) for number in range(200, 256)),
+    )
+
+    assert calls_of(redis_server, "evalsha") - before == 1
+    assert answers[:200] == [True] * 200
+    assert all(isinstance(claim, Acquired) for claim in answers[200:])
+
+
+async def test_more_than_a_trip_can_hold_takes_the_next(client: Redis) -> None:
+    store = RedisStore(client)
+
+    claims = await asyncio.gather(*(store.claim(f"k-{number}", "one", LEASE) for number in range(1000)))
+
+    assert all(isinstance(claim, Acquired) for claim in claims)
+
+
+async def test_each_key_of_a_trip_has_its_own_answer(client: Redis) -> None:
+    store = RedisStore(client)
+    await store.claim("done", "one", LEASE, digest="a")
+    await store.complete("done", "one", KEEP)
+    await store.claim("busy", "one", LEASE)
+    await client.set("rabbitevents:foreign", "mine")
+
+    answers = await asyncio.gather(
+        store.claim("done", "other", LEASE, digest="a"),
+        store.claim("foreign", "other", LEASE),
+        store.claim("done", "other", LEASE, digest="b"),
+        store.claim("free", "other", LEASE),
+        store.claim("busy", "other", LEASE),
+        store.complete("busy", "other", KEEP),
+        return_exceptions=True,
+    )
+
+    assert [type(answer).__name__ for answer in answers] == [
+        "Done", "KeyRefusedError", "Conflict", "Acquired", "Busy", "bool",
+    ]  # fmt: skip
+
+
+async def test_records_of_before_there_were_digests_are_understood(client: Redis) -> None:
+    store, now = RedisStore(client), int(time.time() * 1000)
+    await client.set("rabbitevents:done", f"done {now} 0 0 somebody")
+    await client.set("rabbitevents:claimed", f"claimed {now} 2 {now + 60_000} somebody")
+
+    assert await store.claim("done", "other", LEASE, digest="a") == Done()
+    assert isinstance(await store.claim("claimed", "other", LEASE, digest="a"), Busy)
+    assert await store.complete("claimed", "somebody", KEEP)
+
+
 async def test_the_script_is_loaded_again_when_redis_forgot_it(client: Redis, redis_server: RedisServer) -> None:
     store = RedisStore(client)
     first = await store.claim("a", "one", LEASE)
@@ -98,6 +175,152 @@ async def test_a_cluster_will_do() -> None:
             assert completed
             assert claim == Done()
             assert await store.look() == ()
+
+
+# --- other clients ----------------------------------------------------------------------------------------------------
+
+
+class ValkeyError(Exception):
+    """The root of another client's errors."""
+
+
+class NoScriptError(ValkeyError):
+    """Of the same name as redis's."""
+
+
+class AuthenticationError(ValkeyError):
+    """Of the same name as redis's."""
+
+
+class Another:
+    """A client that is none of redis's: it has what is used of one, and errors of its own."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client: Any = client  # whose annotations are partly unknown
+        self.asked = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        self.asked += 1
+        try:
+            return await self.client.execute_command(*words, **options)
+        except RedisError as error:
+            kinds = {"NoScriptError": NoScriptError, "AuthenticationError": AuthenticationError}
+            raise kinds.get(type(error).__name__, ValkeyError)(str(error)) from None
+
+
+async def test_a_client_of_the_same_make_will_do(client: Redis) -> None:
+    store = RedisStore(Another(client))
+
+    assert await store.look() == ()
+    assert isinstance(await store.claim("a", "one", LEASE), Acquired)
+    assert await store.complete("a", "one", KEEP)
+    assert await store.claim("a", "other", LEASE) == Done()
+
+
+async def test_its_troubles_are_understood(redis_server: RedisServer) -> None:
+    at_once = Retry(NoBackoff(), 0)
+    wrong = Redis(port=redis_server.port, username="nobody", password="no")
+    async with wrong, Redis(port=free_port(), retry=at_once) as away:
+        with pytest.raises(StoreForbiddenError, match="AuthenticationError"):
+            await RedisStore(Another(wrong)).look()
+        with pytest.raises(StoreUnavailableError, match="ValkeyError") as raised:
+            await RedisStore(Another(away)).claim("a", "one", LEASE)
+
+    assert not isinstance(raised.value, StoreForbiddenError)
+
+
+class Hanging(Another):
+    """Never answers."""
+
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        self.asked += 1
+        await asyncio.Event().wait()
+
+
+async def test_a_redis_that_failed_is_asked_by_one_at_a_time_and_the_others_are_refused_at_once(client: Redis) -> None:
+    hanging = Hanging(client)
+    store = RedisStore(hanging, timeout=0.5)
+    with pytest.raises(StoreUnavailableError):
+        await store.claim("a", "one", LEASE)
+
+    async def asks_again() -> bool:
+        asking = asyncio.ensure_future(store.claim("a", "one", LEASE))
+        await asyncio.wait({asking}, timeout=0.1)
+        is_asking = not asking.done()
+        if is_asking:
+            with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.5 s"):
+                await store.claim("b", "one", LEASE)
+            assert not asking.done()
+        with pytest.raises(StoreUnavailableError):
+            await asking
+        return is_asking
+
+    while not await asks_again():
+        pass  # it is not asked for a moment
+    assert hanging.asked == 2
+
+
+async def test_round_trips_make_no_spans_of_an_instrumented_client(redis_server: RedisServer) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("a client's instrumentation")
+
+    class Instrumented(Another):
+        async def execute_command(self, *words: Any, **options: Any) -> Any:
+            if context.get_value("suppress_instrumentation"):
+                return await super().execute_command(*words, **options)
+            with tracer.start_as_current_span(str(words[0])):
+                return await super().execute_command(*words, **options)
+
+    async with Redis(port=redis_server.port) as client:
+        instrumented = Instrumented(client)
+        store = RedisStore(instrumented)
+        with tracer.start_as_current_span("an event"):
+            await store.look()
+            await store.claim("a", "one", LEASE)
+        await instrumented.execute_command("PING")
+
+    assert [span.name for span in exporter.get_finished_spans()] == ["an event", "PING"]
+
+
+class Node(NamedTuple):
+    name: str
+
+
+class TwoClocks:
+    """Two nodes whose clocks are an hour apart; notes after which time each was told that a question is late."""
+
+    def __init__(self) -> None:
+        self.late: dict[str, int] = {}
+        self.now = {"a": 1_000_000, "b": 1_000_000 + 3_600_000}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    def get_node_from_key(self, key: str) -> Node:
+        return Node(key.removeprefix("rabbitevents:")[0])
+
+    def keyslot(self, key: str) -> int:
+        return 0
+
+    async def execute_command(self, *words: Any, **options: Any) -> str:
+        name = self.get_node_from_key(words[3]).name
+        self.late[name] = words[5]
+        return f"{words[4]} {self.now[name]}\nacquired 1 0"
+
+
+async def test_a_question_is_late_by_the_clock_of_the_node_that_is_asked() -> None:
+    client = TwoClocks()
+    store = RedisStore(client)
+
+    for key in ("a-1", "b-1", "a-2", "b-2", "a-3"):
+        await store.claim(key, "one", LEASE)
+
+    assert {name: round((late - client.now[name]) / 1000) for name, late in client.late.items()} == {"a": 2, "b": 2}
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -199,6 +422,7 @@ async def test_a_round_trip_past_its_deadline_never_leaves_its_reply_to_the_next
         hasty = Distinct(RedisStore(client, timeout=0.02))
 
         for _ in range(300):
+            hasty.store = RedisStore(client, timeout=0.02)  # which does not know yet that the last one failed
             slow.delay(random.choice([0.0, 0.008, 0.0095, 0.01, 0.0105, 0.02]))
             await asyncio.gather(*(hasty.ask(random.randrange(100)) for _ in range(20)))
         slow.restore()
@@ -237,7 +461,7 @@ async def test_a_redis_that_does_not_answer_is_given_up_on_at_the_deadline(slow:
         )
         took = asyncio.get_running_loop().time() - started
         slow.restore()
-        answer = await store.claim("a", "other", LEASE)
+        answer = await once_it_answers(lambda: store.claim("a", "other", LEASE))
 
     assert {str(each) for each in refused} == {"Redis: no answer within 0.3 s"}
     assert all(isinstance(each, StoreUnavailableError) for each in refused)
@@ -246,45 +470,116 @@ async def test_a_redis_that_does_not_answer_is_given_up_on_at_the_deadline(slow:
     assert slow.accepted == 2
 
 
-class OutOfStep:
-    """A server that speaks Redis's protocol, and on its first connection holds one reply too many."""
+class Scripted:
+    """A server that speaks Redis's protocol, and answers scripts as it is told."""
 
     def __init__(self) -> None:
         self.connections = 0
 
+    def reply(self, words: list[bytes]) -> bytes:
+        raise NotImplementedError
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        held = [b"99 5 acquired 1 0"] if self.connections == 1 else []
         while words := await self._command(reader):
-            if words[0] == b"EVALSHA":
-                held.append(words[4].split()[0] + b" 5 acquired 7 0")
-                reply = held.pop(0)
-                writer.write(b"$%d\r\n%s\r\n" % (len(reply), reply))
-            else:
-                writer.write(b"+OK\r\n")
+            writer.write(self.reply(words) if words[0].startswith(b"EVAL") else b"+OK\r\n")
         writer.close()
 
     async def _command(self, reader: asyncio.StreamReader) -> list[bytes]:
         line = await reader.readline()
         words: list[bytes] = []
         for _ in range(int(line[1:] or b"0")):
-            await reader.readline()
-            words.append((await reader.readline()).rstrip())
+            length = int((await reader.readline())[1:])
+            words.append((await reader.readexactly(length + 2))[:-2])
         return words
+
+    @asynccontextmanager
+    async def client(self) -> AsyncGenerator[Redis]:
+        async with await asyncio.start_server(self.serve, LOOPBACK) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            async with Redis(port=port, protocol=2, driver_info=None, retry=Retry(NoBackoff(), 0)) as client:
+                yield client
+
+
+class Refusing(Scripted):
+    """Answers with an error."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        self.error = error
+
+    def reply(self, words: list[bytes]) -> bytes:
+        return f"-{self.error}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "LOADING Redis is loading the dataset in memory",
+        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "READONLY You can't write against a read only replica.",
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+        "NOREPLICAS Not enough good replicas to write.",
+        "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+        "CLUSTERDOWN The cluster is down",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "ERR something that nobody thought of",
+        "NOSCRIPT No matching script.",
+    ],
+    ids=lambda error: error.partition(" ")[0],
+)
+async def test_what_a_server_says_of_itself_is_an_outage(error: str) -> None:
+    async with Refusing(error).client() as client:
+        with pytest.raises(StoreUnavailableError) as raised:
+            await RedisStore(client).claim("a", "one", LEASE)
+
+    assert not isinstance(raised.value, StoreForbiddenError)
+    assert not raised.value.partial
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "NOAUTH Authentication required.",
+        "WRONGPASS invalid username-password pair or user is disabled.",
+        "NOPERM this user has no permissions to run the 'evalsha' command",
+        "NOPERM No permissions to access a key",
+        "ERR The user executing the script can't run this command or subcommand",
+        "ERR ACL failure in script: User app has no permissions to run the 'set' command",
+    ],
+)
+async def test_what_a_server_says_of_its_user_is_a_mistake(error: str) -> None:
+    async with Refusing(error).client() as client:
+        with pytest.raises(StoreForbiddenError, match="Redis does not let this user do it"):
+            await RedisStore(client).look()
+
+
+class OutOfStep(Scripted):
+    """On its first connection it holds one reply too many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = [b"99 5\nacquired 1 0"]
+
+    def reply(self, words: list[bytes]) -> bytes:
+        if self.connections > 1:
+            self.held.clear()
+        self.held.append(words[4] + b" 5\nacquired 7 0")
+        reply = self.held.pop(0)
+        return b"$%d\r\n%s\r\n" % (len(reply), reply)
 
 
 async def test_a_connection_that_holds_another_s_reply_is_found_out_and_closed() -> None:
     server = OutOfStep()
-    async with await asyncio.start_server(server.serve, LOOPBACK) as listening:
-        port = listening.sockets[0].getsockname()[1]
-        async with Redis(port=port, protocol=2, driver_info=None) as client:
-            store = RedisStore(client)
+    async with server.client() as client:
+        store = RedisStore(client)
 
-            with pytest.raises(StoreUnavailableError, match="out of step"):
-                await store.claim("a", "one", LEASE)
+        with pytest.raises(StoreUnavailableError, match="out of step"):
+            await store.claim("a", "one", LEASE)
 
-            assert await store.claim("b", "one", LEASE) == Acquired(7, 0)
-            assert server.connections == 2
+        assert await once_it_answers(lambda: store.claim("b", "one", LEASE)) == Acquired(7, 0)
+        assert server.connections == 2
 
 
 async def test_a_claim_that_redis_reads_when_its_caller_is_gone_takes_nothing_over(redis_server: RedisServer) -> None:
@@ -306,7 +601,7 @@ async def test_a_store_that_knows_redis_s_time_takes_over(client: Redis) -> None
     await store.claim("a", "owner", timedelta(milliseconds=100))
     await asyncio.sleep(0.2)
 
-    first = await RedisStore(client).claim("a", "a store that does not know the time yet", LEASE)
+    first = await RedisStore(client).claim("a", "does-not-know-the-time-yet", LEASE)
 
     assert first == Busy(timedelta())
     assert await store.claim("a", "other", LEASE) == Acquired(await fence_of(client, "a"), 1)
@@ -333,7 +628,7 @@ async def test_a_redis_that_is_gone_is_said_to_be_so_and_used_again_when_it_is_b
             assert asyncio.get_running_loop().time() - started < 2.5
         await redis_server.astart()
 
-        assert await store.complete("a", "one", KEEP)
+        assert await once_it_answers(lambda: store.complete("a", "one", KEEP))
 
 
 async def test_a_redis_without_room_is_out_of_reach(client: Redis, redis_server: RedisServer) -> None:
@@ -350,10 +645,11 @@ async def test_a_key_that_holds_something_else_is_left_alone(client: Redis) -> N
     await client.rpush("rabbitevents:b", "mine")
 
     for key in "ab":
-        with pytest.raises(StoreUnavailableError, match="Redis refused"):
+        with pytest.raises(KeyRefusedError, match=f"something else than a claim under 'rabbitevents:{key}'"):
             await store.claim(key, "one", LEASE)
 
     assert await client.get("rabbitevents:a") == b"mine"
+    assert isinstance(await store.claim("c", "one", LEASE), Acquired)
 
 
 @pytest.mark.parametrize(
@@ -425,59 +721,3 @@ def test_where_redis_is_not_installed_the_error_says_how_to_get_it() -> None:
 
     assert ran.returncode == 1
     assert "ConfigurationError: RedisStore needs redis-py: pip install 'rabbitevents[redis]'" in ran.stderr
-
-
-# --- rights ----------------------------------------------------------------------------------------------------------
-
-RIGHTS_PAGE = (CHECKOUT / "docs" / "howto" / "rights.md").read_text()
-TAKES = [
-    word
-    for word in shlex.split(next(re.finditer(r"^redis-cli ACL .*", RIGHTS_PAGE, re.MULTILINE))[0])
-    if word[0] == "+"
-]
-
-
-async def test_a_store_works_with_the_rights_that_are_said_to_be_enough(redis_server: RedisServer) -> None:
-    redis_server.command("ACL", "SETUSER", "least", "reset", "on", ">pw", "~rabbitevents:*", *TAKES)
-    async with Redis(port=redis_server.port, username="least", password="pw") as client:
-        store = RedisStore(client)
-
-        assert await store.look() == ()
-        assert isinstance(await store.claim("a", "one", LEASE), Acquired)
-        assert await store.renew("a", "one", LEASE)
-        assert await store.complete("a", "one", KEEP)
-
-
-@pytest.mark.parametrize("missing", [*TAKES, "~rabbitevents:*"])
-async def test_a_missing_right_is_said_by_a_look_and_by_a_claim_alike(missing: str, redis_server: RedisServer) -> None:
-    rights = [right for right in ("~rabbitevents:*", *TAKES) if right != missing]
-    redis_server.command("ACL", "SETUSER", "few", "reset", "on", ">pw", *rights)
-    redis_server.command("SCRIPT", "FLUSH")
-    async with Redis(port=redis_server.port, username="few", password="pw") as client:
-        store = RedisStore(client)
-
-        for step in (store.look(), store.claim("b", "one", LEASE)):
-            with pytest.raises(StoreUnavailableError, match=r"permission|can't run") as caught:
-                await step
-            assert " ".join(TAKES) in str(caught.value)
-
-
-async def test_health_is_steady_where_redis_grants_too_little(
-    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    redis_server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~rabbitevents:*", "+@read", "+@write")
-    async with Redis(port=redis_server.port, username="app", password="pw") as client:
-        router = recording(effects := Effects())
-        async with Bus("memory://", router, plugins=[Idempotency(RedisStore(client))], grace=0.5) as bus:
-            await bus.publish(OrderPlaced("o-1"))
-            states = {bus.health().ok}
-            asked_again = asyncio.get_running_loop().time() + 2.5  # the store is asked every second
-            while asyncio.get_running_loop().time() < asked_again:
-                await asyncio.sleep(0.01)
-                states.add(bus.health().ok)
-            [problem] = bus.health().problems
-
-    assert states == {False}
-    assert "'evalsha' command" in problem.detail
-    assert sum("evalsha" in record.getMessage() for record in caplog.records) == 1
-    assert not effects.done

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from rabbitevents import ConfigurationError
-from rabbitevents_idempotency import Acquired, Busy, Claim, Done, MemoryStore, RedisStore, Store
-from rabbitevents_idempotency.conformance import KEEP, LEASE, Bench, StoreConformance
+from rabbitevents_idempotency import Acquired, Busy, Claim, Conflict, Done, MemoryStore, RedisStore, Store
 from rabbitevents_idempotency.store import UNFINISHED
+from rabbitevents_idempotency.testing import KEEP, LEASE, Bench, StoreConformance
 from tests.bed.redis import RedisServer
 
 
@@ -39,9 +39,9 @@ class MemoryBench:
 PASS_TIME = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local ttl = redis.call('PTTL', key) - ARGV[1]
-  local state, fence, abandoned, till, owner = redis.call('GET', key):match('^(%a+) (%d+) (%d+) (%d+) (.*)$')
+  local state, fence, abandoned, till, rest = redis.call('GET', key):match('^(%a+) (%d+) (%d+) (%d+) (.*)$')
   local older = math.max(0, till - ARGV[1])
-  local record = string.format('%s %.0f %.0f %.0f %s', state, fence, abandoned, older, owner)
+  local record = string.format('%s %.0f %.0f %.0f %s', state, fence, abandoned, older, rest)
   if ttl > 0 then redis.call('SET', key, record, 'PX', ttl) else redis.call('DEL', key) end
 end
 """
@@ -158,6 +158,8 @@ def shown(claim: Claim) -> tuple[str, int]:
             return "busy", 0
         case Done():
             return "done", 0
+        case Conflict():
+            return "conflict", 0
 
 
 class Step(NamedTuple):

@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING
 
 from rabbitevents_idempotency.facts import Fenced, LeaseLost, StoreBack, StoreLost, Unclaimed
 from rabbitevents_idempotency.memory import MemoryStore
-from rabbitevents_idempotency.plugin import AbandonedError, Idempotency
-from rabbitevents_idempotency.store import Acquired, Busy, Claim, Done, Store, StoreUnavailableError
+from rabbitevents_idempotency.plugin import AbandonedError, IdConflictError, Idempotency
+from rabbitevents_idempotency.store import (
+    Acquired,
+    Busy,
+    Claim,
+    Conflict,
+    Done,
+    KeyRefusedError,
+    Store,
+    StoreForbiddenError,
+    StoreUnavailableError,
+)
 
 if TYPE_CHECKING:
     from rabbitevents_idempotency.redis_store import RedisStore
@@ -17,14 +27,18 @@ __all__ = [
     "Acquired",
     "Busy",
     "Claim",
+    "Conflict",
     "Done",
     "Fenced",
+    "IdConflictError",
     "Idempotency",
+    "KeyRefusedError",
     "LeaseLost",
     "MemoryStore",
     "RedisStore",
     "Store",
     "StoreBack",
+    "StoreForbiddenError",
     "StoreLost",
     "StoreUnavailableError",
     "Unclaimed",

@@ -11,7 +11,7 @@ from typing import Literal, cast
 import msgspec
 
 from rabbitevents.arguments import whole, wrong
-from rabbitevents_idempotency.store import UNFINISHED, Acquired, Busy, Claim, Done
+from rabbitevents_idempotency.store import UNFINISHED, Acquired, Busy, Claim, Conflict, Done
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
@@ -25,6 +25,7 @@ class _Record(msgspec.Struct, frozen=True):
     till: float
     owner: str
     expires: float
+    digest: str = ""
 
 
 class MemoryStore:
@@ -48,12 +49,14 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self._records)
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
         now = self._clock()
         there = self._find(key, now)
         fence, abandoned = self._milliseconds(now), 0
         if there is not None:
+            if digest and there.digest and there.digest != digest:
+                return Conflict()
             if there.state == "done":
                 return Done()
             is_repeated = there.state == "claimed" and there.owner == owner
@@ -61,7 +64,7 @@ class MemoryStore:
                 return Busy(timedelta(seconds=max(0.0, there.till - now)))
             fence = there.fence if is_repeated else max(there.fence + 1, fence)
             abandoned = there.abandoned + (there.state == "claimed" and not is_repeated)
-        self._write(key, _Record("claimed", fence, abandoned, *_ends(now, lease, owner)), now)
+        self._write(key, _Record("claimed", fence, abandoned, *_ends(now, lease, owner), digest), now)
         return Acquired(fence, abandoned)
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
@@ -70,8 +73,9 @@ class MemoryStore:
         there = self._find(key, now)
         if there is not None and (there.state != "claimed" or there.owner != owner):
             return False
-        fence, abandoned = (there.fence, there.abandoned) if there is not None else (self._milliseconds(now), 0)
-        self._write(key, _Record("claimed", fence, abandoned, *_ends(now, lease, owner)), now)
+        known = there or _Record("free", self._milliseconds(now), 0, 0.0, "", 0.0)
+        ends = _ends(now, lease, owner)
+        self._write(key, _Record("claimed", known.fence, known.abandoned, *ends, known.digest), now)
         return True
 
     async def complete(self, key: str, owner: str, keep: timedelta) -> bool:
@@ -80,9 +84,9 @@ class MemoryStore:
         there = self._find(key, now)
         if there is not None and (there.state == "free" or there.owner != owner):
             return False
-        fence = there.fence if there is not None else self._milliseconds(now)
+        fence, digest = (there.fence, there.digest) if there is not None else (self._milliseconds(now), "")
         self._records.pop(key, None)  # so that what is done stands in the order in which it expires
-        self._write(key, _Record("done", fence, 0, 0.0, owner, now + keep.total_seconds()), now)
+        self._write(key, _Record("done", fence, 0, 0.0, owner, now + keep.total_seconds(), digest), now)
         return True
 
     async def release(self, key: str, owner: str, *, forget: bool = False) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from hashlib import blake2b
+from inspect import iscoroutinefunction
 from typing import ClassVar, Final, Literal, cast
 
 from rabbitevents import (
@@ -15,6 +16,7 @@ from rabbitevents import (
     Check,
     ConfigurationError,
     Consume,
+    DecodeError,
     Delivery,
     Host,
     LineFilter,
@@ -27,16 +29,16 @@ from rabbitevents import (
     forward,
 )
 from rabbitevents.arguments import Seconds, one_of, span, whole, wrong
-from rabbitevents_idempotency.claims import Claims
+from rabbitevents_idempotency.claims import Claims, Lease, log, say
 from rabbitevents_idempotency.facts import Fenced, Unclaimed
-from rabbitevents_idempotency.leases import Lease
-from rabbitevents_idempotency.store import Acquired, Busy, Store
+from rabbitevents_idempotency.memory import MemoryStore
+from rabbitevents_idempotency.store import Acquired, Busy, Conflict, KeyRefusedError, Store
 
-log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 log.addFilter(LineFilter())
 
 SUSPECT: Final = 3
-"""From so many abandoned claims on, an event may be what crashes the process: of such events one runs at a time."""
+"""From so many abandoned claims on, an event may be what crashes the process: of such events one runs at a time. The
+broker's count of its deliveries cannot say it: what finds a crashed owner's claim comes back as a copy."""
 
 SHORTEST_WAIT: Final = timedelta(seconds=0.5)
 LONGEST_WAIT: Final = timedelta(minutes=5)
@@ -44,12 +46,16 @@ LONGEST_WAIT: Final = timedelta(minutes=5)
 so long that it cannot wait here."""
 
 
+class AbandonedError(RabbitEventsError):
+    """An event whose handling ended too often without a word: with its process, or standing still past its lease."""
+
+
 WhenUnavailable = Literal["wait", "proceed"]
 """What events do while the store is away."""
 
 
-class AbandonedError(RabbitEventsError):
-    """An event whose handling ended too often without a word: with its process, or standing still past its lease."""
+class IdConflictError(DecodeError):
+    """An event with the id of another one that is handled or done. No repetition mends it."""
 
 
 class Idempotency(Plugin):
@@ -61,9 +67,9 @@ class Idempotency(Plugin):
 
     An event is claimed for its handler (its queue and its id are the key), handled under a ``lease`` that is renewed
     as long as the handler runs, and marked as done for as long as ``keep``, before it is acknowledged. One that was
-    done is acknowledged at once; one that another worker has under way comes back later, which is no attempt.
-    ``delivery.fence`` is a number that grows with each claim of the same event, for resources that refuse a lower one
-    than they saw.
+    done is acknowledged at once; one that another worker has under way comes back later, which is no attempt; one with
+    other content under the same id is an `IdConflictError`. ``delivery.fence`` is a number that grows with each claim of
+    the same event, for resources that refuse a lower one than they saw.
 
     :param store: A `RedisStore`, a `MemoryStore` or any `Store`.
     :param lease: For how long a claim stands that nobody renews, 0.1 s at least: seconds, or a timedelta; 30 s by default.
@@ -72,8 +78,10 @@ class Idempotency(Plugin):
         unclaimed.
     :param abandoned: How often processes may crash over an event, or stand still, before it goes to its dead letter
         queue: 10.
+    :param key: What is the same event, where that is not its id: a function of the delivery that returns a text, or None
+        for what is to be handled as often as it comes. The content is not compared then.
 
-    Raises `ConfigurationError`.
+    Raises `ConfigurationError`; at start too, for a store that does not let us in.
     """
 
     role: ClassVar[str] = "once"
@@ -87,9 +95,12 @@ class Idempotency(Plugin):
         keep: Seconds = timedelta(days=7),
         when_unavailable: WhenUnavailable = "wait",
         abandoned: int = 10,
+        key: Callable[[Delivery], str | None] | None = None,
     ) -> None:
         if isinstance(store, type) or not isinstance(cast("object", store), Store):
             raise wrong("Idempotency: store", store, "give a store, RedisStore(client) or MemoryStore()")
+        if key is not None and (not callable(cast("object", key)) or iscoroutinefunction(key)):
+            raise wrong("Idempotency: key", key, "give a plain function of the delivery")
         self._lease: timedelta = span("Idempotency: lease", lease, least=0.1)
         self._keep: timedelta = span("Idempotency: keep", keep)
         if self._keep < self._lease:
@@ -99,137 +110,144 @@ class Idempotency(Plugin):
         self.unclaimed: int = 0
         """How many events were handled without a claim, because the store was away."""
         self._store = store
-        self._insists = one_of("Idempotency: when_unavailable", when_unavailable, WhenUnavailable) == "wait"
+        self._waits = one_of("Idempotency: when_unavailable", when_unavailable, WhenUnavailable) == "wait"
         self._abandoned = whole("Idempotency: abandoned", abandoned)
+        self._key: Callable[[Delivery], object] | None = key
         self._without_id: set[str] = set()
-        self._has_suspect = False
-        self._bus: tuple[Host, Claims] | None = None
+        self._claims: Claims | None = None
+        self._suspect = asyncio.Lock()
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
         """Look at the store, and renew leases as long as the bus runs."""
-        claims = Claims(self._store, host, lease=self._lease, keep=self._keep, insists=self._insists)
-        self._bus = host, claims
-        self._has_suspect = False
-        async with claims.running():
-            yield
+        self._claims = Claims(self._store, host, lease=self._lease, keep=self._keep, waits=self._waits)
+        try:
+            async with self._claims.running():
+                yield
+        finally:
+            self._claims = None
 
     def health(self) -> Iterable[Check]:
         """Say whether the store answers."""
-        return self._bus[1].checks() if self._bus is not None else ()
+        return self._claims.checks() if self._claims is not None else ()
 
-    @property
-    def _host(self) -> Host:
-        return self._running[0]
-
-    @property
-    def _claims(self) -> Claims:
-        return self._running[1]
-
-    @property
-    def _running(self) -> tuple[Host, Claims]:
-        if self._bus is None:
-            raise ConfigurationError("Idempotency() has no bus: put it into Bus(plugins=[...])")
-        return self._bus
+    def alone(self) -> str:
+        """Say that what a `MemoryStore` keeps is seen by one process."""
+        if not isinstance(self._store, MemoryStore):
+            return ""
+        return "Idempotency(MemoryStore()) knows only what this process has handled; give it a RedisStore(client)"
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Claim, handle, mark. Raises what the handling raises, and `DecodeError` for what has unreadable properties."""
-        if delivery.oversize:
-            return await proceed(delivery)  # it cannot be handled, nor copied
-        if delivery.properties.message_id is None:
-            self._say_no_id(delivery)
-            return await proceed(delivery)
         claims = self._claims
-        lease = claims.new(delivery)
-        if not self._insists and claims.is_hopeless():
-            return await self._unclaimed(proceed, lease)
+        if claims is None:
+            raise ConfigurationError("Idempotency() has no bus: put it into Bus(plugins=[...])")
+        name = self._name(delivery) if not delivery.oversize else None  # which cannot be handled, nor copied
+        if name is None:
+            return await proceed(delivery)
+        lease = claims.new(delivery, name, _digest(delivery) if self._key is None else "")
         claim = await claims.claim(lease)
         if isinstance(claim, Acquired):
-            return await self._acquired(proceed, lease, claim)
+            return await self._acquired(proceed, claims, lease, claim)
         if isinstance(claim, Busy):
             return _back(delivery, max(claim.left, SHORTEST_WAIT))
+        if isinstance(claim, Conflict):
+            raise IdConflictError(
+                f"{delivery.describe()} has the id of an event with other content that is handled, or was: "
+                "give each event an id of its own, or say Idempotency(key=...)",
+                type=delivery.type,
+            )
         if claim is None:
-            return self._later(delivery) if self._insists else await self._unclaimed(proceed, lease)
-        self._host.report(facts.Duplicate(*lease.names))
+            return await self._unclaimed(proceed, claims, lease)
+        claims.host.report(facts.Duplicate(*lease.names))
         return ACK
 
-    async def _acquired(self, proceed: Consume, lease: Lease, claim: Acquired) -> Settlement:
+    async def _acquired(self, proceed: Consume, claims: Claims, lease: Lease, claim: Acquired) -> Settlement:
         """Handle; but of events that may be what crashes the process one at a time, and none for ever."""
         if claim.abandoned >= self._abandoned:
-            return await self._give_up(lease, claim.abandoned)
+            return await self._give_up(claims, lease, claim.abandoned)
         if claim.abandoned < SUSPECT:
-            return await self._handle(proceed, lease, claim.fence)
-        if self._has_suspect:
-            await self._claims.release(lease)
+            return await self._handle(proceed, claims, lease, claim.fence)
+        if self._suspect.locked():
+            await claims.release(lease)
             return _back(lease.delivery, self._lease)
-        self._has_suspect = True
-        try:
-            return await self._handle(proceed, lease, claim.fence)
-        finally:
-            self._has_suspect = False
+        async with self._suspect:
+            return await self._handle(proceed, claims, lease, claim.fence)
 
-    async def _handle(self, proceed: Consume, lease: Lease, fence: int) -> Settlement:
-        claims = self._claims
+    async def _handle(self, proceed: Consume, claims: Claims, lease: Lease, fence: int) -> Settlement:
         claims.leases.add(lease)
         try:
             settlement = await proceed(lease.delivery.marked(fence=fence))
             if settlement.outcome is Outcome.ACK:
-                return await self._complete(lease, settlement)
+                return await self._complete(claims, lease, settlement)
             await claims.release(lease)
             return settlement
-        except (Exception, asyncio.CancelledError):
-            # Whatever it is goes on, but first the next attempt may begin.
-            if not lease.ending:
+        except BaseException as error:
+            # Whatever it is goes on, but first the next attempt may begin; unless nothing can be awaited any more.
+            if not lease.ending and not isinstance(error, GeneratorExit):
                 await claims.release(lease)
             raise
         finally:
             claims.leases.discard(lease)
 
-    async def _complete(self, lease: Lease, settlement: Settlement) -> Settlement:
+    async def _complete(self, claims: Claims, lease: Lease, settlement: Settlement) -> Settlement:
         """Mark what was handled. What cannot be marked is acknowledged none the less: to handle it again is no better."""
-        completed = await self._claims.complete(lease)
+        try:
+            completed = await claims.complete(lease)
+        except KeyRefusedError:
+            completed = None
         if completed is None:
-            _say(lease.delivery, "was handled, and could not be marked: a copy of it would be handled again")
+            say(lease.delivery, "was handled, and could not be marked: a copy of it would be handled again")
         if completed is not False:
             return settlement
-        _say(lease.delivery, "was handled after its claim had passed to another, and comes back to see what came of it")
-        self._host.report(Fenced(*lease.names))
+        say(lease.delivery, "was handled after its claim had passed to another, and comes back to see what came of it")
+        claims.host.report(Fenced(*lease.names))
         return _back(lease.delivery, self._lease)
 
-    async def _give_up(self, lease: Lease, abandoned: int) -> Settlement:
+    async def _give_up(self, claims: Claims, lease: Lease, abandoned: int) -> Settlement:
         """Hand an event over to the broker's dead-lettering. Replayed from there, it may be tried anew."""
         error = AbandonedError(f"its handling was abandoned {abandoned} times, by a crash or a standstill")
-        _say(lease.delivery, f"goes to its dead letter queue: {error}")
-        await self._claims.release(lease, forget=True)
-        self._host.report(facts.DeadLettered(*lease.names, lease.delivery.attempt, type(error).__name__))
+        say(lease.delivery, f"goes to its dead letter queue: {error}")
+        await claims.release(lease, forget=True)
+        claims.host.report(facts.DeadLettered(*lease.names, lease.delivery.attempt, type(error).__name__))
         return Settlement(Outcome.REJECT, error=error)
 
-    async def _unclaimed(self, proceed: Consume, lease: Lease) -> Settlement:
-        self.unclaimed += 1
-        self._host.report(Unclaimed(*lease.names))
-        return await proceed(lease.delivery)
-
-    def _later(self, delivery: Delivery) -> Settlement:
-        """Let go of an event that waited here for as long as the broker lets it, or until the bus stops."""
-        if self._host.stopping:
+    async def _unclaimed(self, proceed: Consume, claims: Claims, lease: Lease) -> Settlement:
+        """Handle without a claim; or let go of an event that waited here as long as it may, or until the bus stops."""
+        if not self._waits:
+            self.unclaimed += 1
+            claims.host.report(Unclaimed(*lease.names))
+            return await proceed(lease.delivery)
+        if claims.host.stopping:
             return REQUEUE
-        after = timedelta(seconds=(self._claims.outage.lasts or 0.0) / 4)
-        return _back(delivery, min(max(after, self._lease), LONGEST_WAIT))
+        return _back(lease.delivery, min(max(timedelta(seconds=claims.lasts / 4), self._lease), LONGEST_WAIT))
 
-    def _say_no_id(self, delivery: Delivery) -> None:
-        """Say once for each queue that events without an id cannot be told apart."""
+    def _name(self, delivery: Delivery) -> str | None:
+        """Return what the event is told from others by; None if it cannot be, which is said once for each queue."""
+        if self._key is not None:
+            name = self._key(delivery)
+            if name is None or (isinstance(name, str) and name):
+                return name
+            what = "an empty text" if name == "" else type(name).__name__
+            raise TypeError(f"Idempotency(key=...) returned {what}: return a text, or None for what has no key")
+        if delivery.properties.message_id is not None:
+            return str(delivery.id)
         if delivery.queue not in self._without_id:
             self._without_id.add(delivery.queue)
             log.warning(
-                "%s is handled as often as it comes, as is everything without an id in this queue (said once); "
-                "its publisher has to give each event a message_id",
+                "%s is handled as often as it comes, as is everything without an id in this queue (said once)",
                 delivery.describe(),
                 extra=event_fields(delivery),
             )
+        return None
 
 
-def _say(delivery: Delivery, what: str) -> None:
-    log.error("%s %s", delivery.describe(), what, extra=event_fields(delivery))
+def _digest(delivery: Delivery) -> str:
+    """Say in a word what the event says: its type, version and payload, and nothing that differs between attempts."""
+    found = delivery.found
+    what = blake2b(getattr(found, "body", delivery.body), digest_size=12)
+    what.update(f"{delivery.type} {getattr(found, 'version', 1)}".encode())
+    return what.hexdigest()
 
 
 def _back(delivery: Delivery, after: timedelta) -> Settlement:

@@ -4,87 +4,138 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, cast
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, Final
 
 from rabbitevents import ConfigurationError
 from rabbitevents.arguments import Seconds, instance, seconds, wrong
-from rabbitevents_idempotency.store import UNFINISHED, Acquired, Busy, Claim, Done, StoreUnavailableError
+from rabbitevents_idempotency.store import (
+    UNFINISHED,
+    Acquired,
+    Busy,
+    Claim,
+    Conflict,
+    Done,
+    KeyRefusedError,
+    StoreForbiddenError,
+)
+from rabbitevents_idempotency.trips import Client, Trips, untraced
 
-try:
-    from redis.asyncio import Redis, RedisCluster
-    from redis.exceptions import RedisError, ResponseError
-except ModuleNotFoundError as _error:
-    raise ConfigurationError("RedisStore needs redis-py: pip install 'rabbitevents[redis]'") from _error
-
-from rabbitevents_idempotency.trips import RoundTrips
+if find_spec("redis") is None and find_spec("valkey") is None:
+    raise ConfigurationError("RedisStore needs redis-py: pip install 'rabbitevents[redis]' (or valkey)")
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
-_MS: Final = timedelta(milliseconds=1)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+_NODES_FOUND_BY: Final = 512
+"""So many keys reach every node of a cluster, if its share is not much below a hundredth."""
 
 
 class RedisStore:
-    """Keeps claims and marks in Redis, one string per event and handler, about 200 bytes each.
+    """Keeps claims and marks in Redis or Valkey, one string per event and handler, about 220 bytes each.
 
-    Time is Redis's own, so that no clock of a worker matters.
+    Time is Redis's own, so that no clock of a worker matters. Each node of a cluster has round trips of its own.
 
-    :param client: A `redis.asyncio.Redis` or `RedisCluster`. It stays yours: close it after the bus.
+    :param client: A ``redis.asyncio.Redis`` or ``RedisCluster``, or valkey's. It stays yours: close it after the bus.
     :param prefix: What the keys begin with: "rabbitevents:".
     :param timeout: The deadline of a round trip, connecting included: seconds (2), or a timedelta.
     """
 
-    def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rabbitevents:", timeout: Seconds = 2.0) -> None:
-        if not isinstance(cast("object", client), (Redis, RedisCluster)):
-            raise wrong("RedisStore: client", client, "give a redis.asyncio.Redis or RedisCluster")
+    def __init__(self, client: Client, *, prefix: str = "rabbitevents:", timeout: Seconds = 2.0) -> None:
+        if isinstance(client, type) or not (hasattr(client, "execute_command") and hasattr(client, "__aenter__")):
+            raise wrong("RedisStore: client", client, "give a redis.asyncio.Redis or RedisCluster, or valkey.asyncio's")
         self._client: Any = client  # whose annotations are partly unknown
         self._prefix = instance("RedisStore: prefix", prefix, str, "say a text, such as 'rabbitevents:'")
         self._timeout = seconds("RedisStore: timeout", timeout, positive=True)
-        self._trips = RoundTrips(client, self._timeout)
+        self._is_cluster = hasattr(client, "get_node_from_key")
+        self._nodes: dict[str, Trips] = {}
+        self._only = None if self._is_cluster else Trips(client, self._timeout)
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
-        word, *numbers = await self._ask(key, "claim" if takeover else "ask", owner, lease, max(2 * lease, UNFINISHED))
+        step = "claim" if takeover else "ask"
+        word, *numbers = self._words(key, await self._ask(key, step, owner, _lengths(lease), digest))
         if word == "acquired":
             return Acquired(int(numbers[0]), int(numbers[1]))
         if word == "busy":
             return Busy(timedelta(milliseconds=int(numbers[0])))
-        return Done()
+        return Done() if word == "done" else Conflict()
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
         """Let the owner's lease begin anew; see `Store.renew`."""
-        return await self._ask(key, "renew", owner, lease, max(2 * lease, UNFINISHED)) == ["yes"]
+        return self._words(key, await self._ask(key, "renew", owner, _lengths(lease))) == ["yes"]
 
     async def complete(self, key: str, owner: str, keep: timedelta) -> bool:
         """Mark ``key`` as done for as long as ``keep``; see `Store.complete`."""
-        return await self._ask(key, "complete", owner, timedelta(), keep) == ["yes"]
+        return self._words(key, await self._ask(key, "complete", owner, _lengths(keep=keep))) == ["yes"]
 
     async def release(self, key: str, owner: str, *, forget: bool = False) -> bool:
         """Give ``key`` back; see `Store.release`."""
-        return await self._ask(key, "forget" if forget else "release", owner, timedelta(), UNFINISHED) == ["yes"]
+        step = "forget" if forget else "release"
+        return self._words(key, await self._ask(key, step, owner, _lengths())) == ["yes"]
 
-    def _ask(self, key: str, step: str, owner: str, lease: timedelta, keep: timedelta) -> Awaitable[list[str]]:
-        return self._trips.ask(self._prefix + key, f"{step} {-(-lease // _MS)} {-(-keep // _MS)} {owner}")
+    def _ask(self, key: str, step: str, owner: str, lengths: str, digest: str = "") -> Awaitable[str]:
+        key = self._prefix + key
+        return (self._only or self._trips(key)).ask(key, f"{step} {lengths} {owner} {digest}\n")
+
+    def _words(self, key: str, answer: str) -> list[str]:
+        if answer == "refused":
+            raise KeyRefusedError(_taken(self._prefix + key))
+        return answer.split()
+
+    def _trips(self, key: str) -> Trips:
+        """Return the round trips to the node of a cluster that has ``key``; before nodes are known, to all at once."""
+        try:
+            node: str = self._client.get_node_from_key(key).name
+        except Exception:
+            # Nothing is known yet, or this slot is nobody's now, which each client says in its own way.
+            node = ""
+        trips = self._nodes.get(node)
+        if trips is None:
+            trips = Trips(self._client, self._timeout, slot_of=self._client.keyslot, partial=bool(node))
+            self._nodes[node] = trips
+        return trips
 
     async def look(self) -> Sequence[str]:
-        """Make a claim that nobody waits for, and warn if Redis may evict keys. Raises `StoreUnavailableError`.
+        """Write a key on each node. Warn if Redis may evict keys; where looking is forbidden, nothing is said.
 
-        Only a claim tells whether this user may make one; its key is gone after a second. Where it is forbidden to look
-        at Redis's memory, nothing is said.
+        Raises `StoreUnavailableError`, `StoreForbiddenError`.
         """
-        await self._ask(f"look:{secrets.token_urlsafe(9)}", "claim", "looks", _MS, timedelta(seconds=1))
+        probes = [self._prefix + "probe"]
+        if self._is_cluster:
+            await asyncio.create_task(self._meet(), context=untraced())
+            probes = [f"{self._prefix}probe:{number}" for number in range(_NODES_FOUND_BY)]
+        nodes = {self._only or self._trips(key): key for key in probes}
+        question = "probe 0 1000  \n"
+        asked = [trips.ask(key, question, anyway=True) for trips, key in nodes.items()]
+        for key, answer in zip(nodes.values(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer == "refused":
+                raise StoreForbiddenError(_taken(key))
+        return await asyncio.create_task(self._warnings(), context=untraced())
+
+    async def _meet(self) -> None:
+        """Have a cluster's client know its nodes. What it fails at, the probes will say."""
         try:
             async with asyncio.timeout(self._timeout):
-                memory: dict[str, Any] = await self._client.info("memory")
-        except ResponseError as error:
+                await self._client.initialize()
+        except Exception as error:
+            # Clients have no common root of what can go wrong here, and the trips know how to say it.
+            log.debug("the cluster's nodes are not known: %s", error)
+
+    async def _warnings(self) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                memory: Mapping[str, Any] = await self._client.info("memory")
+        except Exception as error:
+            # It may be forbidden, or be no command of this server: what is needed is known to work.
             log.debug("whether Redis may evict keys is not known: %s", error)
             return ()
-        except TimeoutError as error:
-            raise StoreUnavailableError(f"Redis: no answer within {self._timeout:g} s") from error
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(f"Redis: {type(error).__name__}: {error}") from error
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy == "noeviction" or not memory.get("maxmemory"):
             return ()
@@ -92,3 +143,14 @@ class RedisStore:
             f"Redis evicts keys when its memory is full (maxmemory-policy {policy}), and an event whose mark was evicted "
             "is handled again when it comes again: set maxmemory-policy to noeviction",
         )
+
+
+@lru_cache
+def _lengths(lease: timedelta = timedelta(), keep: timedelta | None = None) -> str:
+    """Say how long a lease is, and for how long its record is kept, in milliseconds."""
+    kept = max(2 * lease, UNFINISHED) if keep is None else keep
+    return f"{-(-lease // _MILLISECOND)} {-(-kept // _MILLISECOND)}"
+
+
+def _taken(key: str) -> str:
+    return f"Redis holds something else than a claim under {key!r}: give RedisStore a prefix= that nobody else uses"

@@ -1,13 +1,16 @@
-"""The steps of a claim as Redis does them: one script, one key, Redis's own clock.
+"""The steps of a claim as Redis does them: one script for many keys, each by itself, on Redis's own clock.
 
-A record is a string: state, fence, how often it was abandoned, when the lease ends (milliseconds since 1970), owner.
-What is asked comes as one string too, since a client packs one argument faster than six: a ticket, the time after which the
-question is late, the step, how long the lease is and how long to keep the record (both in milliseconds), and the owner.
-The step "ask" is a claim that takes nothing over.
+A record is a string: state, fence, how often it was abandoned, when the lease ends (milliseconds since 1970), owner,
+digest. What is asked of all keys comes as one text, since a client packs one argument faster than a thousand: a line
+each with the step, how long the lease is and how long to keep the record (both in milliseconds), the owner and the
+digest. The step "ask" is a claim that takes nothing over; "probe" writes, whatever is there. So with the answers.
 
-The answer begins with the caller's ticket, so that no reply is ever taken for another's (CVE-2023-28858 and 28859), and
-with Redis's time. A command that Redis reads late, when it stood still and nobody waits for the answer any more, takes no
+The first line of the answer is the caller's ticket, so that no reply is ever taken for another's (CVE-2023-28858 and
+28859), and Redis's time. What Redis reads late, when it stood still and nobody waits for the answer any more, takes no
 lease over: its owner could not renew it either.
+
+A key that holds something else is refused alone. Where Redis cannot write, the whole answer is its error: the client
+must see a READONLY to look for the new master.
 """
 
 from __future__ import annotations
@@ -16,49 +19,61 @@ from hashlib import sha1
 from typing import Final
 
 SCRIPT: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local ticket, late, step, length, keep, caller = ARGV[1]:match('^(%d+) (%d+) (%a+) (%d+) (%d+) (.*)$')
-local head, is_late = string.format('%s %.0f ', ticket, now), now > tonumber(late)
-local state, fence, abandoned, till, owner = 'unknown', 0, 0, 0, caller
-local record = redis.call('GET', KEYS[1])
-if record then
-  state, fence, abandoned, till, owner = record:match('^(%a+) (%d+) (%d+) (%d+) (.*)$')
-  if not state then return redis.error_reply('ERR the key holds something else than a claim') end
-  fence, abandoned, till = tonumber(fence), tonumber(abandoned), tonumber(till)
-end
-local is_own = owner == caller and state ~= 'free'
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local is_late, failure = now > tonumber(ARGV[2]), nil
 
-local function write(state, till, owner)
-  local record = string.format('%s %.0f %.0f %.0f %s', state, fence, abandoned, till, owner)
-  redis.call('SET', KEYS[1], record, 'PX', keep)
-  return head .. 'yes'
+local function write(key, keep, state, fence, abandoned, till, owner, digest)
+  local record = string.format('%s %.0f %.0f %.0f %s %s', state, fence, abandoned, till, owner, digest)
+  failure = failure or redis.pcall('SET', key, record, 'PX', keep).err
+  return 'yes'
 end
 
-if step == 'claim' or step == 'ask' then
-  if state == 'done' then return head .. 'done' end
-  if state ~= 'claimed' or not is_own then
-    if state == 'claimed' then
-      if now < till or is_late or step == 'ask' then
-        return string.format('%sbusy %.0f', head, math.max(0, till - now))
-      end
-      abandoned = abandoned + 1
-    end
-    fence = math.max(fence + 1, now)
+local function answer(key, step, length, keep, caller, mine)
+  local state, fence, abandoned, till, owner, digest = 'unknown', now, 0, 0, caller, ''
+  local record = redis.pcall('GET', key)
+  if type(record) == 'table' then
+    if record.err:find('WRONGTYPE', 1, true) then return 'refused' end
+    failure = record.err
+    return 'no'
+  elseif record then
+    state, fence, abandoned, till, owner, digest = record:match('^(%a+) (%d+) (%d+) (%d+) (%S*) ?(%S*)$')
+    if not state then return 'refused' end
+    fence, abandoned, till = tonumber(fence), tonumber(abandoned), tonumber(till)
   end
-  write('claimed', now + length, caller)
-  return string.format('%sacquired %.0f %.0f', head, fence, abandoned)
+  local is_own = owner == caller and state ~= 'free'
+
+  if step == 'claim' or step == 'ask' then
+    if mine ~= '' and digest ~= '' and mine ~= digest then return 'conflict' end
+    if state == 'done' then return 'done' end
+    if state ~= 'claimed' or not is_own then
+      if state == 'claimed' then
+        if now < till or is_late or step == 'ask' then return string.format('busy %.0f', math.max(0, till - now)) end
+        abandoned = abandoned + 1
+      end
+      if record then fence = math.max(fence + 1, now) end
+    end
+    write(key, keep, 'claimed', fence, abandoned, now + length, caller, mine)
+    return string.format('acquired %.0f %.0f', fence, abandoned)
+  elseif step == 'probe' then
+    return write(key, keep, 'free', now, 0, 0, '', '')
+  elseif is_own and step == 'renew' and state ~= 'done' then
+    return write(key, keep, 'claimed', fence, abandoned, now + length, caller, digest)
+  elseif is_own and step == 'complete' then
+    return write(key, keep, 'done', fence, abandoned, 0, caller, digest)
+  elseif is_own and state == 'claimed' and (step == 'release' or step == 'forget') then
+    return write(key, keep, 'free', fence, step == 'forget' and 0 or abandoned, 0, '', '')
+  end
+  return 'no'
 end
 
-if state == 'unknown' then fence = now end
-if step == 'renew' and is_own and state ~= 'done' then return write('claimed', now + length, caller) end
-if step == 'complete' and is_own then return write('done', 0, caller) end
-if step == 'release' and is_own and state == 'claimed' then return write('free', 0, '') end
-if step == 'forget' and is_own and state == 'claimed' then
-  abandoned = 0
-  return write('free', 0, '')
+local answers, asked = {string.format('%s %.0f', ARGV[1], now)}, 0
+for step, length, keep, caller, mine in ARGV[3]:gmatch('(%a+) (%d+) (%d+) (%S*) (%S*)\\n') do
+  asked = asked + 1
+  answers[asked + 1] = answer(KEYS[asked], step, tonumber(length), keep, caller, mine)
 end
-return head .. 'no'
+if failure then return redis.error_reply(failure) end
+return table.concat(answers, '\\n')
 """
 
 SHA: Final = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()

@@ -7,7 +7,8 @@ A key goes through these states, each step atomic and by the store's own clock::
                   |         +--release--> free --claim--> claimed
                   +-- another's claim, once the lease is over --+
 
-Who claims names itself: an ``owner`` that nobody else ever used. Every later step is refused to any other owner.
+Who claims names itself: an ``owner``, one word that nobody else ever used. Every later step is refused to any other
+owner. A ``digest`` is one word too, and says what the key stands for; an empty one says nothing, and fits any other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from rabbitevents import RabbitEventsError
 
 UNFINISHED: Final = timedelta(days=1)
 """How long a store remembers at least what was claimed and never done."""
+
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+"""Seconds before a store that was away is asked again: doubled each time."""
 
 
 class Acquired(msgspec.Struct, frozen=True):
@@ -47,31 +53,49 @@ class Done(msgspec.Struct, frozen=True):
     """The key was completed before."""
 
 
-Claim: TypeAlias = Acquired | Busy | Done
+class Conflict(msgspec.Struct, frozen=True):
+    """The key is claimed or done, and stands for something else: it was claimed with another digest."""
+
+
+Claim: TypeAlias = Acquired | Busy | Done | Conflict
 """What a claim comes to."""
 
 
 class StoreUnavailableError(RabbitEventsError):
     """The store could not be reached, did not answer in time, or could not do what was asked: done, or not.
 
-    Every step may be repeated by the same owner, whatever became of it the first time.
+    Every step may be repeated by the same owner, whatever became of it the first time. ``partial``: only some keys are
+    concerned, and others may be asked for all the same.
     """
+
+    def __init__(self, text: str, *, partial: bool = False) -> None:
+        super().__init__(text)
+        self.partial = partial
+
+
+class StoreForbiddenError(StoreUnavailableError):
+    """The store does not let this user in, or not do what is needed: at start, a mistake in the configuration."""
+
+
+class KeyRefusedError(RabbitEventsError):
+    """The store keeps something else under this key. Other keys are not concerned."""
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Keeps claims and marks. `rabbitevents_idempotency.conformance.StoreConformance` is what one has to pass.
+    """Keeps claims and marks. `rabbitevents_idempotency.testing.StoreConformance` is what one has to pass.
 
-    Each method answers or raises `StoreUnavailableError` within a few seconds, and does nothing by halves. A step that
-    comes for a key that the store has lost, though its owner still works, makes it known again: `renew` as claimed,
-    `complete` as done.
+    Each method answers, or raises `StoreUnavailableError` within a few seconds (and at once, if it has just found out),
+    or `KeyRefusedError`; nothing is done by halves. A step that comes for a key that the store has lost, though its
+    owner still works, makes it known again: `renew` as claimed, `complete` as done.
     """
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``, if it is nobody's or its owner's lease is over.
 
         Without ``takeover``, a lease that is over is busy too: its owner may not have been able to renew it. The same
-        owner's claim is answered with the same fence again, and its lease begins anew.
+        owner's claim is answered with the same fence again, and its lease begins anew. What was claimed with another
+        ``digest`` is in `Conflict`, unless it was released.
         """
         ...
 
@@ -94,5 +118,8 @@ class Store(Protocol):
         ...
 
     async def look(self) -> Sequence[str]:
-        """Return what is to be warned of at start, a sentence each: how the store may lose what it keeps."""
+        """Write something everywhere, and return what is to be warned of, a sentence each: how it may lose what it keeps.
+
+        It is asked at start, where `StoreForbiddenError` ends the start, and during an outage, which ends with it.
+        """
         ...

@@ -6,14 +6,14 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from rabbitevents import Bus, ConfigurationError, Health, RabbitEventsError, Subscription
+from rabbitevents import Bus, ConfigurationError, Health, Plugin, RabbitEventsError, Subscription
 from rabbitevents.cli import logs
 from rabbitevents.cli.codes import CRASHED, WRONG
 from rabbitevents.cli.loop import loop_factory, loop_name
@@ -60,8 +60,17 @@ def _serve(settings: Settings) -> None:
         raise ConfigurationError(
             f"{settings.reference} is on memory://, a broker inside of one process: leave out --workers, or use amqp://"
         )
+    if settings.workers > 1:
+        _check_company([*bus.plugins, *(own for each in bus.subscriptions for own in each.plugins)], settings)
     logs.configure(settings)
     run_to_the_end(_serving(bus, settings), loop_factory())
+
+
+def _check_company(plugins: Iterable[object], settings: Settings) -> None:
+    """Raise `ConfigurationError` for a plugin that must not have other processes beside its own."""
+    for plugin in plugins:
+        if isinstance(plugin, Plugin) and (why := plugin.alone()):
+            raise ConfigurationError(f"{settings.reference}: {why}, or leave out --workers")
 
 
 async def _serving(bus: Bus, settings: Settings) -> None:

@@ -14,19 +14,23 @@ from rabbitevents_idempotency import (
     Acquired,
     Busy,
     Claim,
+    Conflict,
     Done,
     Fenced,
+    IdConflictError,
     Idempotency,
+    KeyRefusedError,
     LeaseLost,
     MemoryStore,
     RedisStore,
     Store,
     StoreBack,
+    StoreForbiddenError,
     StoreLost,
     StoreUnavailableError,
     Unclaimed,
 )
-from rabbitevents_idempotency.conformance import Bench, StoreConformance
+from rabbitevents_idempotency.testing import Bench, StoreConformance
 
 router = Router("shop")
 
@@ -39,7 +43,7 @@ async def reserve(delivery: Delivery) -> None:
 class OwnStore:
     """Keeps nothing, and wins every claim."""
 
-    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True) -> Claim:
+    async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         if not key:
             raise StoreUnavailableError("out of reach")
         return Acquired(fence=1)
@@ -95,6 +99,14 @@ plugin = Idempotency(
     stores[0], lease=timedelta(seconds=30), keep=timedelta(days=7), when_unavailable="proceed", abandoned=5
 )
 assert_type(plugin.unclaimed, int)
+
+
+def of_order(delivery: Delivery) -> str | None:
+    return delivery.routing_key or None
+
+
+Idempotency(stores[0], key=of_order)
+Idempotency(stores[0], key=len)  # type: ignore[arg-type]
 Bus("memory://", router, plugins=[Watching(), plugin])
 Idempotency(Redis())  # type: ignore[arg-type]
 Idempotency(stores[0], when_unavailable="open")  # type: ignore[arg-type]
@@ -107,9 +119,13 @@ async def by_hand(store: Store) -> None:
             assert_type(claim.fence, int)
         case Busy():
             assert_type(claim.left, timedelta)
-        case Done():
+        case Done() | Conflict():
             pass
 
 
 def is_given_up(error: BaseException) -> bool:
-    return isinstance(error, AbandonedError)
+    return isinstance(error, (AbandonedError, IdConflictError, KeyRefusedError))
+
+
+def is_away(error: BaseException) -> bool:
+    return isinstance(error, StoreUnavailableError) and not isinstance(error, StoreForbiddenError) and error.partial

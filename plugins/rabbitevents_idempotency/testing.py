@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Protocol
 from uuid import uuid4
 
-from rabbitevents_idempotency.store import Acquired, Busy, Done, Store
+from rabbitevents_idempotency.store import Acquired, Busy, Conflict, Done, Store
 
 LEASE = timedelta(seconds=30)
 KEEP = timedelta(days=7)
@@ -62,10 +62,10 @@ class StoreConformance:
         """Each has its own owner."""
         keys = [new_key() for _ in range(300)]
 
-        claims = await asyncio.gather(*(bench.store.claim(key, f"owner of {key}", LEASE) for key in keys))
+        claims = await asyncio.gather(*(bench.store.claim(key, f"owner-of-{key}", LEASE) for key in keys))
 
         assert all(isinstance(claim, Acquired) for claim in claims)
-        assert all([await bench.store.complete(key, f"owner of {key}", KEEP) for key in keys])
+        assert all([await bench.store.complete(key, f"owner-of-{key}", KEEP) for key in keys])
 
     async def test_another_s_claim_is_busy_for_the_rest_of_the_lease(self, bench: Bench) -> None:
         """And says how long that is."""
@@ -98,6 +98,37 @@ class StoreConformance:
         await bench.let_pass(KEEP + timedelta(minutes=1))
 
         assert (await acquire(bench, key, "other")).abandoned == 0
+
+    async def test_what_is_claimed_or_done_is_in_conflict_with_another_digest(self, bench: Bench) -> None:
+        """Who says no digest is not asked for one."""
+        key, claim = new_key(), bench.store.claim
+        assert isinstance(await claim(key, "one", LEASE, digest="a"), Acquired)
+
+        for _ in range(2):
+            assert await claim(key, "other", LEASE, digest="b") == Conflict()
+            assert await bench.store.complete(key, "one", KEEP)
+        assert await claim(key, "other", LEASE, digest="a") == Done()
+        assert await claim(key, "other", LEASE) == Done()
+
+    async def test_another_digest_takes_over_no_lease_that_is_over(self, bench: Bench) -> None:
+        """Its owner may yet say what came of it."""
+        key = new_key()
+        assert isinstance(await bench.store.claim(key, "one", LEASE, digest="a"), Acquired)
+        await bench.let_pass(LEASE * 2)
+        assert await bench.store.renew(key, "one", LEASE)
+        await bench.let_pass(LEASE * 2)
+
+        assert await bench.store.claim(key, "other", LEASE, digest="b") == Conflict()
+        assert isinstance(await bench.store.claim(key, "other", LEASE, digest="a"), Acquired)
+
+    async def test_what_is_released_may_be_claimed_with_any_digest(self, bench: Bench) -> None:
+        """Nothing has come of it yet."""
+        key = new_key()
+        assert isinstance(await bench.store.claim(key, "one", LEASE, digest="a"), Acquired)
+        await bench.store.release(key, "one")
+
+        assert isinstance(await bench.store.claim(key, "other", LEASE, digest="b"), Acquired)
+        assert await bench.store.claim(key, "another", LEASE, digest="a") == Conflict()
 
     async def test_a_repeated_step_has_the_same_answer(self, bench: Bench) -> None:
         """Its first answer may have been lost on the way."""

@@ -110,7 +110,7 @@ class RedisStore:
             await asyncio.create_task(self._meet(), context=untraced())
             probes = [f"{self._prefix}probe:{number}" for number in range(_NODES_FOUND_BY)]
         nodes = {self._only or self._trips(key): key for key in probes}
-        question = "probe 0 1000  \n"
+        question = "probe 0 1  \n"
         asked = [trips.ask(key, question, anyway=True) for trips, key in nodes.items()]
         for key, answer in zip(nodes.values(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
             if isinstance(answer, BaseException):

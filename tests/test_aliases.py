@@ -3,6 +3,7 @@
 from collections import Counter
 
 import attrs
+import msgspec
 import pytest
 
 from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Message, Properties, Router, event
@@ -78,6 +79,17 @@ def test_a_shared_queue_has_one_handler_for_each_of_the_names() -> None:
 def test_aliases_that_are_no_names_are_refused(aliases: tuple[str, ...], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         event("points.earned", aliases=aliases)
+
+
+async def test_the_envelope_of_an_alias_that_is_published_again_is_found_among_the_events_of_its_class() -> None:
+    bus = Bus("memory://", name="loyalty", unroutable="ignore")
+
+    async with running(bus) as probe:
+        earned = await probe.bus.publish(PointsEarned(5))
+        await probe.bus.publish(msgspec.structs.replace(earned, type="PointsEarned"))
+
+    assert [message.routing_key for message in probe.messages] == ["points.earned", "PointsEarned"]
+    assert probe.published(PointsEarned) == [PointsEarned(5), PointsEarned(5)]
 
 
 # --- read back before it is published --------------------------------------------------------------------------------

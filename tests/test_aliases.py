@@ -73,7 +73,7 @@ def test_a_shared_queue_has_one_handler_for_each_of_the_names() -> None:
         ("PointsEarned", r"aliases='PointsEarned': give the other names as a tuple"),
         (("points..earned",), "must be words with single dots between them"),
         (("",), "the event type is empty"),
-        ((5,), "an event needs a name"),
+        ((5,), "aliases has an int in it: each other name is a text"),
     ],
 )
 def test_aliases_that_are_no_names_are_refused(aliases: tuple[str, ...], why: str) -> None:

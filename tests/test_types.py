@@ -426,6 +426,19 @@ def test_a_wire_type_that_cannot_be_meant_is_refused(told: Callable[[], None], w
         told()
 
 
+def test_a_subclass_of_a_type_of_ones_own_is_not_cut_off_in_silence() -> None:
+    @event("was.weighed")
+    @attrs.frozen
+    class Weighed:
+        weight: Weight
+
+    class Marked(Weight):
+        mark = "fragile"
+
+    assert "`$.weight`" in unpublished(Weighed(Marked(5)))
+    assert codec_of(Weighed(Weight(5))).encode_checked(Weighed(Weight(5))) == b'{"weight":"5 g"}'
+
+
 def test_a_class_that_nobody_knows_is_refused_with_the_way_out() -> None:
     class Opaque:
         pass

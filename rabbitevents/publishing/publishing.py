@@ -99,10 +99,11 @@ class Publishing:
         limit = None if timeout is None else timeout_of(timeout)
         where = () if exchange is None and key is None else self._elsewhere(exchange, key, after)
         if isinstance(payload, Event):
-            check_envelope(cast("Event[P]", payload), id, metadata, correlation_id)
-            inner: object = payload.payload
+            given = cast("Event[P]", payload)
+            check_envelope(given, id, metadata, correlation_id)
+            inner: object = given.payload
             codec = self._codecs.get(type(inner)) or self._codec(inner)
-            event = as_written(cast("Event[P]", payload), codec.spec)
+            event = as_written(given, codec.spec)
             body = self._encode(codec, inner)
         else:
             codec = self._codecs.get(type(payload)) or self._codec(payload)

@@ -439,6 +439,16 @@ def test_a_subclass_of_a_type_of_ones_own_is_not_cut_off_in_silence() -> None:
     assert codec_of(Weighed(Weight(5))).encode_checked(Weighed(Weight(5))) == b'{"weight":"5 g"}'
 
 
+def test_an_event_with_a_wire_type_is_refused_as_that() -> None:
+    @attrs.frozen
+    class Doubled:
+        number: int
+
+    wire_type(Doubled, write=lambda doubled: doubled.number, read=lambda number: Doubled(number))
+
+    assert "Doubled is an event, and has a wire_type() too" in refusal(event("was.doubled")(Doubled))
+
+
 def test_a_class_that_nobody_knows_is_refused_with_the_way_out() -> None:
     class Opaque:
         pass

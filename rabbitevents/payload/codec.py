@@ -163,6 +163,11 @@ def _is_exact(part: Shape) -> bool:
 
 def _object_shape(cls: type) -> Shape:
     shape = describe(cls)
+    if isinstance(shape, Opaque) and not is_model(cls):
+        raise ConfigurationError(
+            f"{cls.__name__} is an event, and has a wire_type() too: an event travels as the object of its fields; "
+            "take one of the two away"
+        )
     if isinstance(shape, Opaque) and not shape.is_object:
         raise ConfigurationError(f"{cls.__name__} is a RootModel: an event is an object, so give it a field")
     return shape

@@ -73,7 +73,7 @@ class Model(Generic[M]):
 
     def encode(self, payload: M) -> bytes:
         """Return the payload as JSON, by its aliases, what is computed left out."""
-        return self._dump(payload, by_alias=True, round_trip=True)
+        return self._dump(payload, by_alias=True, round_trip=True, warnings=False)  # they would show values
 
     def decode(self, body: bytes) -> M:
         """Read JSON into the model, strictly."""
@@ -92,7 +92,9 @@ class Model(Generic[M]):
 
     def document(self, payload: M) -> Any:
         """Return the payload as plain values."""
-        return payload.__pydantic_serializer__.to_python(payload, mode="json", by_alias=True, round_trip=True)
+        return payload.__pydantic_serializer__.to_python(
+            payload, mode="json", by_alias=True, round_trip=True, warnings=False
+        )
 
     def structure(self, document: Any) -> M:
         """Read a document into the model."""
@@ -104,6 +106,11 @@ class Model(Generic[M]):
 
 def check(cls: type[BaseModel], refusal: Refusal) -> None:
     """Have refused, with the field, what nobody could read back; warn of what breaks newer producers."""
+    if not cls.__pydantic_complete__ and not cls.model_rebuild(raise_errors=False):
+        raise refusal(
+            f"{cls.__name__} has annotations that pydantic cannot resolve: what they name must be importable from its "
+            f"module's top level, or be there when {cls.__name__}.model_rebuild() is called"
+        )
     for name, field in cls.model_fields.items():
         written = _written_as(name, field)
         if field.exclude and field.is_required():

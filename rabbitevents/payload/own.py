@@ -45,7 +45,7 @@ def wire_type(cls: type[T], /, *, write: Callable[[T], Any], read: Callable[[Any
             raise ConfigurationError(f"wire_type({cls.__name__}, {name}=...): give a function")
     if cls.__module__ == "builtins":
         raise ConfigurationError(
-            f"wire_type({cls.__name__}): every JSON has a way for it already; make a class of your own"
+            f"wire_type({cls.__name__}): what Python has built in travels in one way, or not at all; make a class of your own"
         )
     told = OwnType(write, read)
     if _KNOWN.setdefault(cls, told) != told:

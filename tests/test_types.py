@@ -778,3 +778,33 @@ def test_whatever_a_type_of_ones_own_raises_is_our_error() -> None:
         Codec(cls).encode(cls(Odd()))
     with pytest.raises(DecodeError, match=r"WeirdError - at `\$\.value`"):
         Codec(cls).decode(b'{"value": 1}', 1)
+
+
+def test_a_model_s_union_of_types_that_look_alike_is_refused_as_any_other() -> None:
+    @event("was.dated")
+    class Dated(pydantic.BaseModel):
+        at: datetime | str
+
+    @event("was.counted")
+    class Counted(pydantic.BaseModel):
+        number: int | float | str | None
+
+    assert "Dated has a union of types that are both written as text" in refusal(Dated)
+    assert there_and_back(Counted(number=1.5)) == Counted(number=1.5)
+
+
+def test_what_a_model_excludes_stays_at_home() -> None:
+    @event("was.noted")
+    class Noted(pydantic.BaseModel):
+        number: int
+        note: str = pydantic.Field(default="", exclude=True)
+
+    again = there_and_back(Noted(number=1, note="for us alone"))
+
+    assert (again.number, again.note) == (1, "")
+
+
+@pytest.mark.parametrize("kind", [Any, Color.__base__])
+def test_what_stands_for_anything_has_no_way_of_its_own(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match="travels in one way, or not at all"):
+        wire_type(kind, write=str, read=str)

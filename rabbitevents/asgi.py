@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, TypeAlias, cast
 
+from rabbitevents.arguments import kind_of
 from rabbitevents.bus import Bus
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.health import Answer, answer
@@ -44,7 +45,13 @@ def health_app(bus: Bus | Callable[[], Bus]) -> Application:
         )
 
     def look() -> Health:
-        return (bus if isinstance(bus, Bus) else bus()).health()
+        found = bus if isinstance(bus, Bus) else bus()
+        if not isinstance(cast("object", found), Bus):
+            raise ConfigurationError(
+                f"health_app was given a function that returned {kind_of(found)}, and no Bus: the lifespan has to make the "
+                "bus before it yields, and keep it where the function finds it"
+            )
+        return found.health()
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -33,7 +33,7 @@ from rabbitevents.configuration import (
 )
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
-from rabbitevents.consuming.factories import Factory, Provided, check_factory
+from rabbitevents.consuming.factories import Factory, Provided, check_factory, check_kind
 from rabbitevents.consuming.workers import Workers
 from rabbitevents.consuming.workforce import Workforce
 from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
@@ -206,12 +206,13 @@ class Bus:
         generator, async or not. It sees the handler's failure at its ``yield``, and cannot make a success of it.
         Raises `ConfigurationError` once handlers are bound.
         """
+        where = check_kind(kind)
         if self._state not in ("new", "starting"):
-            raise ConfigurationError(f"provide({kind.__name__}): the bus has started, and its handlers are bound")
+            raise ConfigurationError(f"{where}: the bus has started, and its handlers are bound")
         if (value is None) == (factory is None):
-            raise ConfigurationError(f"provide({kind.__name__}): give a value, or factory=")
+            raise ConfigurationError(f"{where}: give a value, or factory=")
         if factory is not None:
-            check_factory(factory, f"provide({kind.__name__})")
+            check_factory(factory, where)
         self._provided[kind] = Provided(value, factory)
 
     @property

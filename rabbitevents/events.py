@@ -160,16 +160,23 @@ def _name_problem(name: object) -> str:
 
 def _aliases(aliases: object) -> tuple[str, ...]:
     if isinstance(aliases, (list, tuple)):
-        return tuple(cast("Sequence[str]", aliases))
+        names = tuple(cast("Sequence[str]", aliases))
+        for each in names:
+            if not isinstance(cast("object", each), str):
+                raise ConfigurationError(f"aliases has {kind_of(each)} in it: each other name is a text")
+        return names
     raise ConfigurationError(f"aliases={aliases!r}: give the other names as a tuple, as in aliases=('PointsEarned',)")
 
 
 def _check_rename(rename: object, cls: type, names: Sequence[str]) -> None:
-    if rename is None or (isinstance(rename, str) and rename in _RULES):
-        if rename is not None and hasattr(cls, "__pydantic_fields__"):
-            raise ConfigurationError(
-                f"{cls.__name__} is a pydantic model: its ConfigDict(alias_generator=...) names its fields"
-            )
+    if rename is None:
+        return
+    if hasattr(cls, "__pydantic_fields__"):
+        raise ConfigurationError(
+            f"{cls.__name__} is a pydantic model, whose fields rename= does not reach: "
+            "its ConfigDict(alias_generator=...) or Field(alias=...) names them"
+        )
+    if isinstance(rename, str) and rename in _RULES:
         return
     if not isinstance(rename, Mapping):
         raise ConfigurationError(

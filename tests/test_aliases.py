@@ -1,11 +1,13 @@
 """The other names that a type has elsewhere, and what is read back before it is published."""
 
 from collections import Counter
+from typing import Any
 
 import attrs
+import msgspec
 import pytest
 
-from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Message, Properties, Router, event
+from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Message, Properties, Router, event, upcast
 from rabbitevents.testing import running
 
 
@@ -72,12 +74,53 @@ def test_a_shared_queue_has_one_handler_for_each_of_the_names() -> None:
         ("PointsEarned", r"aliases='PointsEarned': give the other names as a tuple"),
         (("points..earned",), "must be words with single dots between them"),
         (("",), "the event type is empty"),
-        ((5,), "an event needs a name"),
+        ((5,), "aliases has an int in it: each other name is a text"),
     ],
 )
 def test_aliases_that_are_no_names_are_refused(aliases: tuple[str, ...], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         event("points.earned", aliases=aliases)
+
+
+async def test_the_envelope_of_an_alias_that_is_published_again_is_found_among_the_events_of_its_class() -> None:
+    bus = Bus("memory://", name="loyalty", unroutable="ignore")
+
+    async with running(bus) as probe:
+        earned = await probe.bus.publish(PointsEarned(5))
+        await probe.bus.publish(msgspec.structs.replace(earned, type="PointsEarned"))
+
+    assert [message.routing_key for message in probe.messages] == ["points.earned", "PointsEarned"]
+    assert probe.published(PointsEarned) == [PointsEarned(5), PointsEarned(5)]
+
+
+async def test_an_event_of_an_older_version_that_is_published_again_says_the_version_in_which_it_is_written() -> None:
+    @event("points.bought", version=2)
+    @attrs.frozen
+    class PointsBought:
+        cents: int
+
+    @upcast(PointsBought, from_version=1)
+    def in_cents(document: dict[str, Any]) -> dict[str, Any]:
+        return {"cents": document.get("cents", document.get("euros", 0)) * 100}
+
+    router = Router("loyalty")
+    seen: list[PointsBought] = []
+
+    @router.on(PointsBought)
+    async def see(bought: Event[PointsBought]) -> Event[PointsBought] | None:
+        seen.append(bought.payload)
+        return bought if len(seen) == 1 else None
+
+    old = Properties(content_type="application/json", type="points.bought", headers={"event-version": 1})
+
+    async with running(Bus("memory://", router)) as probe:
+        await probe.bus.send(
+            Message(exchange="events", routing_key="points.bought", body=b'{"euros": 5}', properties=old)
+        )
+        await probe.settled()
+
+    assert seen == [PointsBought(500), PointsBought(500)]
+    assert [message.properties.headers["event-version"] for message in probe.messages] == [1, 2]
 
 
 # --- read back before it is published --------------------------------------------------------------------------------

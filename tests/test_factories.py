@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 import pytest
 from attrs import frozen
 
-from rabbitevents import Bus, ConfigurationError, Delivery, Router, event
+from rabbitevents import Bus, ConfigurationError, Delivery, Event, Router, event
 from rabbitevents.consuming.factories import Factory
 from rabbitevents.testing import running
 from tests.shop import eventually
@@ -394,6 +394,23 @@ def test_what_cannot_be_called_with_a_delivery_is_refused_when_it_is_provided(fa
         ConfigurationError, match=rf"^provide\(Session\): the factory is {said.removeprefix('the factory is ')}"
     ):
         Bus("memory://").provide(Session, factory=factory)
+
+
+UNASKABLE: dict[str, tuple[Any, str]] = {
+    "an object": (Session(), r"^provide\(\.\.\.\) was given a Session to be asked for: it takes the class"),
+    "text": ("Session", r"^provide\(\.\.\.\) was given text to be asked for"),
+    "a generic alias": (list[int], r"^provide\(\.\.\.\) was given a GenericAlias to be asked for"),
+    "a union": (Session | None, r"^provide\(\.\.\.\) was given a UnionType to be asked for"),
+    "an event class": (OrderPlaced, r"^provide\(OrderPlaced\): what handlers get for OrderPlaced is what came"),
+    "the envelope": (Event, r"^provide\(Event\): what handlers get for Event is what came"),
+    "the delivery": (Delivery, r"^provide\(Delivery\): what handlers get for Delivery is what came"),
+}
+
+
+@pytest.mark.parametrize(("kind", "said"), UNASKABLE.values(), ids=UNASKABLE)
+def test_what_no_handler_can_ask_for_is_not_provided(kind: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Bus("memory://").provide(kind, Session())
 
 
 def test_a_factory_that_does_not_say_what_it_takes_is_believed() -> None:

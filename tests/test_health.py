@@ -480,6 +480,17 @@ async def test_what_is_not_http_is_refused_as_asgi_asks_for() -> None:
         await health_app(Bus("memory://"))({"type": "websocket"}, nothing, nothing)
 
 
+async def test_a_function_that_returns_no_bus_is_named_when_health_is_asked_for() -> None:
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError
+
+    def missing() -> Any:
+        return None
+
+    with pytest.raises(ConfigurationError, match="a function that returned None, and no Bus: the lifespan has to make"):
+        await health_app(missing)({"type": "http", "method": "GET", "path": "/ready"}, nothing, nothing)
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with app.state.bus:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -415,13 +416,37 @@ def test_what_is_no_such_type_is_a_decode_error_that_shows_no_value() -> None:
     [
         (lambda: wire_type(Weight, write=str, read=_weight), "has a way of its own already"),
         (lambda: wire_type(Weight(1), write=str, read=_weight), "takes the class itself"),  # type: ignore[arg-type]  # pyright: ignore
-        (lambda: wire_type(int, write=str, read=int), "every JSON has a way for it"),
+        (lambda: wire_type(int, write=str, read=int), "in one way, or not at all; make a class of your own"),
+        (lambda: wire_type(complex, write=str, read=complex), "in one way, or not at all; make a class of your own"),
         (lambda: wire_type(Card, write=None, read=_weight), "give a function"),  # type: ignore[arg-type]  # pyright: ignore
     ],
 )
 def test_a_wire_type_that_cannot_be_meant_is_refused(told: Callable[[], None], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         told()
+
+
+def test_a_subclass_of_a_type_of_ones_own_is_not_cut_off_in_silence() -> None:
+    @event("was.weighed")
+    @attrs.frozen
+    class Weighed:
+        weight: Weight
+
+    class Marked(Weight):
+        mark = "fragile"
+
+    assert "`$.weight`" in unpublished(Weighed(Marked(5)))
+    assert codec_of(Weighed(Weight(5))).encode_checked(Weighed(Weight(5))) == b'{"weight":"5 g"}'
+
+
+def test_an_event_with_a_wire_type_is_refused_as_that() -> None:
+    @attrs.frozen
+    class Doubled:
+        number: int
+
+    wire_type(Doubled, write=lambda doubled: doubled.number, read=lambda number: Doubled(number))
+
+    assert "Doubled is an event, and has a wire_type() too" in refusal(event("was.doubled")(Doubled))
 
 
 def test_a_class_that_nobody_knows_is_refused_with_the_way_out() -> None:
@@ -434,6 +459,15 @@ def test_a_class_that_nobody_knows_is_refused_with_the_way_out() -> None:
         "Holding cannot be carried as JSON: Holding.value[]: Opaque is nothing that JSON can say: make it an attrs class or a "
         "dataclass, or say wire_type(Opaque, write=..., read=...)"
     )
+
+
+@pytest.mark.parametrize(("kind", "way_out"), [(complex, "make it an attrs class"), (object, "say Any")])
+def test_what_python_has_built_in_is_refused_with_a_way_out_that_is_open(kind: type, way_out: str) -> None:
+    said = refusal(holding(kind))
+
+    assert f"{kind.__name__} is nothing that JSON can say" in said
+    assert way_out in said
+    assert "wire_type" not in said
 
 
 # --- names on the wire -----------------------------------------------------------------------------------------------------
@@ -631,12 +665,16 @@ def _models() -> list[tuple[type, str]]:
     class Root(pydantic.RootModel[list[int]]):
         pass
 
+    names: Any = {"__module__": __name__, "__annotations__": {"place": "Nowhere"}}
+    unresolved = type("Unresolved", (pydantic.BaseModel,), names)
+
     return [
         (Differing, "Differing.number is written as 'Number', and not read under that name"),
         (Hidden, "Hidden.number is required, and exclude=True keeps it from being written"),
         (Undiscriminated, "give it Field(discriminator=...)"),
         (Arbitrary, "has a field of Sealed, which pydantic cannot read from JSON"),
         (Root, "Root is a RootModel: an event is an object, so give it a field"),
+        (unresolved, "Unresolved has annotations that pydantic cannot resolve"),
     ]
 
 
@@ -645,9 +683,27 @@ def test_a_model_that_would_not_come_back_as_it_went_is_refused(model: type, why
     assert why in refusal(event("was.modelled")(model))
 
 
-def test_a_model_names_its_fields_itself() -> None:
-    with pytest.raises(ConfigurationError, match=r"ConfigDict\(alias_generator="):
-        event("was.modelled", rename="camel")(type("Named", (Line,), {}))
+@pytest.mark.parametrize("rename", ["camel", {"sku": "SKU"}, {}])
+def test_a_model_names_its_fields_itself(rename: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"ConfigDict\(alias_generator=...\) or Field\(alias=...\)"):
+        event("was.modelled", rename=rename)(type("Named", (Line,), {}))
+
+
+def test_a_model_with_a_value_of_another_type_is_not_published_and_no_warning_shows_the_value() -> None:
+    @attrs.frozen
+    class Box:
+        line: Line
+
+    event("was.boxed")(Box)
+    lined: Any = event("was.lined")(type("Lined", (Line,), {"__module__": __name__}))
+    wrong: dict[str, Any] = {"sku": 4111, "pieces": 1}
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        said = unpublished(lined.model_construct(**wrong)), unpublished(Box(Line.model_construct(**wrong)))
+
+    assert [str(each.message) for each in shown] == []
+    assert all("string_type (pydantic)" in each and "4111" not in each for each in said)
 
 
 def test_nan_in_a_model_is_refused() -> None:
@@ -722,3 +778,33 @@ def test_whatever_a_type_of_ones_own_raises_is_our_error() -> None:
         Codec(cls).encode(cls(Odd()))
     with pytest.raises(DecodeError, match=r"WeirdError - at `\$\.value`"):
         Codec(cls).decode(b'{"value": 1}', 1)
+
+
+def test_a_model_s_union_of_types_that_look_alike_is_refused_as_any_other() -> None:
+    @event("was.dated")
+    class Dated(pydantic.BaseModel):
+        at: datetime | str
+
+    @event("was.counted")
+    class Counted(pydantic.BaseModel):
+        number: int | float | str | None
+
+    assert "Dated has a union of types that are both written as text" in refusal(Dated)
+    assert there_and_back(Counted(number=1.5)) == Counted(number=1.5)
+
+
+def test_what_a_model_excludes_stays_at_home() -> None:
+    @event("was.noted")
+    class Noted(pydantic.BaseModel):
+        number: int
+        note: str = pydantic.Field(default="", exclude=True)
+
+    again = there_and_back(Noted(number=1, note="for us alone"))
+
+    assert (again.number, again.note) == (1, "")
+
+
+@pytest.mark.parametrize("kind", [Any, Color.__base__])
+def test_what_stands_for_anything_has_no_way_of_its_own(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match="travels in one way, or not at all"):
+        wire_type(kind, write=str, read=str)

@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import msgspec
 
+from rabbitevents.arguments import kind_of
 from rabbitevents.consuming.callables import signature_of
 from rabbitevents.errors import ConfigurationError
+from rabbitevents.events import Event, is_event
 from rabbitevents.message import Delivery
 
 Factory = Callable[[Delivery], Any]
@@ -27,11 +29,25 @@ class Provided(msgspec.Struct, frozen=True):
     factory: Factory | None = None
 
 
+def check_kind(kind: object) -> str:
+    """Return how a class that handlers are to ask for is named in errors. Raises `ConfigurationError` for what none can."""
+    if not isinstance(kind, type):
+        raise ConfigurationError(
+            f"provide(...) was given {kind_of(kind)} to be asked for: it takes the class, then a value or factory=, "
+            "as in bus.provide(Database, database)"
+        )
+    if kind in (Event, Delivery) or is_event(kind):
+        raise ConfigurationError(
+            f"provide({kind.__name__}): what handlers get for {kind.__name__} is what came; provide a class of your own"
+        )
+    return f"provide({kind.__name__})"
+
+
 def check_factory(factory: Any, where: str) -> None:
     """Refuse what cannot be called with a delivery. Raises `ConfigurationError`."""
     if not callable(factory):
         raise ConfigurationError(
-            f"{where}: the factory is a {type(factory).__name__}, which nobody can call; write factory=lambda delivery: ..."
+            f"{where}: the factory is {kind_of(factory)}, which nobody can call; write factory=lambda delivery: ..."
         )
     try:
         signature, _ = signature_of(factory)

@@ -24,6 +24,7 @@ from rabbitevents.payload.alike import difference
 from rabbitevents.payload.describing import describe
 from rabbitevents.payload.flooding import HARMLESS, can_be_flooded, check
 from rabbitevents.payload.hints import plainly
+from rabbitevents.payload.models import is_model
 from rabbitevents.payload.paths import Path, Walked, path_for
 from rabbitevents.payload.reading import MisfitError, SafeError
 from rabbitevents.payload.shapes import Opaque, Record, Scalar, Shape
@@ -59,7 +60,7 @@ class Codec(Generic[P]):
         self._careful: Path[P] | None = Walked(self._shape) if self._shape.is_native() else None
         self._may_hold_nan = _may_hold_nan(self._shape)
         self._can_be_flooded = can_be_flooded(self._shape)
-        self._compares_exactly = all(part.is_exact for part in self._shape.everything() if isinstance(part, Record))
+        self._compares_exactly = all(map(_is_exact, self._shape.everything()))
 
     def encode(self, payload: P) -> bytes:
         """Return the payload as JSON. Raises `EncodeError`, which says where, and not what, it holds."""
@@ -153,8 +154,20 @@ class Codec(Generic[P]):
         return DecodeError(f"{text}: {_reason(error)}", type=spec.name)
 
 
+def _is_exact(part: Shape) -> bool:
+    """Say whether what is of a shape's type is equal only to what is of the same class, and holds the same."""
+    if isinstance(part, Opaque):
+        return is_model(part.cls)
+    return not isinstance(part, Record) or part.is_exact
+
+
 def _object_shape(cls: type) -> Shape:
     shape = describe(cls)
+    if isinstance(shape, Opaque) and not is_model(cls):
+        raise ConfigurationError(
+            f"{cls.__name__} is an event, and has a wire_type() too: an event travels as the object of its fields; "
+            "take one of the two away"
+        )
     if isinstance(shape, Opaque) and not shape.is_object:
         raise ConfigurationError(f"{cls.__name__} is a RootModel: an event is an object, so give it a field")
     return shape

@@ -216,11 +216,12 @@ class Describing:
             return self._of_named_tuple(kind, place, rename)
         if issubclass(cls, msgspec.Struct):
             return self._of_struct(kind, place)
-        raise self.refusal(
-            place,
-            f"{cls.__name__} is nothing that JSON can say: make it an attrs class or a dataclass, "
-            f"or say wire_type({cls.__name__}, write=..., read=...)",
-        )
+        way_out = f"make it an attrs class or a dataclass, or say wire_type({cls.__name__}, write=..., read=...)"
+        if cls is object:
+            way_out = "say Any for whatever JSON says"
+        elif cls.__module__ == "builtins":  # which wire_type() does not take
+            way_out = "say it with what JSON has, or make it an attrs class or a dataclass"
+        raise self.refusal(place, f"{cls.__name__} is nothing that JSON can say: {way_out}")
 
     def _hints(self, kind: Any, place: str) -> dict[str, Any]:
         try:

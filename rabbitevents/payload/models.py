@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeGuard, TypeVar, cast
 
 import msgspec
 
@@ -38,8 +38,8 @@ def is_model(cls: object) -> TypeGuard[type[BaseModel]]:
 
 
 def field_names(cls: type) -> list[str] | None:
-    """Return the names of a model's fields; None for any other class."""
-    return list(cls.model_fields) if is_model(cls) else None
+    """Return the names of a model's fields, without those that stay at home (``exclude=True``); None for other classes."""
+    return [name for name, field in cls.model_fields.items() if not field.exclude] if is_model(cls) else None
 
 
 def shape_of(cls: type[BaseModel], refusal: Refusal) -> Opaque:
@@ -73,7 +73,7 @@ class Model(Generic[M]):
 
     def encode(self, payload: M) -> bytes:
         """Return the payload as JSON, by its aliases, what is computed left out."""
-        return self._dump(payload, by_alias=True, round_trip=True)
+        return self._dump(payload, by_alias=True, round_trip=True, warnings=False)  # they would show values
 
     def decode(self, body: bytes) -> M:
         """Read JSON into the model, strictly."""
@@ -92,7 +92,9 @@ class Model(Generic[M]):
 
     def document(self, payload: M) -> Any:
         """Return the payload as plain values."""
-        return payload.__pydantic_serializer__.to_python(payload, mode="json", by_alias=True, round_trip=True)
+        return payload.__pydantic_serializer__.to_python(
+            payload, mode="json", by_alias=True, round_trip=True, warnings=False
+        )
 
     def structure(self, document: Any) -> M:
         """Read a document into the model."""
@@ -104,6 +106,11 @@ class Model(Generic[M]):
 
 def check(cls: type[BaseModel], refusal: Refusal) -> None:
     """Have refused, with the field, what nobody could read back; warn of what breaks newer producers."""
+    if not cls.__pydantic_complete__ and not cls.model_rebuild(raise_errors=False):
+        raise refusal(
+            f"{cls.__name__} has annotations that pydantic cannot resolve: what they name must be importable from its "
+            f"module's top level, or be there when {cls.__name__}.model_rebuild() is called"
+        )
     for name, field in cls.model_fields.items():
         written = _written_as(name, field)
         if field.exclude and field.is_required():
@@ -144,8 +151,11 @@ def _problems(schema: Any) -> Iterator[str]:
     for part in _parts(schema, set()):
         if part.get("type") == "is-instance":
             yield f"has a field of {part['cls'].__name__}, which pydantic cannot read from JSON: make it a model"
-        if part.get("type") == "union" and sum(map(_is_object, part["choices"])) > 1:
+        alike = _alike(part["choices"]) if part.get("type") == "union" else ""
+        if alike == "object":
             yield "has a union of models that nothing in a document tells apart: give it Field(discriminator=...)"
+        elif alike:
+            yield f"has a union of types that are both written as {alike}: nothing in a document tells them apart"
 
 
 def _names_in(schema: Any) -> Iterator[str]:
@@ -175,12 +185,24 @@ def _parts(schema: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
             yield from _parts(item, seen)
 
 
-_OBJECTS = frozenset({"model", "dataclass", "typed-dict", "dict", "definition-ref"})
+_FORMS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("model", "dataclass", "typed-dict", "dict", "definition-ref"), "object"),
+    **dict.fromkeys(("list", "set", "frozenset", "tuple", "generator"), "an array"),
+    **dict.fromkeys(("str", "bytes", "date", "datetime", "time", "timedelta", "uuid", "decimal", "url"), "text"),
+}
+"""What pydantic writes a core schema of that type as, as far as unions could be mistaken. (An int and a float are told
+apart by the point; of what is not here, nothing is known.)"""
 
 
-def _is_object(choice: Any) -> bool:
-    """Say whether a union's member is an object; its members may stand in pairs with a label."""
+def _alike(choices: list[Any]) -> str:
+    """Return the form that two members of a union share; nothing where none do."""
+    forms = [form for form in map(_form, choices) if form]
+    return next((form for form in forms if forms.count(form) > 1), "")
+
+
+def _form(choice: Any) -> str:
+    """Return what a union's member is written as; members may stand in pairs with a label."""
     schema: dict[str, Any] = cast("tuple[Any, str]", choice)[0] if isinstance(choice, tuple) else choice
     while schema.get("type", "").startswith("function"):
         schema = schema.get("schema", {})
-    return schema.get("type") in _OBJECTS
+    return _FORMS.get(schema.get("type", ""), "")

@@ -7,7 +7,7 @@ here, once and for every bus: two ways to write one type would be two types to w
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import attrs
 
@@ -38,14 +38,14 @@ def wire_type(cls: type[T], /, *, write: Callable[[T], Any], read: Callable[[Any
 
     Subclasses need a word of their own. Raises `ConfigurationError` for a class that has another way already.
     """
-    if not isinstance(cls, type):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(cast("object", cls), type):
         raise ConfigurationError(f"wire_type({cls!r}): it takes the class itself")
     for name, function in (("write", write), ("read", read)):
         if not callable(function):
             raise ConfigurationError(f"wire_type({cls.__name__}, {name}=...): give a function")
-    if cls.__module__ == "builtins":
+    if cls.__module__ in ("builtins", "typing", "enum"):
         raise ConfigurationError(
-            f"wire_type({cls.__name__}): every JSON has a way for it already; make a class of your own"
+            f"wire_type({cls.__name__}): what Python has built in travels in one way, or not at all; make a class of your own"
         )
     told = OwnType(write, read)
     if _KNOWN.setdefault(cls, told) != told:

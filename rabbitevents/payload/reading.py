@@ -183,7 +183,7 @@ def _object(value: Any) -> Document:
 
 
 def _array(value: list[Any]) -> list[Any]:
-    if not isinstance(value, list):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(cast("object", value), list):
         raise msgspec.ValidationError(f"Expected `array`, got `{_word(value)}`")
     return value
 

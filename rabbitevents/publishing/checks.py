@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
+
+import msgspec
 
 from rabbitevents.arguments import LONGEST, kind_of, seconds, span, wrong
 from rabbitevents.errors import ConfigurationError, EncodeError
-from rabbitevents.events import Event, Metadata, event_type, is_event
+from rabbitevents.events import Event, EventType, Metadata, event_type, is_event
 from rabbitevents.message import Message
 from rabbitevents.properties import Properties
+
+P = TypeVar("P")
 
 
 def delay_of(value: object) -> timedelta:
@@ -57,6 +61,14 @@ def check_envelope(event: Event[Any], id: object, metadata: object, correlation_
         )
     if not _is_as_usual(event):
         _look_closely(event)
+
+
+def as_written(event: Event[P], spec: EventType) -> Event[P]:
+    """Return an envelope that says the version in which its payload is written: its class's.
+
+    One that was received may have come in another, and its payload was led up, or read without what is newer.
+    """
+    return event if event.version == spec.version else msgspec.structs.replace(event, version=spec.version)
 
 
 def _is_as_usual(event: Event[Any]) -> bool:

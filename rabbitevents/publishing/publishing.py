@@ -23,6 +23,7 @@ from rabbitevents.message import Message
 from rabbitevents.payload.codec import Codec
 from rabbitevents.plugin import Publish
 from rabbitevents.publishing.checks import (
+    as_written,
     check_envelope,
     check_is_event,
     check_message,
@@ -98,10 +99,11 @@ class Publishing:
         limit = None if timeout is None else timeout_of(timeout)
         where = () if exchange is None and key is None else self._elsewhere(exchange, key, after)
         if isinstance(payload, Event):
-            event = cast("Event[P]", payload)
-            check_envelope(event, id, metadata, correlation_id)
-            inner: object = event.payload
+            given = cast("Event[P]", payload)
+            check_envelope(given, id, metadata, correlation_id)
+            inner: object = given.payload
             codec = self._codecs.get(type(inner)) or self._codec(inner)
+            event = as_written(given, codec.spec)
             body = self._encode(codec, inner)
         else:
             codec = self._codecs.get(type(payload)) or self._codec(payload)

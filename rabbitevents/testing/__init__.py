@@ -60,8 +60,8 @@ class Witness:
                 f"published() takes a class: published({type(cls).__name__}) returns its events, to be compared with yours"
             )
         codec = Codec(cls)
-        name = event_type(cls).name
-        received = (read(_as_delivered(message)) for message in list(self.messages) if message.type == name)
+        names = event_type(cls).names
+        received = (read(_as_delivered(message)) for message in list(self.messages) if message.type in names)
         return [codec.decode(each.body, each.version) for each in received]
 
 

@@ -29,8 +29,8 @@ class Browsing:
     """One look into a queue, bounded by what it held when the look began: iterate over it for its deliveries.
 
     Each is kept until it is acknowledged, and whatever was not goes back to its place at the end. While ``hold`` are
-    kept, no further one comes, and the iteration ends. Made by `Bus.browse`, as an async context manager. Wherever it is
-    cut off, nothing is left at the broker.
+    kept, no further one comes, and the iteration ends; after `pass_over` it goes on. Made by `Bus.browse`, as an async
+    context manager. Wherever it is cut off, nothing is left at the broker.
     """
 
     def __init__(self, broker: Broker, queue: str, hold: int, home: Home) -> None:
@@ -39,6 +39,8 @@ class Browsing:
         self.queue = queue
         self.depth: int = 0
         """How many messages were ready when the look began."""
+        self.others: int = 0
+        """How many consumers the queue had when the look began: what they hold cannot be seen."""
         self._broker = broker
         self._home = home
         self._hold = hold
@@ -47,6 +49,9 @@ class Browsing:
         self._arrived: asyncio.Queue[Delivery] = asyncio.Queue()  # bounded by the prefetch
         self._kept: set[Delivery] = set()
         self._seen = 0
+        self._acknowledged = 0
+        self._passed = 0
+        self._generation: int | None = None
 
     async def __aenter__(self) -> Self:
         if self._consumer is not None or self._leaving is not None:
@@ -55,7 +60,7 @@ class Browsing:
         depth = await self._broker.depth(self.queue)
         if depth is None:
             raise ConfigurationError(f"there is no queue {self.queue!r} at this broker (in this virtual host)")
-        self.depth = depth.ready
+        self.depth, self.others = depth.ready, depth.consumers
         if depth.ready:
             # The last thing that is awaited: a broker whose `consume` is cut off leaves nothing behind.
             self._consumer = await self._broker.consume(
@@ -68,23 +73,32 @@ class Browsing:
     ) -> None:
         if self._consumer is None:
             return
-        self._leaving = asyncio.ensure_future(_leave(self._consumer))
+        self._leaving = asyncio.ensure_future(self._leave(self._consumer))
         try:
             await asyncio.shield(self._leaving)
-            await self._until_back()
+            await self._until_ready(self.depth - self._acknowledged)
         finally:
             await asyncio.wait({self._leaving}, timeout=LEAVE)  # done, unless it was cut off
 
-    async def _until_back(self) -> None:
+    async def _leave(self, consumer: Consumer) -> None:
+        """Have nothing more, and give back what is kept: in steps, where it came by several consumers."""
+        await consumer.cancel()
+        with suppress(BrokerError):
+            while self._passed and (depth := await self._broker.depth(self.queue)):
+                if not (number := consumer.give_back()):
+                    break
+                await self._until_ready(depth.ready + number)
+        await consumer.close()
+
+    async def _until_ready(self, number: int) -> None:
         """Wait a moment until what was kept is back: the broker gives it back after the channel has ended."""
         end = asyncio.get_running_loop().time() + RETURN
-        acknowledged = self._seen - len(self._kept)
         with suppress(BrokerError):
             while asyncio.get_running_loop().time() < end:
                 depth = await self._broker.depth(self.queue)
-                if depth is None or depth.ready >= self.depth - acknowledged:
+                if depth is None or depth.ready >= number:
                     return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.002)
 
     def _deliver(self, batch: list[Delivery]) -> None:
         for delivery in batch:
@@ -92,8 +106,20 @@ class Browsing:
 
     @property
     def full(self) -> bool:
-        """Whether as many are kept as may be: those behind them cannot be seen."""
+        """Whether as many are kept as may be: those behind them cannot be seen, unless it passes over these."""
         return len(self._kept) >= self._hold
+
+    async def pass_over(self) -> None:
+        """Make room for as many more, where no more could be kept; what is kept goes back at the end all the same.
+
+        The look forgets them, but for some 100 bytes each; the broker holds them until the look ends.
+        """
+        if self._consumer is None or not self.full:
+            return
+        self._passed += len(self._kept)
+        self._kept.clear()
+        await self._consumer.cancel()  # it has no room left; the next one has
+        await self._consumer.resume()
 
     def __aiter__(self) -> Self:
         return self
@@ -107,8 +133,9 @@ class Browsing:
         except TimeoutError:
             self._check(self._consumer)
             raise StopAsyncIteration from None
-        if delivery.stale:
+        if delivery.stale or delivery.generation != (self._generation or delivery.generation):
             raise _broken_off(self.queue)
+        self._generation = delivery.generation
         self._seen += 1
         self._kept.add(delivery)
         return delivery
@@ -122,12 +149,7 @@ class Browsing:
         self._kept.discard(delivery)
         if self._consumer is None or not self._consumer.settle(delivery, Verdict.ACK):
             raise _broken_off(self.queue)
-
-
-async def _leave(consumer: Consumer) -> None:
-    """Have nothing more, and give back what is kept."""
-    await consumer.cancel()
-    await consumer.close()
+        self._acknowledged += 1
 
 
 def _broken_off(queue: str) -> BrokerError:

@@ -125,6 +125,10 @@ class Subscriber:
         self._wish(wanted=True)
         await self._until_so()
 
+    def give_back(self) -> int:
+        """Give back the first of what is unsettled, in its order, and return how many."""
+        return self._registration.lane.give_back() if self._registration is not None else 0
+
     async def close(self) -> None:
         """Write out what was settled, then close the channel, which gives back the rest."""
         self.abandon()

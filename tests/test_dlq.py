@@ -97,17 +97,19 @@ async def test_letters_are_found_in_order_and_one_by_its_id(place: Place) -> Non
     assert await ready(place) == 5
 
 
-async def test_a_look_holds_no_more_than_it_may_and_says_what_it_did_not_see(place: Place) -> None:
+async def test_a_look_sees_the_whole_queue_however_little_it_holds(place: Place) -> None:
     await fill(place, 10)
     async with tools(place, hold=4) as dead:
         summary = await dead.summary()
-        skipped = await dead.replay(Selection(ids=("id-9",)))
-        reached = await dead.replay(Selection(ids=("id-3",)))
+        one = await dead.get("id-9")
+        replayed = await dead.replay(Selection(ids=("id-9", "id-3")))
+        discarded = await dead.discard(Selection(ids=("id-8", "id-0")))
 
-    assert (summary.there, summary.looked_at) == (10, 4)
-    assert (skipped.looked_at, skipped.unseen, skipped.ended, skipped.done) == (4, 6, "full", 0)
-    assert reached.done == 1
-    assert await ready(place) == 9
+    assert (summary.there, summary.looked_at, summary.partial) == (10, 10, False)
+    assert one is not None
+    assert (replayed.looked_at, replayed.unseen, replayed.ended, replayed.done) == (10, 0, "", 2)
+    assert (discarded.looked_at, discarded.done) == (8, 2)
+    assert ids(await letters(place)) == ["id-1", "id-2", "id-4", "id-5", "id-6", "id-7"]
 
 
 async def test_without_its_queue_there_is_one_line(place: Place) -> None:

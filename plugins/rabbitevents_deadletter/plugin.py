@@ -33,7 +33,6 @@ from rabbitevents import (
     forward,
 )
 from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
-from rabbitevents_deadletter.failures import name_of, text_of, traceback_of
 from rabbitevents_deadletter.harmless import harmless
 from rabbitevents_deadletter.labels import (
     ATTEMPTS,
@@ -47,6 +46,9 @@ from rabbitevents_deadletter.labels import (
     TRACEBACK,
     cut,
     moment,
+    name_of,
+    text_of,
+    traceback_of,
 )
 
 log: logging.Logger = logging.getLogger("rabbitevents.deadletter")

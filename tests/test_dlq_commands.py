@@ -6,11 +6,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -19,6 +21,7 @@ from rabbitevents.testing import EmbeddedBroker
 from rabbitevents_deadletter import DeadLetter, read_lines
 from rabbitevents_deadletter.commands import dlq
 from rabbitevents_deadletter.harmless import harmless
+from rabbitevents_deadletter.targets import begin
 from tests.deadletters import DEAD, QUEUE, PaymentError, fill, ids, letters, put, raw, ready, service, until
 from tests.shop import OrderPlaced
 
@@ -430,3 +433,106 @@ def test_a_file_that_is_not_there_is_named(server: EmbeddedBroker, tmp_path: Pat
         result = called("replay", BUS, option, str(tmp_path / "none"))
 
         assert f"{tmp_path / 'none'} cannot be read: No such file or directory" in str(result.exception)
+
+
+# --- for programs, and for later ------------------------------------------------------------------------------------
+
+
+def test_show_as_json_has_everything_of_each(server: EmbeddedBroker) -> None:
+    filled(server, 2)
+
+    result = called("show", BUS, "--limit", "2", "--json")
+
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert (first["id"], second["id"]) == ("id-0", "id-1")
+    assert first["body"] == {"order_id": "o-0"}
+    assert (first["error"], first["message"]) == ("tests.deadletters.PaymentError", "no money for o-0")
+    assert first["headers"]["origin-exchange"] == ""
+    assert (first["dead_queue"], first["queue"], first["attempts"]) == (DEAD, QUEUE, 1)
+
+
+def test_show_as_json_is_json_whatever_strangers_sent(server: EmbeddedBroker) -> None:
+    filled(server, 0)
+    properties = Properties(type=HOSTILE[:60], message_id=HOSTILE, headers=HOSTILE_HEADERS)
+    asyncio.run(put(server, *(raw(body, queue=DEAD, properties=properties) for body in HOSTILE_BODIES)))
+
+    result = called("show", BUS, "--limit", "100", "--json")
+
+    def no_constant(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(HOSTILE_BODIES)
+    for line in lines:
+        assert line.isascii()
+        json.loads(line, parse_constant=no_constant)
+
+
+def test_delay_lost_is_listed_and_shown_by_its_name(server: EmbeddedBroker) -> None:
+    filled(server, 1)
+    asyncio.run(put(server, raw(b"{}", queue="delay.lost", properties=Properties(type="a.type", message_id="lost"))))
+
+    listed = called("list", BUS)
+    shown = called("show", BUS, "--queue", "delay.lost")
+    replayed = called("replay", BUS, "--dry-run")
+
+    assert [row.split()[0] for row in listed.stdout.splitlines()] == ["queue", DEAD, "delay.lost"]
+    assert "id lost" in " ".join(shown.stdout.split())
+    assert "delay.lost" not in replayed.stderr  # it holds what is of all services: only who names it acts on it
+
+
+def test_a_replay_waits_until_its_time(server: EmbeddedBroker) -> None:
+    filled(server, 1)
+    at = datetime.now().astimezone() + timedelta(seconds=1.5)
+
+    result = called("replay", BUS, "--at", at.isoformat())
+
+    assert datetime.now().astimezone() >= at
+    assert result.stderr.splitlines()[0].startswith("waiting until 20")
+    assert result.stderr.splitlines()[-1] == "shop.record.dead: 1 replayed"
+
+
+@pytest.mark.parametrize("said", ["soon", "25:00", "2026-13-01T00:00", ""])
+def test_a_time_that_is_none_is_refused(said: str, server: EmbeddedBroker) -> None:
+    result = called("replay", BUS, "--at", said)
+
+    assert "is no time" in getattr(result.exception, "message", "")
+
+
+@pytest.mark.parametrize("offset", [timedelta(minutes=2), timedelta(hours=-1)])
+def test_an_hour_is_the_next_time_that_it_is_so_late(offset: timedelta) -> None:
+    now = datetime.now().astimezone()
+    wanted = now + offset
+
+    found = begin(click.Context(dlq), click.Option(["--at"]), f"{wanted:%H:%M}")
+
+    assert found is not None
+    assert timedelta(0) < found - now <= timedelta(days=1)
+    assert (found.hour, found.minute) == (wanted.hour, wanted.minute)
+
+
+def test_a_body_without_an_id_is_edited_for_the_letter_that_is_named_by_its_digest(
+    server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    filled(server, 0)
+    asyncio.run(put(server, raw(b'{"order_id": "wrong"}', queue=DEAD)))
+    path = tmp_path / "dead.jsonl"
+    called("export", BUS, "--to", str(path))
+    path.write_text(path.read_text().replace("wrong", "right"))
+
+    result = called("replay", BUS, "--edit", str(path))
+
+    assert result.exit_code == 0, result.stderr
+    assert _bodies(server) == [b'{"order_id": "right"}']
+
+
+def test_two_bodies_for_one_letter_are_refused(server: EmbeddedBroker, tmp_path: Path) -> None:
+    filled(server, 1)
+    path = tmp_path / "dead.jsonl"
+    called("export", BUS, "--to", str(path))
+    path.write_text(path.read_text() + path.read_text().replace("o-0", "edited"))
+
+    result = called("replay", BUS, "--edit", str(path))
+
+    assert "has two bodies for one letter of order.placed id-0" in str(result.exception)
+    assert left(server) == ["id-0"]

@@ -144,6 +144,23 @@ async def test_list_and_show_do_not_say_that_nothing_is_there_while_a_replay_hol
         assert b"somebody else holds who looks at it, or replays it (" in said
 
 
+async def test_with_a_url_alone_list_says_what_amqp_does_not_tell(rabbit_url: str) -> None:
+    await fill(rabbit_url, 1)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), os.environ.get("PYTHONPATH", "")])
+
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "rabbitevents", "dlq", "list", "--url", rabbit_url),
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, said = await process.communicate()
+
+    assert out == b"no dead letters\n"  # in delay.lost, the one queue whose name everybody knows
+    assert b"AMQP tells nobody which queues there are: name them with --queue, or the bus as MODULE:BUS" in said
+    assert process.returncode == 1
+
+
 # --- what comes meanwhile ------------------------------------------------------------------------------------------
 
 

@@ -22,9 +22,10 @@ ATTEMPTS: Final = "dead-letter-attempts"
 HANDLER: Final = "dead-letter-handler"
 HOST: Final = "dead-letter-host"
 REASON: Final = "dead-letter-reason"
-"""The broker's word, on what the broker gave up on itself."""
+QUEUE: Final = "dead-letter-queue"
+"""The broker's word, and the queue it was for, on what the broker gave up on itself."""
 
-LABELS: Final = (ERROR, MESSAGE, TRACEBACK, FAILED_AT, ATTEMPTS, HANDLER, HOST, REASON)
+LABELS: Final = (ERROR, MESSAGE, TRACEBACK, FAILED_AT, ATTEMPTS, HANDLER, HOST, REASON, QUEUE)
 """All of the family. Those that an event brings along (an earlier dead letter's, or a publisher's) are taken off."""
 
 REPLAY_COUNT: Final = "replay-count"

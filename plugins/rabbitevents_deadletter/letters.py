@@ -68,6 +68,8 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             # Nothing of it can be read but how it came: through the exchange that only the broker's dead letters take.
             reason = "rejected" if delivery.via_exchange else UNKNOWN
             return cls(delivery=delivery, queue=queue, id=digest, reason=reason, unreadable=str(error))
+        if delivery.queue == LOST and not delivery.via_exchange:
+            queue = _text(headers.get(labels.QUEUE))
         death = _death(delivery, queue)
         told = _told_by_broker(death, delivery) if death is not None else _told_by_plugin(headers)
         exchange, routing_key = _origin(delivery, death)
@@ -140,6 +142,7 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         headers: dict[str, HeaderValue] = {
             **dict.fromkeys(labels.LABELS),
             labels.REASON: self.reason,
+            labels.QUEUE: self.queue,
             labels.FAILED_AT: moment(self.failed_at or datetime.now(UTC)),
             labels.ORIGIN_EXCHANGE: self.exchange,
             labels.ORIGIN_ROUTING_KEY: self.routing_key,
@@ -201,12 +204,10 @@ def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
     The broker's own come through the dead letter exchange; ``x-death`` on any other is whatever its publisher wrote.
     The newest entry stands first (RabbitMQ 3.10 to 4.3).
     """
-    deaths = delivery.headers.get("x-death")
-    if not delivery.via_exchange or not isinstance(deaths, list):
-        return None
-    entries = [each for each in deaths if isinstance(each, Mapping)]
-    if delivery.queue == LOST:  # it left the queue that it waited in
-        return entries[0] if entries else None
+    deaths = delivery.headers.get("x-death") if delivery.via_exchange else None
+    entries = [each for each in deaths if isinstance(each, Mapping)] if isinstance(deaths, list) else []
+    if delivery.queue == LOST and delivery.via_exchange:  # it left the queue that it waited in
+        return next(iter(entries), {})
     return next((each for each in entries if each.get("queue") == queue), None)
 
 

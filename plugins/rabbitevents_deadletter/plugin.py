@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import platform
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import ClassVar
 
 from rabbitevents import (
+    Bus,
+    Check,
     ConfigurationError,
     Consume,
     DecodeError,
@@ -50,6 +54,8 @@ from rabbitevents_deadletter.labels import (
     text_of,
     traceback_of,
 )
+from rabbitevents_deadletter.letters import DeadLetterMessage
+from rabbitevents_deadletter.tending import Tending
 
 log: logging.Logger = logging.getLogger("rabbitevents.deadletter")
 log.addFilter(LineFilter())
@@ -65,7 +71,8 @@ class DeadLetter(Plugin):
     """Send what is given up on to ``<queue>.dead``, with headers that say why; stands outermost.
 
     ``message=False`` leaves the exceptions' texts out of headers and log (they may hold personal data),
-    ``traceback=False`` the places in the code. ``announce=True`` also publishes `EventProcessingFailed`.
+    ``traceback=False`` the places in the code. ``announce=True`` also publishes `EventProcessingFailed`. What is older
+    than ``keep`` is written to a new file in the folder ``archive``, and then taken out of its queue.
 
     What no copy can carry (a header that cannot be read, a body over the limit) is rejected instead: the broker's own
     dead-lettering takes it to the same queue, as it came. Nothing is dead-lettered because a process stops.
@@ -73,20 +80,57 @@ class DeadLetter(Plugin):
 
     role: ClassVar[str] = "dead-letter"
 
-    def __init__(self, *, traceback: bool = True, message: bool = True, announce: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        traceback: bool = True,
+        message: bool = True,
+        announce: bool = False,
+        keep: timedelta | None = None,
+        archive: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if (keep is None) != (archive is None):
+            raise ConfigurationError(
+                "DeadLetter(keep=..., archive=...) go together: what is older than keep is written to a file in the "
+                "folder archive before it is taken out"
+            )
+        if keep is not None and keep <= timedelta():
+            raise ConfigurationError(f"DeadLetter(keep={keep!r}): say how long, such as timedelta(days=30)")
+        if archive is not None and not os.access(archive, os.W_OK | os.X_OK):
+            raise ConfigurationError(
+                f"DeadLetter(archive={str(archive)!r}): there is no such folder, or it cannot be written"
+            )
+        self._keep, self._archive = keep, None if archive is None else Path(archive)
         self._with_traceback = traceback
         self._with_message = message
         self._announces = announce
         self._hostname = cut(platform.node(), 255)
         self._running: Host | None = None
         self._subscriptions: dict[str, Subscription] = {}
+        self._tending: Tending | None = None
+        self._announcing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
-        """Learn what the bus consumes."""
+        """Learn what the bus consumes, and look after its dead letter queues."""
         self._running = host
         self._subscriptions = {each.queue: each for each in host.subscriptions}
-        yield
+        if not isinstance(host, Bus) or not self._subscriptions:
+            yield
+            return
+        self._tending = Tending(host, self._subscriptions, self._found, self._keep, self._archive)
+        task = asyncio.create_task(self._tending.run(), name=f"{host.name} dead letters")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task, *self._announcing})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # a defect: nothing that looking may meet ends it
+
+    def health(self) -> Iterable[Check]:
+        """Say how many dead letters there are; none of them keeps the service from its work."""
+        return () if self._tending is None else self._tending.checks()
 
     def observe(self, fact: Fact) -> None:
         """Count the attempts that are repeated in this process: the delivery that we see knows only the first of them."""
@@ -116,6 +160,8 @@ class DeadLetter(Plugin):
     async def _give_up(self, delivery: Delivery, error: BaseException) -> Settlement:
         failed = self._failure(delivery, error)
         settlement, why_not = self._settlement(delivery, failed, error)
+        if self._tending is not None:
+            self._tending.sent(delivery.queue)
         self._host.report(
             facts.DeadLettered(
                 delivery.queue, failed.event_type, failed.event_id, failed.attempts, type(error).__name__
@@ -125,6 +171,31 @@ class DeadLetter(Plugin):
         if self._announces and failed.event_id and failed.event_type != PROCESSING_FAILED:
             await self._announce(delivery, failed)
         return settlement
+
+    def _found(self, letter: DeadLetterMessage) -> None:
+        """Say of a letter that the broker brought what is said of any other."""
+        delivery, queue = letter.delivery, letter.queue or letter.dead_queue
+        failed = EventProcessingFailed(
+            str(delivery.id),
+            letter.type,
+            queue,
+            self._handler(queue, letter.type),
+            letter.cause,
+            delivery.attempt,
+            letter.failed_at or datetime.now(UTC),
+        )
+        self._host.report(facts.DeadLettered(queue, failed.event_type, failed.event_id, failed.attempts, letter.cause))
+        log.error(
+            "%s was given up on by the broker (%s), and is in %s (rabbitevents dlq)",
+            letter.describe(),
+            letter.cause,
+            letter.dead_queue,
+            extra=event_fields(delivery),
+        )
+        if self._announces and failed.event_type != PROCESSING_FAILED:
+            task = asyncio.create_task(self._announce(delivery, failed))
+            self._announcing.add(task)
+            task.add_done_callback(self._announcing.discard)
 
     @property
     def _host(self) -> Host:

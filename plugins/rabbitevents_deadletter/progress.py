@@ -29,7 +29,8 @@ Step = Callable[[DeadLetters, int | None], Awaitable[Result]]
 class Progress:
     """Watches passes over dead letters, one queue after the other: a bar, where stderr is a terminal.
 
-    Without a word for what is done there is no bar. ``latest`` says how far each queue's pass has come. With ``names``, each letter that is meant is a line on stderr; with
+    Without a word for what is done there is no bar. ``latest`` says how far each
+    queue's pass has come. With ``names``, each letter that is meant is a line on stderr; with
     ``remember``, its digest is in ``shown``.
     """
 

@@ -34,7 +34,10 @@ ENDING = 5.0
 """Seconds that the current event has to be confirmed when a replay is interrupted."""
 
 PATIENCE = 5.0
-"""Seconds that somebody else's look is waited for."""
+"""Seconds that somebody else's look is waited for by who replays or discards."""
+
+COURTESY = 1.0
+"""Seconds that it is waited for by who only looks."""
 
 _NO_BODIES: Mapping[str, bytes] = MappingProxyType({})
 
@@ -97,6 +100,7 @@ class DeadLetters:
     ) -> Result:
         """Hand out the letters that are meant, one after the other, to ``take``; all stay where they are."""
         course = Course(self.dead_queue, selection, limit, watch)
+        await self._others_have_left(COURTESY)
         async with self._bus.browse(self.dead_queue, hold=self._window(selection, limit)) as look:
             async for letter in course.letters(look):
                 try:
@@ -213,16 +217,22 @@ class DeadLetters:
     @asynccontextmanager
     async def _alone(self, hold: int) -> AsyncGenerator[Browsing]:
         """Look into the queue as its only consumer. Raises `BrokerError` where there are others, also at the same moment."""
-        end = asyncio.get_running_loop().time() + PATIENCE
-        while (depth := await self._bus.depth(self.dead_queue)) and depth.consumers:
-            if asyncio.get_running_loop().time() > end:
-                raise _others(self.dead_queue, depth.consumers)
-            await asyncio.sleep(0.1)
+        if others := await self._others_have_left(PATIENCE):
+            raise _others(self.dead_queue, others)
         async with self._bus.browse(self.dead_queue, hold=hold) as look:
             depth = await self._bus.depth(self.dead_queue)
             if depth is not None and depth.consumers > (look.depth > 0):
                 raise _others(self.dead_queue, depth.consumers - (look.depth > 0))
             yield look
+
+    async def _others_have_left(self, patience: float) -> int:
+        """Wait for a while until nobody consumes from the queue; return how many still do."""
+        end = asyncio.get_running_loop().time() + patience
+        while (depth := await self._bus.depth(self.dead_queue)) and depth.consumers:
+            if asyncio.get_running_loop().time() > end:
+                return depth.consumers
+            await asyncio.sleep(0.05)
+        return 0
 
     async def _send(
         self,

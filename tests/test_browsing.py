@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rabbitevents import BrokerError, Bus, ConfigurationError, Depth, Message
+from rabbitevents import BrokerError, Bus, ConfigurationError, Depth, Message, browsing
 from rabbitevents.brokers import Deliver, Trusted
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.embedded.client import MemoryClient
@@ -266,10 +266,11 @@ def test_siblings_on_one_broker_may_run_one_after_the_other_each_on_its_own_loop
     assert [asyncio.run(look(bus)), asyncio.run(look(bus))] == [["0", "1", "2"]] * 2
 
 
-@pytest.mark.parametrize("hold", [7, 300])
+@pytest.mark.parametrize(("hold", "channel"), [(7, 10_000), (300, 10_000), (7, 50), (300, 1)])
 async def test_a_look_that_passes_over_what_it_keeps_sees_all_of_a_queue_and_leaves_its_order(
-    hold: int, bus: Bus
+    hold: int, channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(browsing, "CHANNEL", channel)
     await fill(bus, 1_000)
     seen: list[str] = []
 
@@ -285,7 +286,11 @@ async def test_a_look_that_passes_over_what_it_keeps_sees_all_of_a_queue_and_lea
     assert await bodies(bus) == [str(i) for i in range(1_000) if i % 10 != 3]
 
 
-async def test_what_was_passed_over_can_still_be_acknowledged(bus: Bus) -> None:
+@pytest.mark.parametrize("channel", [1, 10_000])
+async def test_what_was_passed_over_can_still_be_acknowledged(
+    channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browsing, "CHANNEL", channel)
     await fill(bus, 10)
 
     async with bus.browse(QUEUE, hold=4) as look:

@@ -45,7 +45,8 @@ class Browsing:
         self.depth: int = 0
         """How many messages were ready when the look began."""
         self.others: int = 0
-        """How many consumers the queue had when the look began: what they hold cannot be seen."""
+        """How many consumers the queue had when the look began: what they hold cannot be seen. One that was cancelled, and
+        still holds something, is counted too."""
         self._broker = broker
         self._home = home
         self._hold = hold

@@ -68,7 +68,8 @@ def list_(where: Target, selection: Selection, by: By | None, as_json: bool) -> 
         out.print(_nothing(selection))
     for each in found:
         if each.partial:
-            say.print(f"{each.queue}: counted {each.looked_at:,} of {each.there:,}{rendering.held(each.others)}")
+            held = f"; {rendering.HELD}" if each.others else ""
+            say.print(f"{each.queue}: counted {each.looked_at:,} of {each.there:,}{held}")
     if where.is_blind:
         say.print(
             "AMQP tells nobody which queues there are: name them with --queue, or the bus as MODULE:BUS; "

@@ -36,24 +36,10 @@ from rabbitevents import (
     facts,
     forward,
 )
+from rabbitevents_deadletter import labels
 from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
 from rabbitevents_deadletter.harmless import harmless
-from rabbitevents_deadletter.labels import (
-    ATTEMPTS,
-    DEAD,
-    ERROR,
-    FAILED_AT,
-    HANDLER,
-    HOST,
-    LABELS,
-    MESSAGE,
-    TRACEBACK,
-    cut,
-    moment,
-    name_of,
-    text_of,
-    traceback_of,
-)
+from rabbitevents_deadletter.labels import DEAD, MESSAGE, TRACEBACK, cut, moment, name_of, text_of, traceback_of
 from rabbitevents_deadletter.letters import DeadLetterMessage
 from rabbitevents_deadletter.tending import Tending
 
@@ -108,7 +94,6 @@ class DeadLetter(Plugin):
         self._running: Host | None = None
         self._subscriptions: dict[str, Subscription] = {}
         self._tending: Tending | None = None
-        self._announcing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
@@ -124,7 +109,7 @@ class DeadLetter(Plugin):
             yield
         finally:
             task.cancel()
-            await asyncio.wait({task, *self._announcing})
+            await asyncio.wait({task})
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error  # a defect: nothing that looking may meet ends it
 
@@ -162,40 +147,27 @@ class DeadLetter(Plugin):
         settlement, why_not = self._settlement(delivery, failed, error)
         if self._tending is not None:
             self._tending.sent(delivery.queue)
-        self._host.report(
-            facts.DeadLettered(
-                delivery.queue, failed.event_type, failed.event_id, failed.attempts, type(error).__name__
-            )
-        )
+        self._report(failed, type(error).__name__)
         self._log(delivery, failed, error, why_not)
-        if self._announces and failed.event_id and failed.event_type != PROCESSING_FAILED:
+        if self._announces and failed.event_id:
             await self._announce(delivery, failed)
         return settlement
 
-    def _found(self, letter: DeadLetterMessage) -> None:
+    async def _found(self, letter: DeadLetterMessage) -> None:
         """Say of a letter that the broker brought what is said of any other."""
-        delivery, queue = letter.delivery, letter.queue or letter.dead_queue
-        failed = EventProcessingFailed(
-            str(delivery.id),
-            letter.type,
-            queue,
-            self._handler(queue, letter.type),
-            letter.cause,
-            delivery.attempt,
-            letter.failed_at or datetime.now(UTC),
-        )
-        self._host.report(facts.DeadLettered(queue, failed.event_type, failed.event_id, failed.attempts, letter.cause))
-        log.error(
-            "%s was given up on by the broker (%s), and is in %s (rabbitevents dlq)",
-            letter.describe(),
-            letter.cause,
-            letter.dead_queue,
-            extra=event_fields(delivery),
-        )
-        if self._announces and failed.event_type != PROCESSING_FAILED:
-            task = asyncio.create_task(self._announce(delivery, failed))
-            self._announcing.add(task)
-            task.add_done_callback(self._announcing.discard)
+        delivery, queue, type = letter.delivery, letter.queue or letter.dead_queue, letter.type
+        when, handler = letter.failed_at or datetime.now(UTC), self._handler(queue, type)
+        failed = EventProcessingFailed(str(delivery.id), type, queue, handler, letter.cause, delivery.attempt, when)
+        self._report(failed, letter.cause)
+        said = (letter.describe(), letter.cause, letter.dead_queue)
+        fields = event_fields(delivery)
+        log.error("%s was given up on by the broker (%s), and is in %s (rabbitevents dlq)", *said, extra=fields)
+        if self._announces:
+            await self._announce(delivery, failed)
+
+    def _report(self, failed: EventProcessingFailed, reason: str) -> None:
+        fact = facts.DeadLettered(failed.queue, failed.event_type, failed.event_id, failed.attempts, reason)
+        self._host.report(fact)
 
     @property
     def _host(self) -> Host:
@@ -241,29 +213,32 @@ class DeadLetter(Plugin):
 
     def _copy(self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException) -> Message:
         """Return the copy with as many of its labels as fit. Raises `EncodeError` when not even the shortest do."""
-        labels = self._labels(failed, error)
+        said = self._labels(failed, error)
         for dropped in _SHORTER[:-1]:
-            copy = _labelled(delivery, labels, dropped)
             with suppress(EncodeError):
-                self._host.limits.check_message(copy)
-                return copy
-        copy = _labelled(delivery, labels, _SHORTER[-1])
+                return self._checked(delivery, said, dropped)
+        return self._checked(delivery, said, _SHORTER[-1])
+
+    def _checked(self, delivery: Delivery, said: Headers, dropped: Sequence[str]) -> Message:
+        """Return the copy, with nothing of the family but these labels. Raises `DecodeError` and `EncodeError`."""
+        headers: Headers = {**dict.fromkeys(labels.LABELS), **said, **dict.fromkeys(dropped)}
+        copy = Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=headers)
         self._host.limits.check_message(copy)
         return copy
 
     def _labels(self, failed: EventProcessingFailed, error: BaseException) -> dict[str, HeaderValue]:
-        labels: dict[str, HeaderValue] = {
-            ERROR: failed.error,
-            FAILED_AT: moment(failed.failed_at),
-            ATTEMPTS: failed.attempts,
-            HANDLER: cut(failed.handler, 255),
-            HOST: self._hostname,
+        said: dict[str, HeaderValue] = {
+            labels.ERROR: failed.error,
+            labels.FAILED_AT: moment(failed.failed_at),
+            labels.ATTEMPTS: failed.attempts,
+            labels.HANDLER: cut(failed.handler, 255),
+            labels.HOST: self._hostname,
         }
         if self._with_message:
-            labels[MESSAGE] = text_of(error)
+            said[MESSAGE] = text_of(error)
         if self._with_traceback:
-            labels[TRACEBACK] = traceback_of(error)
-        return labels
+            said[TRACEBACK] = traceback_of(error)
+        return said
 
     # --- saying so ---
 
@@ -286,6 +261,8 @@ class DeadLetter(Plugin):
         return isinstance(error, DecodeError) or (self._with_message and isinstance(error, RabbitEventsError))
 
     async def _announce(self, delivery: Delivery, failed: EventProcessingFailed) -> None:
+        if failed.event_type == PROCESSING_FAILED:
+            return
         try:
             await self._host.publish(announce(delivery, failed, self._host.name))
         except Exception as error:
@@ -296,9 +273,3 @@ class DeadLetter(Plugin):
                 name_of(error),
                 extra={**event_fields(delivery), "attempt": failed.attempts},
             )
-
-
-def _labelled(delivery: Delivery, labels: Headers, dropped: Sequence[str]) -> Message:
-    """Return the copy, with nothing of the family but these labels. Raises `DecodeError`."""
-    kept: Headers = {**dict.fromkeys(LABELS), **labels, **dict.fromkeys(dropped)}
-    return Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=kept)

@@ -38,6 +38,9 @@ _REASONS: Mapping[str, str] = {
 }
 
 
+HELD: Final = "what somebody else holds who looks at it, or replays it, was not seen"
+
+
 def put(console: Console, what: RenderableType) -> None:
     """Print a table, or several things, within the width of the terminal."""
     console.print(what, soft_wrap=False)
@@ -215,18 +218,14 @@ def outcome(result: Result, done: str, *, broken_off: bool = False) -> Iterator[
         gone = ", since somebody else has taken them, or looks at them" if result.ended == "gone" else ""
         why = ", since it was broken off" if broken_off else gone
         parts.append(f"{result.unseen:,} of {result.there:,} not looked at{why}")
-    if parts or result.others:
-        yield Text(f"{harmless(result.queue)}: {', '.join(parts)}{held(result.others)}".replace(": , ", ": "))
+    if result.others:
+        parts.append(HELD)
+    if parts:
+        yield Text(f"{harmless(result.queue)}: {', '.join(parts)}")
     for id, why in result.refused[:10]:
         yield Text(f"  {harmless(id)} stays where it is: {harmless(why)}")
     if result.failed > 10:
         yield Text(f"  and so do {result.failed - 10:,} more")
-
-
-def held(others: int) -> str:
-    """Say that somebody else consumes from a queue; nothing where nobody does."""
-    many = "a consumer" if others == 1 else f"{others} consumers"
-    return f", and what somebody else holds who looks at it, or replays it ({many}), was not seen" if others else ""
 
 
 def not_found(ids: Sequence[str], seen: Iterable[str]) -> list[str]:

@@ -31,7 +31,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     there: int
     """How many messages were ready when it began; what comes later is not looked at."""
     others: int = 0
-    """How many consumers others had there then: what those hold was not seen, and is not counted in ``there``."""
+    """How many consumers others had there then, as the broker counts them: what those hold was not seen, and is not
+    counted in ``there``."""
     looked_at: int = 0
     meant: int = 0
     """How many of those the selection takes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ log: Final = logging.getLogger("rabbitevents.deadletter")
 FIRST = 1.0
 """Seconds after which the queues are looked at first: they are declared before, but the handlers come first."""
 
-PAUSE = 30.0
+PAUSE = 10.0
 """Seconds between two looks at how many there are."""
 
 SWEEP = 3600.0
@@ -51,7 +51,7 @@ class Tending:
         self,
         bus: Bus,
         queues: Iterable[str],
-        found: Callable[[DeadLetterMessage], object],
+        found: Callable[[DeadLetterMessage], Awaitable[None]],
         keep: timedelta | None,
         archive: Path | None,
     ) -> None:
@@ -117,7 +117,7 @@ class Tending:
                 except (DecodeError, EncodeError):
                     continue  # its body was not kept, or its headers leave no room: it stays as it came
                 look.acknowledge(letter.delivery)
-                self._found(letter)
+                await self._found(letter)
 
     async def _sweep(self, queue: str) -> None:
         """Write what is too old to a file of its own, and discard it."""

@@ -217,22 +217,22 @@ class DeadLetters:
     @asynccontextmanager
     async def _alone(self, hold: int) -> AsyncGenerator[Browsing]:
         """Look into the queue as its only consumer. Raises `BrokerError` where there are others, also at the same moment."""
-        if others := await self._others_have_left(PATIENCE):
-            raise _others(self.dead_queue, others)
+        if not await self._others_have_left(PATIENCE):
+            raise _others(self.dead_queue)
         async with self._bus.browse(self.dead_queue, hold=hold) as look:
             depth = await self._bus.depth(self.dead_queue)
             if depth is not None and depth.consumers > (look.depth > 0):
-                raise _others(self.dead_queue, depth.consumers - (look.depth > 0))
+                raise _others(self.dead_queue)
             yield look
 
-    async def _others_have_left(self, patience: float) -> int:
-        """Wait for a while until nobody consumes from the queue; return how many still do."""
+    async def _others_have_left(self, patience: float) -> bool:
+        """Wait for a while until nobody consumes from the queue; return whether nobody does."""
         end = asyncio.get_running_loop().time() + patience
         while (depth := await self._bus.depth(self.dead_queue)) and depth.consumers:
             if asyncio.get_running_loop().time() > end:
-                return depth.consumers
+                return False
             await asyncio.sleep(0.05)
-        return 0
+        return True
 
     async def _send(
         self,
@@ -276,11 +276,9 @@ def _is_confirmed(sending: asyncio.Future[None]) -> bool:
     return not sending.cancelled() and sending.exception() is None
 
 
-def _others(queue: str, consumers: int) -> BrokerError:
-    many = "a consumer" if consumers == 1 else f"{consumers} consumers"
+def _others(queue: str) -> BrokerError:
     return BrokerError(
-        f"somebody else looks at queue {queue!r}, or replays what is in it ({many}): nothing was done; try again when "
-        "they have ended"
+        f"somebody else looks at queue {queue!r}, or replays what is in it: it was left to them; try again when they have ended"
     )
 
 

@@ -192,8 +192,8 @@ class MemoryQueue:
 
     @property
     def readers(self) -> int:
-        """How many consumers read from it."""
-        return sum(not reader.cancelled for reader in self._readers)
+        """How many consumers read from it; one that was cancelled counts as long as it holds something, as on RabbitMQ."""
+        return sum(not reader.cancelled or bool(reader.unsettled) for reader in self._readers)
 
     @property
     def full(self) -> bool:

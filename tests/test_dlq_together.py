@@ -116,6 +116,7 @@ async def test_of_two_replays_at_once_each_event_is_replayed_once(
 
     done = [each.done for each in (*both, rest) if not isinstance(each, BaseException)]
     assert sum(done) == 300
+    assert sum(isinstance(each, BrokerError) for each in both) >= 1  # in the order of both, no order would be left
     assert all(isinstance(each, BrokerError) for each in both if isinstance(each, BaseException))
     assert await ready(place, QUEUE) == 300
     assert await ready(place) == 0
@@ -283,6 +284,27 @@ async def test_a_slow_replay_looks_again_and_again_and_replays_each_once(
     assert (result.done, result.failed) == (12, 0)
     assert sorted(ids(told)) == sorted(f"id-{i}" for i in range(12))
     assert [letter.replayed for letter in await letters(place)] == [1] * 12
+
+
+async def test_what_dies_during_a_slow_replay_is_not_replayed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench, "LONGEST", 0.05)
+    await fill(place, 5)
+
+    async with service(place, failing()) as bus:
+        number = iter(range(1_000))
+
+        async def die_too() -> None:
+            while True:
+                body, id = b'{"order_id": "new"}', f"new-{next(number)}"
+                await bus.send(raw(body, properties=Properties(type="order.placed", message_id=id)))
+                await asyncio.sleep(0.02)
+
+        dying = asyncio.ensure_future(die_too())
+        async with asyncio.timeout(20):
+            result = await DeadLetters(bus, QUEUE).replay(Selection(types=("order.*",)), rate=20)
+        dying.cancel()
+
+    assert result.done == 5
 
 
 async def test_lines_of_a_file_are_replayed_to_another_queue(place: Place, tmp_path: Path) -> None:

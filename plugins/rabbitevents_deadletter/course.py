@@ -40,8 +40,8 @@ class Course:
         self._watch = watch
         self._only = only
         self._refused: set[bytes] = set()
-        self._met: frozenset[bytes] = frozenset()
-        """Those that an earlier look met, and that were left where they are."""
+        self._met: frozenset[bytes] | None = None
+        """Those that an earlier look met, and that were left where they are; None at the first look."""
 
     @property
     def complete(self) -> bool:
@@ -50,7 +50,7 @@ class Course:
 
     async def letters(self, look: Browsing) -> AsyncGenerator[DeadLetterMessage]:
         """Yield those letters of a look that are meant, to the end of the queue. A later look goes on with what is left."""
-        done, self._met = self.result.done, frozenset(self._refused)
+        done, self._met = self.result.done, frozenset(self._refused) if self.result.looked_at else None
         self._note(there=done + look.depth, looked_at=done, meant=done + self.result.failed, others=look.others)
         while True:
             async for delivery in look:
@@ -64,16 +64,21 @@ class Course:
             await look.pass_over()
 
     def takes(self, letter: DeadLetterMessage) -> bool:
-        """Count a letter, and say whether it is meant: once, also if a later look meets it again."""
-        again = letter.replayed_at is not None and letter.replayed_at >= self.began
-        again = again or bool(self._met and letter.digest() in self._met)
-        meant = not again and self._selection.takes(letter, self.began)
+        """Count a letter, and say whether it is meant."""
+        meant = not self._is_news(letter) and self._selection.takes(letter, self.began)
         if meant and self._only is not None:
             meant = letter.digest() in self._only or letter.digest(body=False) in self._only
         self._note(looked_at=self.result.looked_at + 1, meant=self.result.meant + meant)
         if not meant:
             self._watch(self.result, None)
         return meant
+
+    def _is_news(self, letter: DeadLetterMessage) -> bool:
+        """Say whether a later look meets what the first one has met, or could not meet."""
+        if self._met is None:
+            return False
+        since = max((each for each in (letter.replayed_at, letter.failed_at) if each is not None), default=self.began)
+        return since > self.began or letter.digest() in self._met
 
     def passed(self, letter: DeadLetterMessage) -> None:
         """Note that a letter is left as it is."""

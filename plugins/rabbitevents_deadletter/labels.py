@@ -110,10 +110,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _named(error: BaseException) -> str:
     """Name an exception; a group with what is in it."""
+    name = name_of(error)
     if not isinstance(error, BaseExceptionGroup):
-        return name_of(error)
+        return name
     inner = [name_of(each) for each in cast("BaseExceptionGroup[BaseException]", error).exceptions]
-    return f"{name_of(error)} of {', '.join(inner[:5])}{', ...' if len(inner) > 5 else ''}"
+    return f"{name} of {', '.join(inner[:5])}{', ...' if len(inner) > 5 else ''}"
 
 
 def _stack(error: BaseException) -> StackSummary:

@@ -175,6 +175,8 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         return message if body is None else msgspec.structs.replace(message, body=body)
 
 
+_NOTHING: Mapping[str, HeaderValue] = {}
+
 _DUE: Final = "delay.due"
 """The core's exchange that leads a retry back to its queue, whose name is the key."""
 
@@ -207,7 +209,7 @@ def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
     deaths = delivery.headers.get("x-death") if delivery.via_exchange else None
     entries = [each for each in deaths if isinstance(each, Mapping)] if isinstance(deaths, list) else []
     if delivery.queue == LOST and delivery.via_exchange:  # it left the queue that it waited in
-        return next(iter(entries), {})
+        return next(iter(entries), _NOTHING)
     return next((each for each in entries if each.get("queue") == queue), None)
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from math import isfinite
 from textwrap import indent
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from rich.console import Console, RenderableType
@@ -84,8 +84,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {name: _finite(inner) for name, inner in cast("Mapping[str, Any]", value).items()}
+    return [_finite(each) for each in cast("list[Any]", value)] if isinstance(value, (list, tuple)) else value
 
 
 def age_of(time: datetime | None, now: datetime) -> str:

@@ -328,3 +328,27 @@ async def _broken_off_after_passing_over(bus: Bus, server: EmbeddedBroker) -> No
         server.drop_connections()
         with pytest.raises(BrokerError, match="broken off"):
             _ = [delivery async for delivery in look]
+
+
+@pytest.mark.parametrize("channel", [1, 10_000])
+async def test_a_look_that_is_cut_off_while_it_passes_over_leaves_nothing_behind(
+    channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browsing, "CHANNEL", channel)
+    await fill(bus, 60)
+
+    async def look_through() -> None:
+        async with bus.browse(QUEUE, hold=4) as look:
+            for _ in range(15):
+                _ = [delivery async for delivery in look]
+                await look.pass_over()
+
+    await bus.depth(QUEUE)  # the connection stands
+    for milliseconds in range(0, 60, 3):
+        looking = asyncio.ensure_future(look_through())
+        await asyncio.wait({looking}, timeout=milliseconds / 1000)
+        looking.cancel()
+        await asyncio.wait({looking})
+
+    await eventually_ready(bus, 60)
+    assert sorted(map(int, await bodies(bus))) == list(range(60))

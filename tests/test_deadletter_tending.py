@@ -174,6 +174,28 @@ async def test_a_service_does_not_look_into_its_own_dead_letters() -> None:
     assert looks == []
 
 
+async def test_a_stand_in_looks_after_its_own_queue_and_the_bus_s_one_after_the_others(tmp_path: Path) -> None:
+    server = EmbeddedBroker()
+    router = Router("shop")
+    own = DeadLetter(keep=timedelta(days=1), archive=tmp_path)
+
+    @router.on(OrderPlaced, plugins=[own])
+    async def record(order: OrderPlaced) -> None:
+        raise ValueError
+
+    @router.on(OrderPlaced)
+    async def note(order: OrderPlaced) -> None:
+        raise ValueError
+
+    async with Bus(server.client(), router, plugins=[DeadLetter()]) as bus:
+        await bus.publish(OrderPlaced("o"))
+        await until(bus, 1)
+        await until(bus, 1, "shop.note.dead")
+        names = [check.name for check in bus.health().checks if check.name.startswith("dead letters")]
+
+    assert sorted(names) == ["dead letters shop.note.dead", "dead letters shop.record.dead"]
+
+
 # --- delay.lost ----------------------------------------------------------------------------------------------------
 
 

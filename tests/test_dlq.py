@@ -388,37 +388,6 @@ async def test_cancelled_between_a_publish_and_its_confirm_it_waits_for_the_conf
     assert await ready(server, QUEUE) == 1
 
 
-async def test_a_slow_replay_holds_only_those_whose_turn_comes_soon() -> None:
-    server = EmbeddedBroker()
-    await fill(server, 20)
-    first = asyncio.Event()
-    async with tools(server) as dead:
-        replaying = asyncio.ensure_future(dead.replay(rate=0.01, watch=lambda result, letter: first.set()))
-        await first.wait()
-        held = server.queues[DEAD].unsettled
-        replaying.cancel()
-        await asyncio.wait({replaying})
-
-    assert held == 6  # what 0.01 a second are in 600 s
-    assert await ready(server) == 19
-
-
-async def test_a_replay_however_slow_holds_the_one_whose_turn_is_next() -> None:
-    server = EmbeddedBroker()
-    await fill(server, 3)
-    first = asyncio.Event()
-    async with tools(server) as dead:
-        replaying = asyncio.ensure_future(dead.replay(rate=0.001, watch=lambda result, letter: first.set()))
-        await eventually(lambda: first.is_set() or replaying.done(), "the first letter")
-        held = server.queues[DEAD].unsettled
-        replaying.cancel()
-        await asyncio.wait({replaying})
-
-    assert replaying.cancelled()
-    assert held == 1
-    assert await ready(server) == 2
-
-
 async def test_interrupted_while_the_broker_takes_nothing_a_replay_gives_its_event_up_and_keeps_its_letter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -445,17 +414,16 @@ async def test_interrupted_while_the_broker_takes_nothing_a_replay_gives_its_eve
     assert await ready(server, QUEUE) == 1
 
 
-async def test_no_more_are_held_than_are_asked_for(place: Place) -> None:
+async def test_looks_at_the_first_letters_leave_the_order_of_all(place: Place) -> None:
     await fill(place, 20)
-    async with tools(place) as dead, Bus(of(place), declare="none") as other:
-        looking = await dead.find(limit=5)
-        async with other.browse(DEAD, hold=15) as look:
-            others = [each.properties.message_id async for each in look]
-            meanwhile = await dead.find(limit=3)
+    async with tools(place) as dead:
+        await dead.summary()
+        first = [ids(await dead.find(limit=limit)) for limit in (1, 5, 3)]
+        await dead.replay(limit=2, dry_run=True)
+        await dead.replay(limit=2)
 
-    assert ids(looking) == [f"id-{i}" for i in range(5)]
-    assert others == [f"id-{i}" for i in range(15)]
-    assert len(meanwhile) == 3
+    assert first == [[f"id-{i}" for i in range(limit)] for limit in (1, 5, 3)]
+    assert ids(await letters(place)) == [f"id-{i}" for i in range(2, 20)]
 
 
 async def test_a_replay_is_a_first_attempt_again(place: Place) -> None:

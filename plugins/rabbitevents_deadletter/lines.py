@@ -82,7 +82,7 @@ def read_line(data: bytes) -> DeadLetterMessage:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DecodeError(f"it is no line of an export: {error}") from error
     if line.rabbitevents != FORMAT:
-        raise DecodeError(f"it is {line.rabbitevents[:40]!r}, and not {FORMAT!r}: export the letters again")
+        raise DecodeError(f"it is {line.rabbitevents[:40]!r}, and not {FORMAT!r}: take the version that wrote it")
     if line.properties is None:
         raise DecodeError("it has no properties")
     exchange, routing_key = (word.decode("utf-8", "surrogateescape") for word in line.address)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from rabbitevents import (
     Bus,
@@ -51,6 +51,9 @@ _ATTEMPT: ContextVar[int] = ContextVar("rabbitevents_deadletter_attempt", defaul
 
 _SHORTER = ((), (TRACEBACK,), (TRACEBACK, MESSAGE))
 """What is left off, step by step, where the labels do not fit beside an event's own headers."""
+
+LEAVING: Final = 5.0
+"""Seconds that a stop waits at most for a look that is under way: the broker may be away."""
 
 
 class DeadLetter(Plugin):
@@ -100,17 +103,19 @@ class DeadLetter(Plugin):
         """Learn what the bus consumes, and look after its dead letter queues."""
         self._running = host
         self._subscriptions = {each.queue: each for each in host.subscriptions}
-        if not isinstance(host, Bus) or not self._subscriptions:
+        own = [each.queue for each in host.subscriptions if self in each.plugins]
+        mine = own or [q for q, each in self._subscriptions.items() if not any(map(_is_one, each.plugins))]
+        if not isinstance(host, Bus) or not mine:
             yield
             return
-        self._tending = Tending(host, self._subscriptions, self._found, self._keep, self._archive)
+        self._tending = Tending(host, mine, self._found, self._keep, self._archive)
         task = asyncio.create_task(self._tending.run(), name=f"{host.name} dead letters")
         try:
             yield
         finally:
             task.cancel()
-            await asyncio.wait({task})
-        if not task.cancelled() and (error := task.exception()) is not None:
+            await asyncio.wait({task}, timeout=LEAVING)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             raise error  # a defect: nothing that looking may meet ends it
 
     def health(self) -> Iterable[Check]:
@@ -273,3 +278,7 @@ class DeadLetter(Plugin):
                 name_of(error),
                 extra={**event_fields(delivery), "attempt": failed.attempts},
             )
+
+
+def _is_one(plugin: Plugin) -> bool:
+    return isinstance(plugin, DeadLetter)

@@ -101,7 +101,7 @@ class DeadLetters:
         """Hand out the letters that are meant, one after the other, to ``take``; all stay where they are."""
         course = Course(self.dead_queue, selection, limit, watch)
         await self._others_have_left(COURTESY)
-        async with self._bus.browse(self.dead_queue, hold=self._window(selection, limit)) as look:
+        async with self._browse() as look:
             async for letter in course.letters(look):
                 try:
                     take(letter)
@@ -109,12 +109,6 @@ class DeadLetters:
                 except DecodeError as error:
                     course.refused(letter, error)
         return course.ended()
-
-    def _window(self, selection: Selection, limit: int | None, rate: float | None = None) -> int:
-        """Return how many to hold: no more than are needed, since nobody else gets them, and bodies take memory."""
-        if selection != EVERY:  # what is skipped has to be held, until what is meant has come
-            return self._hold
-        return min(self._hold, limit or self._hold, self._hold if rate is None else max(1, int(rate * LONGEST)))
 
     # --- doing something about it ---
 
@@ -138,13 +132,13 @@ class DeadLetters:
         replayed stays, and is among the refused. Raises a `PublishError`, and then neither this event nor a later one was
         acknowledged. A cancellation lets the current one be confirmed first.
         """
-        pace, hold = Pace(rate), self._window(selection, limit, rate)
+        pace = Pace(rate)
         edited = {id.lower(): body for id, body in bodies.items()}
         course = Course(self.dead_queue, selection, limit, watch, only)
         now, going = asyncio.get_running_loop().time, True
         while going:
             going, end = False, now() + LONGEST
-            async with self._alone(hold) if not dry_run else self._bus.browse(self.dead_queue, hold=hold) as look:
+            async with self._alone() if not dry_run else self._browse() as look:
                 async for letter in course.letters(look):
                     if dry_run:
                         course.passed(letter)
@@ -202,24 +196,28 @@ class DeadLetters:
         letters by their digests: those that somebody has seen.
         """
         batch: list[DeadLetterMessage] = []
-        course, hold = Course(self.dead_queue, selection, limit, watch, only), self._window(selection, limit)
-        async with self._alone(hold) if not dry_run else self._bus.browse(self.dead_queue, hold=hold) as look:
+        course = Course(self.dead_queue, selection, limit, watch, only)
+        async with self._alone() if not dry_run else self._browse() as look:
             async for letter in course.letters(look):
                 if dry_run:
                     course.passed(letter)
                 elif _written(letter, lines, course):
                     batch.append(letter)
-                if len(batch) >= min(BATCH, hold):
+                if len(batch) >= min(BATCH, self._hold):
                     await _acknowledge(look, batch, lines, course)
             await _acknowledge(look, batch, lines, course)
         return course.ended()
 
+    def _browse(self) -> Browsing:
+        """Return a look that holds all that it may: what was not held when a look ends stands before what was (3.10)."""
+        return self._bus.browse(self.dead_queue, hold=self._hold)
+
     @asynccontextmanager
-    async def _alone(self, hold: int) -> AsyncGenerator[Browsing]:
+    async def _alone(self) -> AsyncGenerator[Browsing]:
         """Look into the queue as its only consumer. Raises `BrokerError` where there are others, also at the same moment."""
         if not await self._others_have_left(PATIENCE):
             raise _others(self.dead_queue)
-        async with self._bus.browse(self.dead_queue, hold=hold) as look:
+        async with self._browse() as look:
             depth = await self._bus.depth(self.dead_queue)
             if depth is not None and depth.consumers > (look.depth > 0):
                 raise _others(self.dead_queue)

@@ -188,8 +188,8 @@ class Subscriber:
             await self._nothing_to_do(at_rest=not self._wanted)
         elif not self._wanted and registration.state == "consuming":
             await registration.cancel()
-        elif not self._wanted and self._late:
-            self._give_back_late()
+        elif not self._wanted and self._late and self._trusted is not None:
+            self._give_back_late()  # a look's go back with what it was given before, in their order
         elif self._wanted and (registration.state == "idle" or registration.window < self._window):
             await registration.consume(self._window)
         elif self._wanted and self._late:

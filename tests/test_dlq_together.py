@@ -286,6 +286,18 @@ async def test_a_slow_replay_looks_again_and_again_and_replays_each_once(
     assert [letter.replayed for letter in await letters(place)] == [1] * 12
 
 
+async def test_a_replay_of_several_looks_ends_at_its_limit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench, "LONGEST", 0.0)
+    await fill(place, 6)
+
+    async with tools(place) as dead:
+        result = await dead.replay(limit=3)
+
+    assert (result.done, result.ended) == (3, "limit")
+    assert await ready(place, QUEUE) == 3
+    assert sorted(ids(await letters(place))) == ["id-3", "id-4", "id-5"]
+
+
 async def test_what_dies_during_a_slow_replay_is_not_replayed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench, "LONGEST", 0.05)
     await fill(place, 5)

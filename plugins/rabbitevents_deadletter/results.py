@@ -66,20 +66,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     newest: datetime | None
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class Summary(Result, frozen=True, kw_only=True):
     """What is in a dead letter queue, the most frequent first."""
 
-    queue: str
-    there: int
-    looked_at: int
     groups: tuple[Group, ...]
-    others: int = 0
-    """How many consumers others had there: what those hold is not counted."""
-
-    @property
-    def partial(self) -> bool:
-        """Whether letters may be there that were not counted."""
-        return self.others > 0 or self.looked_at < self.there
 
 
 class Groups:

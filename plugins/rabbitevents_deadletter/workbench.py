@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Final
 
+import msgspec
+
 from rabbitevents import BrokerError, Browsing, Bus, ConfigurationError, DecodeError, EncodeError
 from rabbitevents_deadletter.course import Course, Pace, Watch, nobody
 from rabbitevents_deadletter.labels import dead_queue_of
@@ -27,7 +29,7 @@ BATCH: Final = 100
 """How many letters that are discarded are written to disk together, before they are acknowledged."""
 
 LONGEST = 600.0
-"""Seconds that a slow replay looks at a time: the broker takes a look away whose letters it has waited for too long
+"""Seconds that a replay looks at a time: the broker takes a look away whose letters it has waited for too long
 (30 minutes, where it is not told otherwise)."""
 
 ENDING = 5.0
@@ -63,13 +65,7 @@ class DeadLetters:
         """Count what is there by error and type, or ``by`` one of them."""
         groups = Groups(by)
         result = await self.look(selection, take=groups.add)
-        return Summary(
-            queue=self.dead_queue,
-            there=result.there,
-            looked_at=result.looked_at,
-            groups=groups.sorted(),
-            others=result.others,
-        )
+        return Summary(**msgspec.structs.asdict(result), groups=groups.sorted())
 
     async def find(self, selection: Selection = EVERY, *, limit: int = 10) -> list[DeadLetterMessage]:
         """Return the first letters that are meant, the oldest first."""
@@ -143,10 +139,8 @@ class DeadLetters:
                     if dry_run:
                         course.passed(letter)
                         continue
-                    names = letter.id.lower(), letter.digest(body=False).hex()
-                    body = next((edited[name] for name in names if name in edited), None)
-                    await self._send(letter, body, to, pace, course, look)
-                    if going := rate is not None and now() > end:
+                    await self._send(letter, _edit_of(letter, edited), to, pace, course, look)
+                    if going := now() > end and not course.complete:
                         break
         return course.ended()
 
@@ -257,6 +251,11 @@ class DeadLetters:
             course.refused(letter, error)
         else:
             _sent(letter, course, look)
+
+
+def _edit_of(letter: DeadLetterMessage, edited: Mapping[str, bytes]) -> bytes | None:
+    names = (letter.id.lower(), letter.digest(body=False).hex()) if edited else ()
+    return next((edited[name] for name in names if name in edited), None)
 
 
 def _sent(letter: DeadLetterMessage, course: Course, look: Browsing | None) -> None:

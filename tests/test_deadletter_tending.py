@@ -26,6 +26,7 @@ from rabbitevents import (
     UnroutableError,
     facts,
 )
+from rabbitevents.brokers.embedded.broker import Failure
 from rabbitevents.testing import EmbeddedBroker
 from rabbitevents_deadletter import DeadLetter, DeadLetters, EventProcessingFailed, read_lines, tending
 from tests.deadletters import DEAD, QUEUE, Place, failing, ids, letters, of, put, raw, until
@@ -46,6 +47,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look after dead letter queues without long pauses."""
     monkeypatch.setattr(tending, "FIRST", 0.01)
     monkeypatch.setattr(tending, "PAUSE", 0.05)
+    monkeypatch.setattr(tending, "AGAIN", 0.1)
 
 
 class Noted(Plugin):
@@ -174,6 +176,22 @@ async def test_a_service_does_not_look_into_its_own_dead_letters() -> None:
     assert looks == []
 
 
+@pytest.mark.parametrize("failure", ["refuse", "return", "lose"])
+async def test_a_label_that_fails_is_tried_again(failure: Failure, caplog: pytest.LogCaptureFixture) -> None:
+    server = EmbeddedBroker()
+    await expired(server, expiring("id-0"), expiring("id-1"))
+    server.fail(failure, when=lambda message: message.routing_key == DEAD)
+    noted = Noted()
+
+    async with Bus(server.client(), recording(Effects()), plugins=[DeadLetter(), noted]) as bus:
+        await eventually(lambda: len(noted.dead) >= 2, "both labels")
+        await eventually(lambda: bool(health_of(bus, DEAD)), "a line of health")
+
+    assert {each.id for each in await letters(server)} == {"id-0", "id-1"}
+    assert all("dead-letter-reason" in each.headers for each in await letters(server))
+    assert "the dead letters of shop.record could not be looked after" in caplog.text
+
+
 async def test_a_stand_in_looks_after_its_own_queue_and_the_bus_s_one_after_the_others(tmp_path: Path) -> None:
     server = EmbeddedBroker()
     router = Router("shop")
@@ -210,6 +228,7 @@ async def test_what_is_lost_is_reported_and_in_health_and_replayed_to_the_queue_
             copy = raw(b'{"order_id": "o-%d"}' % number, queue="shop.old", properties=properties)
             await bus.send(msgspec.structs.replace(copy, after=timedelta(milliseconds=1)))
         await eventually(lambda: len(noted.dead) == 2, "both of them")
+        await eventually(lambda: bool(health_of(bus, "delay.lost")), "a line of health")
         said = health_of(bus, "delay.lost")
         dead = DeadLetters(bus, "delay.lost")
         first, second = await dead.find()

@@ -26,6 +26,9 @@ FIRST = 1.0
 PAUSE = 10.0
 """Seconds between two looks at how many there are."""
 
+AGAIN = 60.0
+"""Seconds after which a look that failed is tried again."""
+
 SWEEP = 3600.0
 """Seconds between two looks for what is too old."""
 
@@ -100,11 +103,13 @@ class Tending:
             depth.ready > self._known[queue] and (depth.consumers or now() < self._next.get(queue, 0))
         ):
             return
-        before, self._known[queue] = self._known[queue], depth.ready
-        if depth.ready > before:
+        more = depth.ready - self._known[queue]
+        if more > 0:
             began = now()
+            self._next[queue] = began + AGAIN
             await self._label(queue)
             self._next[queue] = now() + SHARE * (now() - began)
+        self._known[queue] += more  # the plugin may have sent further ones meanwhile
 
     async def _label(self, queue: str) -> None:
         dead = dead_queue_of(queue)

@@ -536,3 +536,9 @@ def test_two_bodies_for_one_letter_are_refused(server: EmbeddedBroker, tmp_path:
 
     assert "has two bodies for one letter of order.placed id-0" in str(result.exception)
     assert left(server) == ["id-0"]
+
+
+def test_a_bus_without_a_command_is_told_which_one_to_begin_with() -> None:
+    result = called(BUS)
+
+    assert getattr(result.exception, "message", "") == f"say what to do first: dlq list {BUS}"

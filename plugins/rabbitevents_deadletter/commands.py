@@ -27,12 +27,13 @@ from rabbitevents_deadletter.workbench import DeadLetters
 
 
 @click.group(
+    cls=targets.Commands,
     epilog="""\b
 Examples:
   rabbitevents dlq list shop.inventory:bus --by error
   rabbitevents dlq show shop.inventory:bus --error PaymentRefused
   rabbitevents dlq replay shop.inventory:bus --type 'order.*' --newer-than 2h
-  rabbitevents dlq list --url amqp://localhost --queue inventory.reserve"""
+  rabbitevents dlq list --url amqp://localhost --queue inventory.reserve""",
 )
 def dlq() -> None:
     """Look at dead letters, and replay, discard or export them.

@@ -59,12 +59,14 @@ LEAVING: Final = 5.0
 class DeadLetter(Plugin):
     """Send what is given up on to ``<queue>.dead``, with headers that say why; stands outermost.
 
-    ``message=False`` leaves the exceptions' texts out of headers and log (they may hold personal data),
-    ``traceback=False`` the places in the code. ``announce=True`` also publishes `EventProcessingFailed`. What is older
-    than ``keep`` is written to a new file in the folder ``archive``, and then taken out of its queue.
-
     What no copy can carry (a header that cannot be read, a body over the limit) is rejected instead: the broker's own
     dead-lettering takes it to the same queue, as it came. Nothing is dead-lettered because a process stops.
+
+    :param traceback: Whether the headers say the places in the code: True.
+    :param message: Whether headers and log say the exceptions' texts: True. They may hold personal data.
+    :param announce: Whether `EventProcessingFailed` is published besides: False.
+    :param keep: How long a dead letter stays in its queue: for ever.
+    :param archive: The folder in which older ones are written to new files before they are taken out; goes with ``keep``.
     """
 
     role: ClassVar[str] = "dead-letter"
@@ -211,7 +213,7 @@ class DeadLetter(Plugin):
         """Return the copy to the dead letter queue; or else the rejection, and why no copy can be made."""
         try:
             if delivery.oversize:
-                raise DecodeError("its body is over the limit, and was not kept")
+                raise DecodeError("its body is over the limit of Bus(limits=...), and was not kept")
             return forward(self._copy(delivery, failed, error), error=error), ""
         except (DecodeError, EncodeError) as why:
             return Settlement(Outcome.REJECT, None, error), str(why)
@@ -273,7 +275,7 @@ class DeadLetter(Plugin):
         except Exception as error:
             # Whatever the plugins on the way out raise: the announcement must not keep its event from its queue.
             log.error(
-                "%s could not be announced as failed: %s",
+                "%s is in its dead letter queue, and could not be announced as failed: %s",
                 delivery.describe(),
                 name_of(error),
                 extra={**event_fields(delivery), "attempt": failed.attempts},

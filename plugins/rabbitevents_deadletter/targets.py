@@ -119,6 +119,19 @@ async def _at(bus: Bus, name: str) -> str:
     raise ConfigurationError(f"there is no queue {wanted[:80]!r} at {bus.address} (in this virtual host)")
 
 
+class Commands(click.Group):
+    """A group that knows what is meant by a bus without a command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant. Raises `click.UsageError`."""
+        name = args[0]
+        if ":" in name and not name.startswith("-"):
+            raise click.UsageError(f"say what to do first: {ctx.command_path} list {name[:60]}", ctx)
+        return super().resolve_command(ctx, args)
+
+
 # --- arguments and options -----------------------------------------------------------------------------------------
 
 

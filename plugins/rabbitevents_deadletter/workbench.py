@@ -47,10 +47,13 @@ _NO_BODIES: Mapping[str, bytes] = MappingProxyType({})
 class DeadLetters:
     """The dead letters of one queue, by way of a bus that has started.
 
-    ``queue`` is the queue whose handler failed, or ``delay.lost``; ``hold`` is how many letters a look keeps in memory,
-    at most: it sees all of them. All methods raise `ConfigurationError` where there is no such queue, and `BrokerError`
-    when the connection breaks in the middle: what was not dealt with is back in its place then. What replays or discards
-    also raises it, having done nothing, while somebody else consumes from the queue: a look, or another replay.
+    All methods raise `ConfigurationError` where there is no such queue, and `BrokerError` when the connection breaks in
+    the middle: what was not dealt with is back in its place then. What replays or discards also raises it, and leaves the
+    queue alone, while somebody else consumes from it: a look, or another replay.
+
+    :param bus: A bus that has started, any that leads to the broker.
+    :param queue: The queue whose handler failed, or ``delay.lost``.
+    :param hold: How many letters a look keeps in memory at most, 1 to 2000: 999. It sees all of them all the same.
     """
 
     def __init__(self, bus: Bus, queue: str, *, hold: int = HOLD) -> None:

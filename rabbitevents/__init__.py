@@ -25,7 +25,14 @@ from rabbitevents.lines import LineFilter
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.payload.own import wire_type
 from rabbitevents.plugin import Consume, Host, Plugin, Publish
-from rabbitevents.properties import Headers, HeaderValue, Properties, Timestamp
+from rabbitevents.properties import (
+    Headers,
+    HeaderValue,
+    Properties,
+    Timestamp,
+    decode_properties,
+    encode_properties,
+)
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.sync import SyncBus
@@ -78,7 +85,9 @@ __all__ = [
     "Topology",
     "TopologyError",
     "UnroutableError",
+    "decode_properties",
     "detached",
+    "encode_properties",
     "event",
     "event_fields",
     "facts",

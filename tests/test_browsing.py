@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rabbitevents import BrokerError, Bus, ConfigurationError, Depth, Message
+from rabbitevents import BrokerError, Bus, ConfigurationError, Depth, Message, browsing
 from rabbitevents.brokers import Deliver, Trusted
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.embedded.client import MemoryClient
@@ -264,3 +264,91 @@ def test_siblings_on_one_broker_may_run_one_after_the_other_each_on_its_own_loop
     bus = Bus(rabbit_url, declare="none")
 
     assert [asyncio.run(look(bus)), asyncio.run(look(bus))] == [["0", "1", "2"]] * 2
+
+
+@pytest.mark.parametrize(("hold", "channel"), [(7, 10_000), (300, 10_000), (7, 50), (300, 1)])
+async def test_a_look_that_passes_over_what_it_keeps_sees_all_of_a_queue_and_leaves_its_order(
+    hold: int, channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browsing, "CHANNEL", channel)
+    await fill(bus, 1_000)
+    seen: list[str] = []
+
+    async with bus.browse(QUEUE, hold=hold) as look:
+        while len(seen) < look.depth:
+            async for delivery in look:
+                seen.append(delivery.body.decode())
+                if int(delivery.body) % 10 == 3:
+                    look.acknowledge(delivery)
+            await look.pass_over()
+
+    assert seen == [str(i) for i in range(1_000)]
+    assert await bodies(bus) == [str(i) for i in range(1_000) if i % 10 != 3]
+
+
+@pytest.mark.parametrize("channel", [1, 10_000])
+async def test_what_was_passed_over_can_still_be_acknowledged(
+    channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browsing, "CHANNEL", channel)
+    await fill(bus, 10)
+
+    async with bus.browse(QUEUE, hold=4) as look:
+        first = [delivery async for delivery in look]
+        await look.pass_over()
+        second = [delivery async for delivery in look]
+        look.acknowledge(first[1])
+
+    assert [delivery.body for delivery in first + second] == [b"%d" % i for i in range(8)]
+    assert await bodies(bus) == ["0", *(str(i) for i in range(2, 10))]
+
+
+async def test_a_look_knows_how_many_others_read_from_the_queue(bus: Bus) -> None:
+    await fill(bus, 10)
+
+    async with bus.browse(QUEUE, hold=4) as first, bus.browse(QUEUE, hold=4) as second:
+        others = (first.others, second.others)
+
+    assert others == (0, 1)
+
+
+async def test_a_look_that_lost_its_connection_after_passing_over_says_so() -> None:
+    server = EmbeddedBroker()
+    async with Bus(server.client(), recording(Effects())):
+        pass
+    async with Bus(server.client(), declare="none") as bus:
+        await fill(bus, 10)
+        await _broken_off_after_passing_over(bus, server)
+
+
+async def _broken_off_after_passing_over(bus: Bus, server: EmbeddedBroker) -> None:
+    async with bus.browse(QUEUE, hold=4) as look:
+        _ = [delivery async for delivery in look]
+        await look.pass_over()
+        server.drop_connections()
+        with pytest.raises(BrokerError, match="broken off"):
+            _ = [delivery async for delivery in look]
+
+
+@pytest.mark.parametrize("channel", [1, 10_000])
+async def test_a_look_that_is_cut_off_while_it_passes_over_leaves_nothing_behind(
+    channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browsing, "CHANNEL", channel)
+    await fill(bus, 60)
+
+    async def look_through() -> None:
+        async with bus.browse(QUEUE, hold=4) as look:
+            for _ in range(15):
+                _ = [delivery async for delivery in look]
+                await look.pass_over()
+
+    await bus.depth(QUEUE)  # the connection stands
+    for milliseconds in range(0, 60, 3):
+        looking = asyncio.ensure_future(look_through())
+        await asyncio.wait({looking}, timeout=milliseconds / 1000)
+        looking.cancel()
+        await asyncio.wait({looking})
+
+    await eventually_ready(bus, 60)
+    assert sorted(map(int, await bodies(bus))) == list(range(60))

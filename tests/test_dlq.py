@@ -97,17 +97,19 @@ async def test_letters_are_found_in_order_and_one_by_its_id(place: Place) -> Non
     assert await ready(place) == 5
 
 
-async def test_a_look_holds_no_more_than_it_may_and_says_what_it_did_not_see(place: Place) -> None:
+async def test_a_look_sees_the_whole_queue_however_little_it_holds(place: Place) -> None:
     await fill(place, 10)
     async with tools(place, hold=4) as dead:
         summary = await dead.summary()
-        skipped = await dead.replay(Selection(ids=("id-9",)))
-        reached = await dead.replay(Selection(ids=("id-3",)))
+        one = await dead.get("id-9")
+        replayed = await dead.replay(Selection(ids=("id-9", "id-3")))
+        discarded = await dead.discard(Selection(ids=("id-8", "id-0")))
 
-    assert (summary.there, summary.looked_at) == (10, 4)
-    assert (skipped.looked_at, skipped.unseen, skipped.ended, skipped.done) == (4, 6, "full", 0)
-    assert reached.done == 1
-    assert await ready(place) == 9
+    assert (summary.there, summary.looked_at, summary.partial) == (10, 10, False)
+    assert one is not None
+    assert (replayed.looked_at, replayed.unseen, replayed.ended, replayed.done) == (10, 0, "", 2)
+    assert (discarded.looked_at, discarded.done) == (8, 2)
+    assert ids(await letters(place)) == ["id-1", "id-2", "id-4", "id-5", "id-6", "id-7"]
 
 
 async def test_without_its_queue_there_is_one_line(place: Place) -> None:
@@ -386,37 +388,6 @@ async def test_cancelled_between_a_publish_and_its_confirm_it_waits_for_the_conf
     assert await ready(server, QUEUE) == 1
 
 
-async def test_a_slow_replay_holds_only_those_whose_turn_comes_soon() -> None:
-    server = EmbeddedBroker()
-    await fill(server, 20)
-    first = asyncio.Event()
-    async with tools(server) as dead:
-        replaying = asyncio.ensure_future(dead.replay(rate=0.01, watch=lambda result, letter: first.set()))
-        await first.wait()
-        held = server.queues[DEAD].unsettled
-        replaying.cancel()
-        await asyncio.wait({replaying})
-
-    assert held == 6  # what 0.01 a second are in 600 s
-    assert await ready(server) == 19
-
-
-async def test_a_replay_however_slow_holds_the_one_whose_turn_is_next() -> None:
-    server = EmbeddedBroker()
-    await fill(server, 3)
-    first = asyncio.Event()
-    async with tools(server) as dead:
-        replaying = asyncio.ensure_future(dead.replay(rate=0.001, watch=lambda result, letter: first.set()))
-        await eventually(lambda: first.is_set() or replaying.done(), "the first letter")
-        held = server.queues[DEAD].unsettled
-        replaying.cancel()
-        await asyncio.wait({replaying})
-
-    assert replaying.cancelled()
-    assert held == 1
-    assert await ready(server) == 2
-
-
 async def test_interrupted_while_the_broker_takes_nothing_a_replay_gives_its_event_up_and_keeps_its_letter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -443,17 +414,16 @@ async def test_interrupted_while_the_broker_takes_nothing_a_replay_gives_its_eve
     assert await ready(server, QUEUE) == 1
 
 
-async def test_no_more_are_held_than_are_asked_for(place: Place) -> None:
+async def test_looks_at_the_first_letters_leave_the_order_of_all(place: Place) -> None:
     await fill(place, 20)
-    async with tools(place) as dead, Bus(of(place), declare="none") as other:
-        looking = await dead.find(limit=5)
-        async with other.browse(DEAD, hold=15) as look:
-            others = [each.properties.message_id async for each in look]
-            meanwhile = await dead.find(limit=3)
+    async with tools(place) as dead:
+        await dead.summary()
+        first = [ids(await dead.find(limit=limit)) for limit in (1, 5, 3)]
+        await dead.replay(limit=2, dry_run=True)
+        await dead.replay(limit=2)
 
-    assert ids(looking) == [f"id-{i}" for i in range(5)]
-    assert others == [f"id-{i}" for i in range(15)]
-    assert len(meanwhile) == 3
+    assert first == [[f"id-{i}" for i in range(limit)] for limit in (1, 5, 3)]
+    assert ids(await letters(place)) == [f"id-{i}" for i in range(2, 20)]
 
 
 async def test_a_replay_is_a_first_attempt_again(place: Place) -> None:

@@ -1,6 +1,8 @@
 """Dead letters: what was given up on goes to a queue of its own, says why, and can be looked at and replayed.
 
-`DeadLetter` is the plugin, `DeadLetters` looks into the queues, and ``rabbitevents dlq`` does so on the command line.
+`DeadLetter` is the plugin (`plugin`, with `labels`, `announcement` and `tending`). `DeadLetters` is the workbench, which
+looks into the queues (`workbench`, with `course`, `letters`, `lines`, `selection` and `results`), and ``rabbitevents dlq``
+does so on the command line (`commands`, with `targets`, `edits`, `progress`, `rendering` and `harmless`).
 """
 
 from rabbitevents_deadletter.announcement import EventProcessingFailed

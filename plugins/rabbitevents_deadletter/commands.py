@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, get_args
 
 import click
-import msgspec
 
-from rabbitevents import BrokerError, ConfigurationError, PublishError
+from rabbitevents import ConfigurationError
 from rabbitevents.cli import out, run, say
-from rabbitevents_deadletter import options, rendering
-from rabbitevents_deadletter.edits import edited
+from rabbitevents_deadletter import rendering, targets
+from rabbitevents_deadletter.edits import Edits, edited
 from rabbitevents_deadletter.harmless import harmless
 from rabbitevents_deadletter.letters import DeadLetterMessage
 from rabbitevents_deadletter.lines import Lines, read_lines
-from rabbitevents_deadletter.progress import Progress
-from rabbitevents_deadletter.results import Result, Summary
-from rabbitevents_deadletter.selection import Selection
-from rabbitevents_deadletter.targets import NAMES_ONLY, Target
+from rabbitevents_deadletter.progress import NOT_ALL, Progress
+from rabbitevents_deadletter.results import By, Result, Summary
+from rabbitevents_deadletter.selection import EVERY, Selection
+from rabbitevents_deadletter.targets import FILE, NAMES_ONLY, Target
 from rabbitevents_deadletter.workbench import DeadLetters
-
-NOT_ALL: Final = 1
-"""The exit code where something that was asked for was not found, or could not be done."""
-
-Step = Callable[[DeadLetters, int | None], Awaitable[Result]]
-"""Does something with the letters of one queue, at most so many."""
 
 
 @click.group(
-    cls=options.Commands,
+    cls=targets.Commands,
     epilog="""\b
 Examples:
-  rabbitevents dlq list shop.inventory:bus
+  rabbitevents dlq list shop.inventory:bus --by error
   rabbitevents dlq show shop.inventory:bus --error PaymentRefused
   rabbitevents dlq replay shop.inventory:bus --type 'order.*' --newer-than 2h
   rabbitevents dlq list --url amqp://localhost --queue inventory.reserve""",
@@ -51,67 +45,88 @@ def dlq() -> None:
 
 
 @dlq.command("list")
-@options.target
-@options.selection
+@targets.target
+@targets.selection
+@click.option("--by", type=click.Choice([by for by in get_args(By) if by]), help="Count by this alone.")
 @click.option("--json", "as_json", is_flag=True, help="Write the counts as JSON.")
-def list_(where: Target, selection: Selection, as_json: bool) -> None:
-    """Count the dead letters by queue, error and type."""
+def list_(where: Target, selection: Selection, by: By | None, as_json: bool) -> int:
+    """Count the dead letters by queue, error and type.
+
+    delay.lost is counted too: what came back from its wait when its queue was
+    gone, whichever service's it was.
+    """
 
     async def summaries() -> list[Summary]:
-        async with where.opened(NAMES_ONLY) as queues:
-            return [await each.summary(selection) for each in queues]
+        async with where.opened(NAMES_ONLY, lost=True) as queues:
+            return [await each.summary(selection, by=by or "") for each in queues]
 
     found = run(summaries())
     if as_json:
         click.echo(rendering.summary_json(found))
     elif any(each.groups for each in found):
-        rendering.put(out, rendering.summary_table(found))
-    else:
-        out.print("no dead letters" if selection == Selection() else "no dead letters that are meant")
+        rendering.put(out, rendering.summary_table(found, by or ""))
+    elif not any(each.partial for each in found):
+        out.print(_nothing(selection))
     for each in found:
-        if each.looked_at < each.there:
-            say.print(f"{each.queue}: counted the first {each.looked_at:,} of {each.there:,}")
+        if each.partial:
+            held = f"; {rendering.HELD}" if each.others else ""
+            say.print(f"{each.queue}: counted {each.looked_at:,} of {each.there:,}{held}")
+    if where.is_blind:
+        say.print(
+            "AMQP tells nobody which queues there are: name them with --queue, or the bus as MODULE:BUS; "
+            "at the broker, `rabbitmqctl list_queues name messages` lists them (those of dead letters end with .dead)"
+        )
+    return NOT_ALL if where.is_blind or any(each.partial for each in found) else 0
+
+
+def _nothing(selection: Selection) -> str:
+    return "no dead letters" if selection == EVERY else "no dead letters that are meant"
 
 
 @dlq.command()
-@options.target
-@options.selection
-@options.limit(1, "Show")
-def show(where: Target, selection: Selection, limit: int) -> int:
+@targets.target
+@targets.selection
+@targets.limit(1, "Show")
+@click.option("--json", "as_json", is_flag=True, help="Write each as a line of JSON.")
+def show(where: Target, selection: Selection, limit: int, as_json: bool) -> int:
     """Show the first dead letter in full, or others."""
+    found: list[DeadLetterMessage] = []
+    limit = max(limit, len(selection.ids))
+    progress = Progress("", selection, limit=limit)
 
-    async def letters() -> list[DeadLetterMessage]:
-        found: list[DeadLetterMessage] = []
-        wanted = max(limit, len(selection.ids))
-        async with where.opened() as queues:
-            for each in queues:
-                if len(found) < wanted:
-                    found += await each.find(selection, limit=wanted - len(found))
-        return found
+    async def step(letters: DeadLetters, most: int | None) -> Result:
+        return await letters.look(selection, limit=most, take=found.append, watch=progress)
 
-    found = run(letters())
+    code = progress.go(where, step, "")
     for number, letter in enumerate(found):
+        if as_json:
+            click.echo(rendering.letter_json(letter))
+            continue
         if number:
             out.rule()
         rendering.put(out, rendering.whole(letter))
-    if not found and not selection.ids:
-        say.print("no dead letters" if selection == Selection() else "no dead letters that are meant")
-    return NOT_ALL if _missing(selection, {letter.id for letter in found}) else 0
+    if not found and not selection.ids and not code:
+        say.print(_nothing(selection))
+    return code
 
 
 @dlq.command()
-@options.target
-@options.selection
-@options.limit(None, "Replay")
+@targets.target
+@targets.selection
+@targets.limit(None, "Replay")
 @click.option("--rate", metavar="N", type=float, help="Replay at most N a second.")
+@click.option("--at", metavar="TIME", callback=targets.begin, help="Wait until then: 02:30, or a date and time.")
+@click.option("--to", metavar="QUEUE", help="Send them to this queue, such as the renamed one.")
 @click.option("--dry-run", is_flag=True, help="Say what would be replayed, and leave it.")
-@click.option("--edit", "edits", metavar="FILE", type=options.FILE, help="Give events the bodies in FILE.")
-@click.option("--from", "source", metavar="FILE", type=options.FILE, help="Replay what was exported to FILE.")
+@click.option("--edit", "edits", metavar="FILE", type=FILE, help="Give events the bodies in FILE.")
+@click.option("--from", "source", metavar="FILE", type=FILE, help="Replay what was exported to FILE.")
 def replay(
     where: Target,
     selection: Selection,
     limit: int | None,
     rate: float | None,
+    at: datetime | None,
+    to: str | None,
     dry_run: bool,
     edits: Path | None,
     source: Path | None,
@@ -121,65 +136,53 @@ def replay(
     Each goes to the queue whose handler failed, and to no other, as a first
     attempt. It is taken out of the dead letter queue only once it is confirmed
     there: broken off at any moment, nothing is lost. Ctrl-C ends it after the
-    current one.
+    current one. While somebody else looks at a queue, nothing is replayed.
 
     FILE of --edit is an export whose bodies were changed, or one body for the
     one event of --id. With --from the queues are left alone.
     """
     if edits is not None and source is not None:
         raise click.UsageError("--edit changes what is in the queues; with --from, change that file itself")
-    how = _Replaying(rate, dry_run, Progress("replaying", limit=limit, names=dry_run))
-    if source is not None:
-        return _replay_file(where, selection, limit, source, how)
-    selection, bodies = _no_edits(selection) if edits is None else edited(edits, selection)
+    edit = Edits(selection) if edits is None else edited(edits, selection)
+    numbers = Counter[str]() if source is None else _lines_by_queue(source)
+    if at is not None:
+        say.print(f"waiting until {at:%Y-%m-%d %H:%M:%S %z}")
+        run(_until(at))
+    progress = Progress("replaying", edit.selection, limit=limit, names=dry_run)
 
     async def step(letters: DeadLetters, most: int | None) -> Result:
-        theirs = bodies.get("") or bodies.get(letters.queue) or {}
-        return await letters.replay(
-            selection, limit=most, rate=how.rate, dry_run=how.dry_run, bodies=theirs, watch=how.progress
+        how: dict[str, Any] = {"limit": most, "rate": rate, "dry_run": dry_run, "to": to, "watch": progress}
+        if source is None:
+            return await letters.replay(edit.selection, bodies=edit.bodies, only=edit.only, **how)
+        theirs = (each for each in read_lines(source) if each.dead_queue == letters.dead_queue)
+        return await letters.replay_exported(theirs, edit.selection, **how)
+
+    code = progress.go(where, step, "would be replayed" if dry_run else "replayed")
+    foreign = numbers.keys() - set(progress.queues)
+    for queue in sorted(foreign):
+        say.print(
+            f"{source} has {numbers[queue]:,} of queue {harmless(queue)!r}, which is not meant: they are left out"
         )
-
-    _go(how.progress, where, limit, step, how.word)
-    return _ended(selection, how.progress)
+    return NOT_ALL if foreign and not where.queues else code
 
 
-class _Replaying(msgspec.Struct, frozen=True):
-    """How to replay."""
-
-    rate: float | None
-    dry_run: bool
-    progress: Progress
-
-    @property
-    def word(self) -> str:
-        return "would be replayed" if self.dry_run else "replayed"
+async def _until(at: datetime) -> None:
+    await asyncio.sleep(max(0.0, (at - datetime.now(at.tzinfo)).total_seconds()))
 
 
-def _no_edits(selection: Selection) -> tuple[Selection, Mapping[str, Mapping[str, bytes]]]:
-    return selection, {}
-
-
-def _replay_file(where: Target, selection: Selection, limit: int | None, source: Path, how: _Replaying) -> int:
-    numbers = _lines_by_queue(source)
-
-    async def step(letters: DeadLetters, most: int | None) -> Result:
-        theirs = (each for each in read_lines(source) if each.queue == letters.queue)
-        return await letters.replay_exported(
-            theirs, selection, limit=most, rate=how.rate, dry_run=how.dry_run, watch=how.progress
-        )
-
-    _go(how.progress, where, limit, step, how.word)
-    foreign = {queue: number for queue, number in numbers.items() if queue not in how.progress.queues}
-    for queue, number in foreign.items():
-        say.print(f"{source} has {number:,} of queue {harmless(queue)!r}, which is not meant: they are left out")
-    return NOT_ALL if foreign and not where.queues else _ended(selection, how.progress)
+def _lines_by_queue(source: Path) -> Counter[str]:
+    """Read the whole file before anything of it is sent. Raises `ConfigurationError` for a line that cannot be read."""
+    try:
+        return Counter(letter.dead_queue for letter in read_lines(source))
+    except OSError as error:
+        raise ConfigurationError(f"{source} cannot be read: {error.strerror}") from error
 
 
 @dlq.command()
-@options.target
-@options.selection
-@options.limit(None, "Discard")
-@click.option("--export", "export_to", metavar="FILE", type=options.FILE, help="Write each to FILE first (a new file).")
+@targets.target
+@targets.selection
+@targets.limit(None, "Discard")
+@click.option("--export", "export_to", metavar="FILE", type=FILE, help="Write each to FILE first (a new file).")
 @click.option("--dry-run", is_flag=True, help="Say what would be discarded, and leave it.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def discard(
@@ -187,21 +190,30 @@ def discard(
 ) -> int:
     """Take dead letters out of their queues, for good.
 
-    With --export, each is on disk before it is gone; `replay --from` brings
-    it back.
+    It counts them first, and asks; what comes meanwhile is not discarded. With
+    --export, each is on disk before it is gone; `replay --from` brings it back.
     """
+    only: set[bytes] | None = None
     if dry_run or not yes:
-        looking = Progress("looking at", limit=limit, names=dry_run)
-        _go(looking, where, limit, _discarding(selection, looking, None, dry_run=True), _DISCARDED[True])
-        if dry_run or not looking.ids:
-            return _ended(selection, looking)
+        looking = Progress("looking at", selection, limit=limit, names=dry_run, remember=not dry_run)
+
+        async def look(letters: DeadLetters, most: int | None) -> Result:
+            return await letters.discard(selection, limit=most, dry_run=True, watch=looking)
+
+        code = looking.go(where, look, "would be discarded")
+        if dry_run or not looking.shown:
+            return code
         if not _agreed():
             say.print("nothing was discarded")
             return NOT_ALL
-    progress = Progress("discarding", limit=limit)
+        only = looking.shown
+    progress = Progress("discarding", selection, limit=limit)
     with nullcontext() if export_to is None else Lines(export_to) as lines:
-        _go(progress, where, limit, _discarding(selection, progress, lines, dry_run=False), _DISCARDED[False])
-    return _ended(selection, progress)
+
+        async def step(letters: DeadLetters, most: int | None) -> Result:
+            return await letters.discard(selection, limit=most, lines=lines, only=only, watch=progress)
+
+        return progress.go(where, step, "discarded")
 
 
 def _agreed() -> bool:
@@ -213,82 +225,21 @@ def _agreed() -> bool:
         raise click.UsageError("nobody is here to answer: say --yes") from None
 
 
-def _discarding(selection: Selection, progress: Progress, lines: Lines | None, *, dry_run: bool) -> Step:
-    async def step(letters: DeadLetters, most: int | None) -> Result:
-        return await letters.discard(selection, limit=most, dry_run=dry_run, lines=lines, watch=progress)
-
-    return step
-
-
 @dlq.command()
-@options.target
-@options.selection
-@options.limit(None, "Export")
-@click.option("--to", "to", metavar="FILE", type=options.FILE, required=True, help="The new file; - is stdout.")
+@targets.target
+@targets.selection
+@targets.limit(None, "Export")
+@click.option("--to", "to", metavar="FILE", type=FILE, required=True, help="The new file; - is stdout.")
 def export(where: Target, selection: Selection, limit: int | None, to: Path) -> int:
     """Write dead letters to a file, as JSON lines.
 
     They stay where they are. A body that is JSON can be read and edited in its
     line; `replay --edit` and `replay --from` take the file.
     """
-    progress = Progress("exporting", limit=limit)
+    progress = Progress("exporting", selection, limit=limit)
     with Lines(to) as lines:
 
         async def step(letters: DeadLetters, most: int | None) -> Result:
             return await letters.export(lines, selection, limit=most, watch=progress)
 
-        _go(progress, where, limit, step, "exported")
-    return _ended(selection, progress)
-
-
-# --- what they share -----------------------------------------------------------------------------------------------
-
-_DISCARDED: Final = {False: "discarded", True: "would be discarded"}
-
-
-def _go(progress: Progress, where: Target, limit: int | None, step: Step, word: str) -> None:
-    """Take the step for one queue after the other, and say how far it came, also when it is broken off."""
-
-    async def steps() -> None:
-        async with where.opened() as queues:
-            progress.queues = [letters.queue for letters in queues]
-            left = limit
-            for letters in queues:
-                if left == 0:
-                    return
-                result = await step(letters, left)
-                progress.latest[result.queue] = result
-                left = None if left is None else left - result.meant
-
-    broken_off = True
-    try:
-        with progress:
-            run(steps())
-        broken_off = False
-    except PublishError as error:
-        raise BrokerError(harmless(str(error))) from error  # it names the event, in words of whoever published it
-    finally:
-        for result in progress.latest.values():
-            for line in rendering.outcome(result, word, hold=where.hold, broken_off=broken_off):
-                say.print(line)
-
-
-def _ended(selection: Selection, progress: Progress) -> int:
-    """Say which letters were not there; return the exit code."""
-    refused = any(result.refused for result in progress.latest.values())
-    return NOT_ALL if _missing(selection, progress.ids) or refused else 0
-
-
-def _missing(selection: Selection, seen: set[str]) -> bool:
-    missing = rendering.not_found(selection.ids, seen)
-    for id in missing:
-        say.print(f"no dead letter of the event {id} was found")
-    return bool(missing)
-
-
-def _lines_by_queue(source: Path) -> Counter[str]:
-    """Read the whole file before anything of it is sent. Raises `ConfigurationError` for a line that cannot be read."""
-    try:
-        return Counter(letter.queue for letter in read_lines(source))
-    except OSError as error:
-        raise ConfigurationError(f"{source} cannot be read: {error.strerror}") from error
+        return progress.go(where, step, "exported")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Container
 from datetime import UTC, datetime
 
 import msgspec
 
-from rabbitevents import ConfigurationError
+from rabbitevents import Browsing, ConfigurationError
 from rabbitevents_deadletter.letters import DeadLetterMessage
-from rabbitevents_deadletter.results import Ended, Result
+from rabbitevents_deadletter.results import MOST_REFUSED, Result
 from rabbitevents_deadletter.selection import Selection
 
 Watch = Callable[[Result, DeadLetterMessage | None], object]
@@ -24,31 +24,61 @@ def nobody(result: Result, letter: DeadLetterMessage | None) -> None:
 class Course:
     """A pass over the letters of one queue; ``result`` says how far it is.
 
-    Raises `ConfigurationError` for a limit that is no number of letters.
+    Raises `ConfigurationError` for a limit that is no number of letters. ``only`` has the digests of those letters that
+    may be meant.
     """
 
-    def __init__(self, queue: str, there: int, selection: Selection, limit: int | None, watch: Watch) -> None:
+    def __init__(
+        self, queue: str, selection: Selection, limit: int | None, watch: Watch, only: Container[bytes] | None = None
+    ) -> None:
         if limit is not None and limit < 1:
             raise ConfigurationError(f"limit={limit}: say how many letters, at least 1")
-        self.result: Result = Result(queue=queue, there=there)
+        self.result: Result = Result(queue=queue, there=0)
+        self.began: datetime = datetime.now(UTC)
         self._selection = selection
         self._limit = limit
         self._watch = watch
-        self._now = datetime.now(UTC)
+        self._only = only
+        self._refused: set[bytes] = set()
+        self._met: frozenset[bytes] | None = None
+        """Those that an earlier look met, and that were left where they are; None at the first look."""
 
     @property
     def complete(self) -> bool:
         """Whether as many were found as asked for."""
         return self._limit is not None and self.result.meant >= self._limit
 
+    async def letters(self, look: Browsing) -> AsyncGenerator[DeadLetterMessage]:
+        """Yield those letters of a look that are meant, to the end of the queue. A later look goes on with what is left."""
+        done, self._met = self.result.done, frozenset(self._refused) if self.result.looked_at else None
+        self._note(there=done + look.depth, looked_at=done, meant=done + self.result.failed, others=look.others)
+        while True:
+            async for delivery in look:
+                letter = DeadLetterMessage.of(delivery)
+                if self.takes(letter):
+                    yield letter
+                if self.complete:
+                    return
+            if not look.full or not self.result.unseen:
+                return
+            await look.pass_over()
+
     def takes(self, letter: DeadLetterMessage) -> bool:
         """Count a letter, and say whether it is meant."""
-        meant = self._selection.takes(letter, self._now)
-        result = self.result
-        self.result = msgspec.structs.replace(result, looked_at=result.looked_at + 1, meant=result.meant + meant)
+        meant = not self._is_news(letter) and self._selection.takes(letter, self.began)
+        if meant and self._only is not None:
+            meant = letter.digest() in self._only or letter.digest(body=False) in self._only
+        self._note(looked_at=self.result.looked_at + 1, meant=self.result.meant + meant)
         if not meant:
             self._watch(self.result, None)
         return meant
+
+    def _is_news(self, letter: DeadLetterMessage) -> bool:
+        """Say whether a later look meets what the first one has met, or could not meet."""
+        if self._met is None:
+            return False
+        since = max((each for each in (letter.replayed_at, letter.failed_at) if each is not None), default=self.began)
+        return since > self.began or letter.digest() in self._met
 
     def passed(self, letter: DeadLetterMessage) -> None:
         """Note that a letter is left as it is."""
@@ -56,22 +86,23 @@ class Course:
 
     def did(self, letter: DeadLetterMessage) -> None:
         """Note that what was to be done with a letter is done."""
-        self.result = msgspec.structs.replace(self.result, done=self.result.done + 1)
+        self._note(done=self.result.done + 1)
         self._watch(self.result, letter)
 
     def refused(self, letter: DeadLetterMessage, why: Exception) -> None:
         """Note that it could not be done, and why."""
-        refused = (*self.result.refused, (letter.id, str(why)))
-        self.result = msgspec.structs.replace(self.result, refused=refused)
+        refused = (*self.result.refused, (letter.id, str(why)))[:MOST_REFUSED]
+        self._note(refused=refused, failed=self.result.failed + 1)
+        self._refused.add(letter.digest())
         self._watch(self.result, letter)
 
-    def ended(self, *, full: bool) -> Result:
+    def ended(self) -> Result:
         """Return how far it came, and why no further."""
-        why: Ended = ""
-        if self.result.unseen:
-            why = "limit" if self.complete else "full" if full else "gone"
-        self.result = msgspec.structs.replace(self.result, ended=why)
+        self._note(ended=("limit" if self.complete else "gone") if self.result.unseen else "")
         return self.result
+
+    def _note(self, **changes: object) -> None:
+        self.result = msgspec.structs.replace(self.result, **changes)
 
 
 class Pace:

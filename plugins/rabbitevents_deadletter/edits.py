@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from rabbitevents import ConfigurationError
-from rabbitevents_deadletter.lines import FORMAT, read_lines
-from rabbitevents_deadletter.selection import Selection
+from rabbitevents_deadletter.lines import is_export, read_lines
+from rabbitevents_deadletter.selection import EVERY, Selection
 
 
-def edited(path: Path, selection: Selection) -> tuple[Selection, Mapping[str, Mapping[str, bytes]]]:
-    """Return the bodies in a file by queue and event id, and the selection narrowed to those.
+class Edits(msgspec.Struct, frozen=True):
+    """What is meant, and with which bodies, as `DeadLetters.replay` takes it."""
 
-    The file is an export whose bodies were changed; or else it is one body, for the one event that is selected by its
-    id (its queue is "" then: whichever it is in). Raises `ConfigurationError`.
+    selection: Selection
+    bodies: dict[str, bytes] = {}
+    only: frozenset[bytes] | None = None
+
+
+def edited(path: Path, selection: Selection) -> Edits:
+    """Return the bodies in a file, and the selection narrowed to their letters.
+
+    The file is an export whose bodies were changed, with a line for each letter, however many are of one event; or else
+    it is one body, for the one event that is selected by its id. Raises `ConfigurationError`.
     """
-    if not _is_export(path):
-        if len(selection.ids) != 1:
-            raise ConfigurationError(
-                f"{path} is one body (no export): say with --id which event it is for, and only one"
-            )
-        return selection, {"": {selection.ids[0].lower(): path.read_bytes()}}
-    found: dict[str, dict[str, bytes]] = {}
-    for letter in read_lines(path):
-        bodies, id = found.setdefault(letter.queue, {}), letter.id.lower()
-        if id in bodies:
-            raise ConfigurationError(f"{path} has the event {letter.id} twice: which of its bodies is it to have?")
-        bodies[id] = letter.body
-    ids = tuple(id for bodies in found.values() for id in bodies)
-    wanted = tuple(id for id in selection.ids if id.lower() in ids) if selection.ids else ids
-    if not wanted:
-        raise ConfigurationError(f"{path} has none of the events that --id names")
-    return msgspec.structs.replace(selection, ids=wanted), found
-
-
-def _is_export(path: Path) -> bool:
-    """Say whether the first line of a file is one of an export."""
     try:
         with path.open("rb") as file:
             first = next((line for line in file if line.strip()), b"")
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return msgspec.json.decode(first.removeprefix(b"\xef\xbb\xbf"), type=_Head).rabbitevents == FORMAT
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-
-
-class _Head(msgspec.Struct):
-    rabbitevents: str
+    if not is_export(first):
+        if len(selection.ids) != 1:
+            raise ConfigurationError(
+                f"{path} is one body (no export): say with --id which event it is for, and only one"
+            )
+        return Edits(selection, {selection.ids[0].lower(): path.read_bytes()})
+    bodies: dict[bytes, bytes] = {}
+    ids: dict[str, None] = {}
+    named = Selection(ids=selection.ids) if selection.ids else EVERY
+    for letter in read_lines(path):
+        if named.takes(letter):
+            ids[letter.id] = None
+            if bodies.setdefault(letter.digest(body=False), letter.body) != letter.body:
+                raise ConfigurationError(f"{path} has two bodies for one letter of {letter.describe()}: leave one out")
+    if not bodies:
+        raise ConfigurationError(f"{path} has none of the events that --id names")
+    narrowed = msgspec.structs.replace(selection, ids=tuple(ids))
+    return Edits(narrowed, {digest.hex(): body for digest, body in bodies.items()}, frozenset(bodies))

@@ -1,30 +1,28 @@
 """Dead letters as JSON lines: written so that what is read again is the same, byte for byte and type for type.
 
-A body that is JSON stands in its line as it is, so that it can be read and edited; any other in base64. Header values
-that JSON has no word for stand in the form of `rabbitevents_deadletter.packing`.
+A body that is JSON stands in its line as it is, so that it can be read and edited; any other in base64. The properties
+stand there as AMQP's own bytes, in base64: JSON has no word for most of what headers hold.
 """
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Final, Self
 
 import msgspec
 
-from rabbitevents import ConfigurationError, DecodeError, Delivery, Properties
-from rabbitevents_deadletter.labels import DEAD, cut, moment
+from rabbitevents import ConfigurationError, DecodeError, Delivery, encode_properties
+from rabbitevents_deadletter.labels import DEAD, cut, dead_queue_of, moment
 from rabbitevents_deadletter.letters import DeadLetterMessage
-from rabbitevents_deadletter.packing import pack, pack_properties, unpack, unpack_properties
 
-FORMAT: Final = "dead-letter/1"
+FORMAT: Final = "dead-letter/2"
 
 
 class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One line. What stands before the address is for people, and not read again."""
+    """One line. What stands between the queue and the address is for people, and not read again."""
 
     rabbitevents: str
     queue: str
@@ -32,14 +30,11 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     type: str = ""
     error: str = ""
     failed_at: str = ""
-    exchange: Any = ""
-    """The address that it came with: where this message was published to, not where its event was first."""
-    routing_key: Any = ""
-    properties: dict[str, Any] | None = None
-    properties_base64: str | None = None
-    """The properties as AMQP's bytes, where they cannot be read."""
+    address: tuple[bytes, bytes] = (b"", b"")
+    """The exchange and the routing key that it came with: where this message was published to, not its event first."""
+    properties: bytes | None = None
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    body_base64: str | None = None
+    body_base64: bytes | None = None
 
 
 def write_line(letter: DeadLetterMessage) -> bytes:
@@ -47,21 +42,22 @@ def write_line(letter: DeadLetterMessage) -> bytes:
     delivery = letter.delivery
     if delivery.oversize:
         raise DecodeError(f"{letter.describe()}: its body of {letter.size:,} bytes was over the limit, and not kept")
+    raw = delivery.raw
     line = Line(
         rabbitevents=FORMAT,
-        queue=letter.queue,
+        queue=delivery.queue.removesuffix(DEAD),
         id=cut(letter.id, 255),
         type=cut(letter.type, 255),
         error=cut(letter.cause, 255),
         failed_at=moment(letter.failed_at) if letter.failed_at is not None else "",
-        exchange=pack(delivery.via_exchange),
-        routing_key=pack(delivery.via_routing_key),
+        address=(_bytes(delivery.via_exchange), _bytes(delivery.via_routing_key)),
+        properties=raw if isinstance(raw, bytes) else encode_properties(raw),
     )
-    if letter.unreadable:
-        line.properties_base64 = base64.b64encode(cast("bytes", delivery.raw)).decode()
-    else:
-        line.properties = pack_properties(delivery.properties)
     return _with_body(line, delivery.body)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _with_body(line: Line, body: bytes) -> bytes:
@@ -75,7 +71,7 @@ def _with_body(line: Line, body: bytes) -> bytes:
                 return data
         except (msgspec.MsgspecError, ValueError, RecursionError):
             pass  # it is no JSON, or none that everybody could read
-    line.body, line.body_base64 = msgspec.UNSET, base64.b64encode(body).decode()
+    line.body, line.body_base64 = msgspec.UNSET, body
     return msgspec.json.encode(line)
 
 
@@ -83,36 +79,50 @@ def read_line(data: bytes) -> DeadLetterMessage:
     """Read what `write_line` wrote, or what somebody made of it. Raises `DecodeError`."""
     try:
         line = msgspec.json.decode(data, type=Line)
-        if line.rabbitevents != FORMAT:
-            raise DecodeError(f"it is {line.rabbitevents[:40]!r}, and not {FORMAT!r}")
-        properties, body = _properties_of(line), _body_of(line)
-        exchange, routing_key = str(unpack(line.exchange)), str(unpack(line.routing_key))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DecodeError(f"it is no line of an export: {error}") from error
-    return DeadLetterMessage.of(Delivery(line.queue + DEAD, 0, 0, False, exchange, routing_key, body, properties))
-
-
-def _properties_of(line: Line) -> bytes | Properties:
-    if line.properties_base64 is not None:
-        return base64.b64decode(line.properties_base64, validate=True)
+    if line.rabbitevents != FORMAT:
+        raise DecodeError(f"it is {line.rabbitevents[:40]!r}, and not {FORMAT!r}: take the version that wrote it")
     if line.properties is None:
         raise DecodeError("it has no properties")
-    return unpack_properties(line.properties)
+    exchange, routing_key = (word.decode("utf-8", "surrogateescape") for word in line.address)
+    properties = line.properties
+    letter = DeadLetterMessage.of(
+        Delivery(dead_queue_of(line.queue), 0, 0, False, exchange, routing_key, _body_of(line), properties)
+    )
+    # One that has no id of its own is named by its body, which may have been changed since.
+    return msgspec.structs.replace(letter, id=line.id) if letter.is_nameless and line.id else letter
 
 
 def _body_of(line: Line) -> bytes:
     if line.body_base64 is not None:
-        return base64.b64decode(line.body_base64, validate=True)
+        return line.body_base64
     if not isinstance(line.body, msgspec.Raw):
         raise DecodeError("it has no body")
     return bytes(line.body)
+
+
+def is_export(first: bytes) -> bool:
+    """Say whether the first line of a file is one of an export."""
+    try:
+        return msgspec.json.decode(first.removeprefix(_MARK), type=_Head).rabbitevents.startswith("dead-letter/")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+
+
+class _Head(msgspec.Struct):
+    rabbitevents: str
+
+
+_MARK: Final = b"\xef\xbb\xbf"
+"""What some editors begin a file with."""
 
 
 def read_lines(path: Path) -> Iterator[DeadLetterMessage]:
     """Read a file of lines, one after the other. Raises `ConfigurationError`, which names the line."""
     with path.open("rb") as file:
         for number, data in enumerate(file, 1):
-            text = data.removeprefix(b"\xef\xbb\xbf").strip()
+            text = data.removeprefix(_MARK).strip()
             try:
                 if text:
                     yield read_line(text)

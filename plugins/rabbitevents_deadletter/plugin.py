@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import platform
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from datetime import UTC, datetime
-from typing import ClassVar
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import ClassVar, Final
 
 from rabbitevents import (
+    Bus,
+    Check,
     ConfigurationError,
     Consume,
     DecodeError,
@@ -32,23 +36,13 @@ from rabbitevents import (
     facts,
     forward,
 )
-from rabbitevents.arguments import flag
+from rabbitevents.arguments import Seconds, flag, span
+from rabbitevents_deadletter import labels
 from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
-from rabbitevents_deadletter.failures import name_of, text_of, traceback_of
 from rabbitevents_deadletter.harmless import harmless
-from rabbitevents_deadletter.labels import (
-    ATTEMPTS,
-    DEAD,
-    ERROR,
-    FAILED_AT,
-    HANDLER,
-    HOST,
-    LABELS,
-    MESSAGE,
-    TRACEBACK,
-    cut,
-    moment,
-)
+from rabbitevents_deadletter.labels import DEAD, MESSAGE, TRACEBACK, cut, moment, name_of, text_of, traceback_of
+from rabbitevents_deadletter.letters import DeadLetterMessage
+from rabbitevents_deadletter.tending import Tending
 
 log: logging.Logger = logging.getLogger("rabbitevents.deadletter")
 log.addFilter(LineFilter())
@@ -58,6 +52,9 @@ _ATTEMPT: ContextVar[int] = ContextVar("rabbitevents_deadletter_attempt", defaul
 
 _SHORTER = ((), (TRACEBACK,), (TRACEBACK, MESSAGE))
 """What is left off, step by step, where the labels do not fit beside an event's own headers."""
+
+LEAVING: Final = 5.0
+"""Seconds that a stop waits at most for a look that is under way: the broker may be away."""
 
 
 class DeadLetter(Plugin):
@@ -69,24 +66,63 @@ class DeadLetter(Plugin):
     :param traceback: Whether the headers say the places in the code: True.
     :param message: Whether headers and log say the exceptions' texts: True. They may hold personal data.
     :param announce: Whether `EventProcessingFailed` is published besides: False.
+    :param keep: How long a dead letter stays in its queue, seconds or a timedelta: for ever.
+    :param archive: The folder in which older ones are written to new files before they are taken out; goes with ``keep``.
     """
 
     role: ClassVar[str] = "dead-letter"
 
-    def __init__(self, *, traceback: bool = True, message: bool = True, announce: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        traceback: bool = True,
+        message: bool = True,
+        announce: bool = False,
+        keep: Seconds | None = None,
+        archive: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if (keep is None) != (archive is None):
+            raise ConfigurationError(
+                "DeadLetter(keep=..., archive=...) go together: what is older than keep is written to a file in the "
+                "folder archive before it is taken out"
+            )
+        if archive is not None and not os.access(archive, os.W_OK | os.X_OK):
+            raise ConfigurationError(
+                f"DeadLetter(archive={str(archive)!r}): there is no such folder, or it cannot be written"
+            )
+        self._keep: timedelta | None = None if keep is None else span("DeadLetter: keep", keep, positive=True)
+        self._archive = None if archive is None else Path(archive)
         self._with_traceback = flag("DeadLetter: traceback", traceback)
         self._with_message = flag("DeadLetter: message", message)
         self._announces = flag("DeadLetter: announce", announce)
         self._hostname = cut(platform.node(), 255)
         self._running: Host | None = None
         self._subscriptions: dict[str, Subscription] = {}
+        self._tending: Tending | None = None
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
-        """Learn what the bus consumes."""
+        """Learn what the bus consumes, and look after its dead letter queues."""
         self._running = host
         self._subscriptions = {each.queue: each for each in host.subscriptions}
-        yield
+        own = [each.queue for each in host.subscriptions if self in each.plugins]
+        mine = own or [q for q, each in self._subscriptions.items() if not any(map(_is_one, each.plugins))]
+        if not isinstance(host, Bus) or not mine:
+            yield
+            return
+        self._tending = Tending(host, mine, self._found, self._keep, self._archive)
+        task = asyncio.create_task(self._tending.run(), name=f"{host.name} dead letters")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task}, timeout=LEAVING)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # a defect: nothing that looking may meet ends it
+
+    def health(self) -> Iterable[Check]:
+        """Say how many dead letters there are; none of them keeps the service from its work."""
+        return () if self._tending is None else self._tending.checks()
 
     def observe(self, fact: Fact) -> None:
         """Count the attempts that are repeated in this process: the delivery that we see knows only the first of them."""
@@ -116,15 +152,29 @@ class DeadLetter(Plugin):
     async def _give_up(self, delivery: Delivery, error: BaseException) -> Settlement:
         failed = self._failure(delivery, error)
         settlement, why_not = self._settlement(delivery, failed, error)
-        self._host.report(
-            facts.DeadLettered(
-                delivery.queue, failed.event_type, failed.event_id, failed.attempts, type(error).__name__
-            )
-        )
+        if self._tending is not None:
+            self._tending.sent(delivery.queue)
+        self._report(failed, type(error).__name__)
         self._log(delivery, failed, error, why_not)
-        if self._announces and failed.event_id and failed.event_type != PROCESSING_FAILED:
+        if self._announces and failed.event_id:
             await self._announce(delivery, failed)
         return settlement
+
+    async def _found(self, letter: DeadLetterMessage) -> None:
+        """Say of a letter that the broker brought what is said of any other."""
+        delivery, queue, type = letter.delivery, letter.queue or letter.dead_queue, letter.type
+        when, handler = letter.failed_at or datetime.now(UTC), self._handler(queue, type)
+        failed = EventProcessingFailed(str(delivery.id), type, queue, handler, letter.cause, delivery.attempt, when)
+        self._report(failed, letter.cause)
+        said = (letter.describe(), letter.cause, letter.dead_queue)
+        fields = event_fields(delivery)
+        log.error("%s was given up on by the broker (%s), and is in %s (rabbitevents dlq)", *said, extra=fields)
+        if self._announces:
+            await self._announce(delivery, failed)
+
+    def _report(self, failed: EventProcessingFailed, reason: str) -> None:
+        fact = facts.DeadLettered(failed.queue, failed.event_type, failed.event_id, failed.attempts, reason)
+        self._host.report(fact)
 
     @property
     def _host(self) -> Host:
@@ -170,29 +220,32 @@ class DeadLetter(Plugin):
 
     def _copy(self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException) -> Message:
         """Return the copy with as many of its labels as fit. Raises `EncodeError` when not even the shortest do."""
-        labels = self._labels(failed, error)
+        said = self._labels(failed, error)
         for dropped in _SHORTER[:-1]:
-            copy = _labelled(delivery, labels, dropped)
             with suppress(EncodeError):
-                self._host.limits.check_message(copy)
-                return copy
-        copy = _labelled(delivery, labels, _SHORTER[-1])
+                return self._checked(delivery, said, dropped)
+        return self._checked(delivery, said, _SHORTER[-1])
+
+    def _checked(self, delivery: Delivery, said: Headers, dropped: Sequence[str]) -> Message:
+        """Return the copy, with nothing of the family but these labels. Raises `DecodeError` and `EncodeError`."""
+        headers: Headers = {**dict.fromkeys(labels.LABELS), **said, **dict.fromkeys(dropped)}
+        copy = Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=headers)
         self._host.limits.check_message(copy)
         return copy
 
     def _labels(self, failed: EventProcessingFailed, error: BaseException) -> dict[str, HeaderValue]:
-        labels: dict[str, HeaderValue] = {
-            ERROR: failed.error,
-            FAILED_AT: moment(failed.failed_at),
-            ATTEMPTS: failed.attempts,
-            HANDLER: cut(failed.handler, 255),
-            HOST: self._hostname,
+        said: dict[str, HeaderValue] = {
+            labels.ERROR: failed.error,
+            labels.FAILED_AT: moment(failed.failed_at),
+            labels.ATTEMPTS: failed.attempts,
+            labels.HANDLER: cut(failed.handler, 255),
+            labels.HOST: self._hostname,
         }
         if self._with_message:
-            labels[MESSAGE] = text_of(error)
+            said[MESSAGE] = text_of(error)
         if self._with_traceback:
-            labels[TRACEBACK] = traceback_of(error)
-        return labels
+            said[TRACEBACK] = traceback_of(error)
+        return said
 
     # --- saying so ---
 
@@ -215,6 +268,8 @@ class DeadLetter(Plugin):
         return isinstance(error, DecodeError) or (self._with_message and isinstance(error, RabbitEventsError))
 
     async def _announce(self, delivery: Delivery, failed: EventProcessingFailed) -> None:
+        if failed.event_type == PROCESSING_FAILED:
+            return
         try:
             await self._host.publish(announce(delivery, failed, self._host.name))
         except Exception as error:
@@ -227,7 +282,5 @@ class DeadLetter(Plugin):
             )
 
 
-def _labelled(delivery: Delivery, labels: Headers, dropped: Sequence[str]) -> Message:
-    """Return the copy, with nothing of the family but these labels. Raises `DecodeError`."""
-    kept: Headers = {**dict.fromkeys(LABELS), **labels, **dict.fromkeys(dropped)}
-    return Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=kept)
+def _is_one(plugin: Plugin) -> bool:
+    return isinstance(plugin, DeadLetter)

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
+from math import isfinite
 from textwrap import indent
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 from rich.console import Console, RenderableType
@@ -18,8 +19,8 @@ from rich.text import Text
 from rabbitevents import HeaderValue
 from rabbitevents_deadletter.harmless import excerpt, harmless
 from rabbitevents_deadletter.labels import LABELS
-from rabbitevents_deadletter.letters import FAILED, UNKNOWN, DeadLetterMessage
-from rabbitevents_deadletter.results import Result, Summary
+from rabbitevents_deadletter.letters import FAILED, GONE, UNKNOWN, DeadLetterMessage
+from rabbitevents_deadletter.results import By, Result, Summary
 
 BODY_SHOWN: Final = 65_536
 DEPTH_SHOWN: Final = 100
@@ -32,8 +33,12 @@ _REASONS: Mapping[str, str] = {
     "delivery_limit": "given up on by the broker: it came back unsettled more often than its queue's delivery limit",
     "expired": "expired: it waited in its queue for longer than it was to live",
     "maxlen": "pushed out: its queue was full",
+    GONE: "lost: its queue was gone when it came back from its wait (--to another one)",
     UNKNOWN: "unknown: neither the plugin nor the broker says how it came here",
 }
+
+
+HELD: Final = "what somebody else holds who looks at it, or replays it, was not seen"
 
 
 def put(console: Console, what: RenderableType) -> None:
@@ -41,29 +46,46 @@ def put(console: Console, what: RenderableType) -> None:
     console.print(what, soft_wrap=False)
 
 
-def summary_table(summaries: Iterable[Summary]) -> Table:
+def summary_table(summaries: Iterable[Summary], by: By = "") -> Table:
     """Return the counts of several queues as one table."""
+    columns = [name for name in ("error", "type") if by in ("", name)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("queue", "error", "type"):
+    for name in ("queue", *columns):
         table.add_column(name, overflow="fold")
     for name in ("count", "oldest", "newest"):
         table.add_column(name, justify="right", no_wrap=True)
     now = datetime.now(UTC)
     for summary in summaries:
         for group in summary.groups:
-            names = (summary.queue, group.error, group.type or "(unreadable)")
-            table.add_row(
-                *(Text(harmless(name)) for name in names),
-                f"{group.count:,}",
-                age_of(group.oldest, now),
-                age_of(group.newest, now),
-            )
+            names = [summary.queue, *(getattr(group, name) or "(unreadable)" for name in columns)]
+            ages = age_of(group.oldest, now), age_of(group.newest, now)
+            table.add_row(*(Text(harmless(name)) for name in names), f"{group.count:,}", *ages)
     return table
 
 
 def summary_json(summaries: Sequence[Summary]) -> str:
     """Return the counts of several queues as one line of JSON, in ASCII: texts of strangers are in it."""
     return json.dumps(msgspec.to_builtins(summaries))
+
+
+def letter_json(letter: DeadLetterMessage) -> str:
+    """Return a letter as one line of JSON, in ASCII; a body that is none of itself is in base64."""
+    said = {name: getattr(letter, name) for name in ("dead_queue", *letter.__struct_fields__) if name != "delivery"}
+    try:
+        body: dict[str, object] = {"body": _finite(json.loads(letter.body))}
+    except (ValueError, RecursionError):
+        body = {"body_base64": letter.body}
+    headers = {name: value for name, value in letter.headers.items() if name not in LABELS}
+    return json.dumps(msgspec.to_builtins({**said, "headers": _finite(headers), **body}))
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with texts for what JSON has no word for: numbers that are infinite or none."""
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in cast("Mapping[str, Any]", value).items()}
+    return [_finite(each) for each in cast("list[Any]", value)] if isinstance(value, (list, tuple)) else value
 
 
 def age_of(time: datetime | None, now: datetime) -> str:
@@ -186,28 +208,24 @@ def line_of(letter: DeadLetterMessage) -> Text:
     return Text("  ".join(harmless(word) for word in words))
 
 
-def outcome(result: Result, done: str, *, hold: int, broken_off: bool = False) -> Iterator[Text]:
-    """Yield lines that say how far a pass came; ``done`` is the word for what was done ("replayed")."""
+def outcome(result: Result, done: str, *, broken_off: bool = False) -> Iterator[Text]:
+    """Yield lines that say how far a pass came; ``done`` is the word for what was done ("replayed"; empty: nothing)."""
     number = result.meant if done.startswith("would") else result.done
-    parts = [f"{harmless(result.queue)}: {number:,} {done}"]
-    if result.looked_at > result.meant:
+    parts = [f"{number:,} {done}"] if done else []
+    if result.looked_at > result.meant and done:
         parts.append(f"{result.looked_at - result.meant:,} not meant")
-    if result.unseen:
-        why = ", since it was broken off" if broken_off else _why(result, hold)
+    if result.unseen and (done or result.partial):
+        gone = ", since somebody else has taken them, or looks at them" if result.ended == "gone" else ""
+        why = ", since it was broken off" if broken_off else gone
         parts.append(f"{result.unseen:,} of {result.there:,} not looked at{why}")
-    yield Text(", ".join(parts))
+    if result.others:
+        parts.append(HELD)
+    if parts:
+        yield Text(f"{harmless(result.queue)}: {', '.join(parts)}")
     for id, why in result.refused[:10]:
         yield Text(f"  {harmless(id)} stays where it is: {harmless(why)}")
-    if len(result.refused) > 10:
-        yield Text(f"  and so do {len(result.refused) - 10:,} more")
-
-
-def _why(result: Result, hold: int) -> str:
-    if result.ended == "full":
-        return f", since a look holds at most {hold:,} messages, and as many that stand before them are left where they are"
-    if result.ended == "gone":
-        return ", since somebody else has taken them, or looks at them"
-    return ""
+    if result.failed > 10:
+        yield Text(f"  and so do {result.failed - 10:,} more")
 
 
 def not_found(ids: Sequence[str], seen: Iterable[str]) -> list[str]:

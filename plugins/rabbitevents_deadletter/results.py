@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from rabbitevents_deadletter.letters import DeadLetterMessage
 
-Ended = Literal["", "limit", "full", "gone"]
-"""Why a look ended before it had seen everything: as many were found as asked for; as many were held as may be; or
-others have taken, or hold, what was counted at its start."""
+Ended = Literal["", "limit", "gone"]
+"""Why a look ended before it had seen everything: as many were found as asked for; or others have taken, or hold, what
+was counted at its start."""
+
+By = Literal["", "error", "type"]
+"""What letters are counted by; empty: by both."""
+
+MOST_GROUPS: Final = 1_000
+"""How many groups are told apart: names come from strangers, and each may be another one."""
+
+MOST_REFUSED: Final = 100
+"""How many of those that could not be are told by name."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,13 +30,18 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The dead letter queue."""
     there: int
     """How many messages were ready when it began; what comes later is not looked at."""
+    others: int = 0
+    """How many consumers others had there then, as the broker counts them: what those hold was not seen, and is not
+    counted in ``there``."""
     looked_at: int = 0
     meant: int = 0
     """How many of those the selection takes."""
     done: int = 0
     """How many of those were replayed, discarded or exported."""
+    failed: int = 0
+    """How many of those could not be; they stay where they are."""
     refused: tuple[tuple[str, str], ...] = ()
-    """Those that could not be, by id, and why; they stay where they are."""
+    """The first of these, by id, and why."""
     ended: Ended = ""
 
     @property
@@ -36,35 +49,46 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         """How many were there and were not looked at."""
         return max(0, self.there - self.looked_at)
 
+    @property
+    def partial(self) -> bool:
+        """Whether letters may be there that were not looked at, though nobody asked for fewer."""
+        return self.ended != "limit" and (self.others > 0 or self.unseen > 0)
+
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Dead letters of one queue that died of the same and are of the same type."""
 
     error: str
-    """The exception's class, or the broker's reason."""
+    """The exception's class, or the broker's reason; empty where letters are counted by type alone."""
     type: str
     count: int
     oldest: datetime | None
     newest: datetime | None
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class Summary(Result, frozen=True, kw_only=True):
     """What is in a dead letter queue, the most frequent first."""
 
-    queue: str
-    there: int
-    looked_at: int
     groups: tuple[Group, ...]
 
 
-def grouped(letters: Iterable[DeadLetterMessage]) -> tuple[Group, ...]:
-    """Count letters by error and type, the most frequent first."""
-    found: dict[tuple[str, str], Group] = {}
-    for letter in letters:
-        key, time = (letter.cause, letter.type), letter.failed_at
-        there = found.get(key) or Group(error=letter.cause, type=letter.type, count=0, oldest=time, newest=time)
-        times = [each for each in (there.oldest, there.newest, time) if each is not None]
-        found[key] = msgspec.structs.replace(
-            there, count=there.count + 1, oldest=min(times, default=None), newest=max(times, default=None)
-        )
-    return tuple(sorted(found.values(), key=lambda group: (-group.count, group.error, group.type)))
+class Groups:
+    """Counts letters, by error and type or by one of them."""
+
+    def __init__(self, by: By) -> None:
+        self._by = by
+        self._found: dict[tuple[str, str], Group] = {}
+
+    def add(self, letter: DeadLetterMessage) -> None:
+        """Count a letter."""
+        key = ("" if self._by == "type" else letter.cause, "" if self._by == "error" else letter.type)
+        if key not in self._found and len(self._found) >= MOST_GROUPS:
+            key = ("(others)", "(others)")
+        there = self._found.get(key) or Group(error=key[0], type=key[1], count=0, oldest=None, newest=None)
+        times = [each for each in (there.oldest, there.newest, letter.failed_at) if each is not None]
+        oldest, newest = min(times, default=None), max(times, default=None)
+        self._found[key] = msgspec.structs.replace(there, count=there.count + 1, oldest=oldest, newest=newest)
+
+    def sorted(self) -> tuple[Group, ...]:
+        """Return what was counted, the most frequent first."""
+        return tuple(sorted(self._found.values(), key=lambda group: (-group.count, group.error, group.type)))

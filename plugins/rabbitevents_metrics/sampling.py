@@ -96,6 +96,8 @@ class Sampling:
             for subscription in self._subscriptions:
                 await self._look_into(subscription.queue)
                 await self._look_into(subscription.dead_queue)
+            if self._in_flight is not None and self._subscriptions:
+                await self._look_into("delay.lost")  # the dead letters of no queue that is there
             await asyncio.sleep(interval)
 
     async def _look_into(self, queue: str) -> None:

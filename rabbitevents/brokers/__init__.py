@@ -72,7 +72,17 @@ class Consumer(Protocol):
         ...
 
     async def resume(self) -> None:
-        """Have deliveries again after `cancel`; what was delivered before can still be settled. Does not raise."""
+        """Have deliveries again after `cancel`; what was delivered before can still be settled. Does not raise.
+
+        Without ``trusted`` the window is as wide as at first, whatever is unsettled.
+        """
+        ...
+
+    def give_back(self) -> int:
+        """Give back the first of what is unsettled, in its order, and return how many; to be called after `cancel`.
+
+        The caller waits until they are back before it asks for the next ones; 0: nothing is left.
+        """
         ...
 
     async def close(self) -> None:

@@ -22,6 +22,7 @@ from rabbitevents_deadletter import (
 )
 
 plugins: Sequence[Plugin] = [DeadLetter(), DeadLetter(traceback=False, announce=True, message=False)]
+kept: Plugin = DeadLetter(keep=timedelta(days=30), archive=Path("dead"))
 
 router = Router("ops")
 
@@ -40,7 +41,7 @@ def progress(result: Result, letter: DeadLetterMessage | None) -> None:
 async def night_shift(bus: Bus, path: Path) -> None:
     """Do everything that can be done."""
     letters = DeadLetters(bus, "inventory.reserve", hold=100)
-    summary = await letters.summary()
+    summary = await letters.summary(by="error")
     assert_type(summary, Summary)
     assert_type(summary.groups, tuple[Group, ...])
     old = Selection(types=("order.*",), errors=("PaymentRefused",), older_than=timedelta(hours=2))
@@ -55,4 +56,7 @@ async def night_shift(bus: Bus, path: Path) -> None:
     with Lines(path) as lines:
         assert_type(await letters.export(lines, old), Result)
         assert_type(await letters.discard(old, lines=lines), Result)
+    seen: set[bytes] = set()
+    assert_type(await letters.look(old, take=lambda letter: seen.add(letter.digest())), Result)
+    assert_type((await letters.replay(old, only=seen, to="inventory.keep")).partial, bool)
     assert_type(await letters.replay_exported(read_lines(path), rate=5), Result)

@@ -95,6 +95,11 @@ class MemoryConsumer:
         elif self._connected:
             self.register()
 
+    def give_back(self) -> int:
+        """Give back all that is unsettled, and return how many; each goes to its place."""
+        tags = list(self._reader.unsettled) if self._reader is not None else []
+        return sum(self._reader.settle(tag, Verdict.REQUEUE) for tag in tags if self._reader is not None)
+
     async def close(self) -> None:
         """Give back what is not settled, for good."""
         if not self._closed:

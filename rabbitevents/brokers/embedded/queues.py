@@ -69,7 +69,7 @@ class Reader:
         self.cancelled: bool = False
         self.closed: bool = False
         self._window = 1 if trusted is not None else prefetch
-        self._prefetch = prefetch
+        self._width = self._prefetch = prefetch
         self._deliver = deliver
         self._trusted = trusted
         self._tag = 0
@@ -98,7 +98,9 @@ class Reader:
         self.cancelled = True
 
     def resume(self) -> None:
-        """Take deliveries again."""
+        """Take deliveries again, with a window as wide as at first: a new consumer's, that is."""
+        if self.cancelled and self._trusted is None:
+            self._window = self._prefetch = self._width + len(self.unsettled)
         self.cancelled = False
         self.queue.dispatch()
 
@@ -190,8 +192,8 @@ class MemoryQueue:
 
     @property
     def readers(self) -> int:
-        """How many consumers read from it."""
-        return sum(not reader.cancelled for reader in self._readers)
+        """How many consumers read from it; one that was cancelled counts as long as it holds something, as on RabbitMQ."""
+        return sum(not reader.cancelled or bool(reader.unsettled) for reader in self._readers)
 
     @property
     def full(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
+from itertools import groupby, islice
 from typing import Final
 
 from rabbitevents.brokers import Deliver, Verdict
@@ -32,7 +34,9 @@ from rabbitevents.message import Delivery
 _MULTIPLE: Final = b"\x01"
 _SINGLE: Final = b"\x00"
 _REQUEUE: Final = b"\x02"  # and not multiple
+_REQUEUE_ALL: Final = b"\x03"  # and multiple
 _DROP: Final = b"\x00"
+_BACK_AT_ONCE: Final = 16
 
 
 class InboundLane:
@@ -77,6 +81,8 @@ class InboundLane:
         self._size = 0
         self._left = 0
         self._pieces: list[bytes] = []
+        self._windows: list[int] = []
+        """The last tag that each of the channel's earlier consumers brought, as far as it matters."""
         self._settled = Settled()
         self._outstanding = self._settled.outstanding
         self._flushing = False
@@ -222,6 +228,27 @@ class InboundLane:
             self._write(BASIC_ACK, upto, _MULTIPLE)
         for tag in singles:
             self._write(BASIC_ACK, tag, _SINGLE)
+
+    def end_window(self) -> None:
+        """Note that what comes from now on comes by another consumer."""
+        first = next(iter(self._outstanding), self._tag + 1)
+        self._windows = [tag for tag in dict.fromkeys([*self._windows, self._tag]) if tag >= first]
+
+    def give_back(self) -> int:
+        """Give back the first of what is unsettled, once no consumer is left on the channel; return how many.
+
+        A quorum queue keeps the order of up to 32 messages of one consumer that come back by one request, and of up to
+        32 requests of a channel (RabbitMQ 3.10: maps of more keys have none): so they go by themselves, half as many.
+        """
+        self.write_acks()
+        tags = list(islice(self._outstanding, _BACK_AT_ONCE * 32)) if self.open else []
+        requests = groupby(enumerate(tags), lambda each: (each[0] // 32, bisect_left(self._windows, each[1])))
+        returned = [[tag for _, tag in together] for _, together in islice(requests, _BACK_AT_ONCE)]
+        for together in returned:
+            self._write(BASIC_NACK, together[-1], _REQUEUE_ALL)
+            for tag in together:
+                del self._outstanding[tag]
+        return sum(map(len, returned))
 
     def _write(self, method: bytes, tag: int, bits: bytes) -> None:
         self._transport.write(frame(METHOD, self.number, method + tag.to_bytes(8, "big") + bits))

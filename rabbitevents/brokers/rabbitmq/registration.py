@@ -71,6 +71,7 @@ class Registration:
         """
         if self._tag:
             await self._cancel()
+        self.lane.end_window()
         what = f"consuming from {self._queue!r}"
         tag = f"rabbitevents-{uuid4().hex}"  # a fresh one each time: 4.3 answers a tag that was cancelled with 530
         await self._ask(self._channel.basic_qos(prefetch_count=window), what)

@@ -130,6 +130,10 @@ class Subscriber:
         self._wish(wanted=True)
         await self._until_so()
 
+    def give_back(self) -> int:
+        """Give back the first of what is unsettled, in its order, and return how many."""
+        return self._registration.lane.give_back() if self._registration is not None else 0
+
     async def close(self) -> None:
         """Write out what was settled, then close the channel, which gives back the rest."""
         self.abandon()
@@ -189,8 +193,8 @@ class Subscriber:
             await self._nothing_to_do(at_rest=not self._wanted)
         elif not self._wanted and registration.state == "consuming":
             await registration.cancel()
-        elif not self._wanted and self._late:
-            self._give_back_late()
+        elif not self._wanted and self._late and self._trusted is not None:
+            self._give_back_late()  # a look's go back with what it was given before, in their order
         elif self._wanted and (registration.state == "idle" or registration.window < self._window):
             await registration.consume(self._window)
         elif self._wanted and self._late:

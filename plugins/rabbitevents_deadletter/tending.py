@@ -1,0 +1,144 @@
+"""What happens to dead letter queues while a service runs: the broker's own letters get a label, and old ones an end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from rabbitevents import BrokerError, Bus, Check, ConfigurationError, DecodeError, EncodeError, PublishError
+from rabbitevents_deadletter.course import Course, nobody
+from rabbitevents_deadletter.labels import LOST, dead_queue_of
+from rabbitevents_deadletter.letters import GONE, DeadLetterMessage
+from rabbitevents_deadletter.lines import Lines
+from rabbitevents_deadletter.selection import EVERY, Selection
+from rabbitevents_deadletter.workbench import DeadLetters
+
+log: Final = logging.getLogger("rabbitevents.deadletter")
+
+FIRST = 1.0
+"""Seconds after which the queues are looked at first: they are declared before, but the handlers come first."""
+
+PAUSE = 10.0
+"""Seconds between two looks at how many there are."""
+
+AGAIN = 60.0
+"""Seconds after which a look that failed is tried again."""
+
+SWEEP = 3600.0
+"""Seconds between two looks for what is too old."""
+
+SHARE: Final = 20
+"""How much longer than a look takes it is until the next one: what it holds, nobody else gets."""
+
+HOLD: Final = 100
+"""How many letters are held at a time, with their bodies: it is a service's memory."""
+
+BROUGHT: Final = frozenset({"delivery_limit", "expired", "maxlen", GONE})
+"""The reasons of those that get a label. A rejected one is rejected because it can have none."""
+
+
+class Tending:
+    """Looks after the dead letter queues of some queues, and after ``delay.lost``, until it is cancelled.
+
+    How many letters there are is in `checks`. ``found`` is told of each that the broker brought, once, by whichever
+    process of the service labels it. With ``keep`` and ``archive``, what is older is written to a new file there, and then
+    discarded.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        queues: Iterable[str],
+        found: Callable[[DeadLetterMessage], Awaitable[None]],
+        keep: timedelta | None,
+        archive: Path | None,
+    ) -> None:
+        self._bus = bus
+        self._found = found
+        self._keep = keep
+        self._archive = archive
+        self._known = dict.fromkeys((*queues, LOST), 0)
+        """How many letters each queue had, and how many of its own the plugin has sent there since."""
+        self._next: dict[str, float] = {}
+
+    def sent(self, queue: str) -> None:
+        """Note that the plugin itself sends a letter, which has a label."""
+        if queue in self._known:
+            self._known[queue] += 1
+
+    def checks(self) -> Iterable[Check]:
+        """Say how many dead letters there are, of those queues that have some."""
+        for queue, number in self._known.items():
+            if number:
+                what = "came back when their queue was gone" if queue == LOST else "were given up on"
+                yield Check(f"dead letters {dead_queue_of(queue)}", True, f"{number:,} {what} (rabbitevents dlq)")
+
+    async def run(self) -> None:
+        """Look after the queues, again and again. Whatever the broker says to it, the next look may go well."""
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(FIRST)
+        sweep = now()
+        while True:
+            sweeps, begun = self._archive is not None and now() >= sweep, now()
+            for queue in self._known:
+                try:
+                    await self._look_after(queue)
+                    if sweeps and queue != LOST:
+                        await self._sweep(queue)
+                except (BrokerError, PublishError, ConfigurationError, OSError) as error:
+                    log.warning("the dead letters of %s could not be looked after: %s", queue, error)
+            sweep = begun + SWEEP if sweeps else sweep
+            await asyncio.sleep(PAUSE)
+
+    async def _look_after(self, queue: str) -> None:
+        """Count, and where there are more than is known, label those that the broker brought."""
+        now = asyncio.get_running_loop().time
+        depth = await self._bus.depth(dead_queue_of(queue))
+        if depth is None or (
+            depth.ready > self._known[queue] and (depth.consumers or now() < self._next.get(queue, 0))
+        ):
+            return
+        more = depth.ready - self._known[queue]
+        if more > 0:
+            began = now()
+            self._next[queue] = began + AGAIN
+            await self._label(queue)
+            self._next[queue] = now() + SHARE * (now() - began)
+        self._known[queue] += more  # the plugin may have sent further ones meanwhile
+
+    async def _label(self, queue: str) -> None:
+        dead = dead_queue_of(queue)
+        async with self._bus.browse(dead, hold=HOLD) as look:
+            async for letter in Course(dead, EVERY, None, nobody).letters(look):
+                if letter.reason not in BROUGHT or not letter.delivery.via_exchange:
+                    continue
+                try:
+                    await self._bus.send(letter.labelled())
+                except (DecodeError, EncodeError):
+                    continue  # its body was not kept, or its headers leave no room: it stays as it came
+                look.acknowledge(letter.delivery)
+                await self._found(letter)
+
+    async def _sweep(self, queue: str) -> None:
+        """Write what is too old to a file of its own, and discard it."""
+        if self._archive is None:
+            return
+        name = f"{dead_queue_of(queue)}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.jsonl".replace(os.sep, "_")
+        with Lines(self._archive / name) as lines:
+            letters = DeadLetters(self._bus, queue, hold=HOLD)
+            result = await letters.discard(Selection(older_than=self._keep), lines=lines)
+        self._known[queue] = max(0, self._known[queue] - result.done)
+        if result.done or result.failed:
+            log.warning(
+                "%s: %d dead letters older than %s were taken out, and are in %s; %d could not be written and stay",
+                dead_queue_of(queue),
+                result.done,
+                self._keep,
+                lines.path,
+                result.failed,
+            )

@@ -312,7 +312,7 @@ async def test_nothing_is_taken_out_that_could_not_be_written(tmp_path: Path, ca
     [
         ({"keep": timedelta(days=1)}, "go together"),
         ({"archive": "."}, "go together"),
-        ({"keep": timedelta(0), "archive": "."}, "say how long"),
+        ({"keep": timedelta(0), "archive": "."}, "keep=0:00:00: say seconds, more than 0"),
         ({"keep": timedelta(days=1), "archive": "/no/such/folder"}, "there is no such folder"),
     ],
 )

@@ -119,7 +119,7 @@ def _lines(part: str) -> Iterator[str]:
         yield printable(line if line.startswith(" ") else f"    {line}")
 
 
-AREAS: Final = ("broker", "bus", "cli", "consumer", "publish", "sync")
+AREAS: Final = ("broker", "bus", "cli", "codec", "consumer", "publish", "sync")
 """The library's loggers, below ``rabbitevents``; plugins look after their own."""
 
 for _area in AREAS:

@@ -84,7 +84,7 @@ def tag_problem(choice: Choice) -> str:
     classes = [shape for shape in choice.members if is_class(shape)]
     if len(classes) < 2:
         return ""
-    names = [shape.cls.__name__ for shape in classes if isinstance(shape, (Record, Opaque))]
+    names = [shape.cls.__name__ for shape in classes]
     if len(set(names)) < len(names):
         return f"two classes of a union have the same name, {names[0]}, by which they are told apart: rename one"
     for shape in classes:
@@ -93,11 +93,9 @@ def tag_problem(choice: Choice) -> str:
     return ""
 
 
-def _field_names(shape: Shape) -> Iterable[str]:
+def _field_names(shape: Record | Opaque) -> Iterable[str]:
     """Return the names of a class's fields in a document."""
-    if isinstance(shape, Record):
-        return [field.name for field in shape.fields]
-    return shape.names if isinstance(shape, Opaque) else ()
+    return [field.name for field in shape.fields] if isinstance(shape, Record) else shape.names
 
 
 def form_of(value: Any) -> Form:

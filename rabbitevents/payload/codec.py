@@ -28,6 +28,7 @@ from rabbitevents.payload.models import is_model
 from rabbitevents.payload.paths import Path, Walked, path_for
 from rabbitevents.payload.reading import MisfitError, SafeError
 from rabbitevents.payload.shapes import Opaque, Record, Scalar, Shape
+from rabbitevents.payload.writing import holds_times
 
 P = TypeVar("P")
 
@@ -57,7 +58,8 @@ class Codec(Generic[P]):
         self._cls = cls
         self._shape = _object_shape(cls)
         self._path: Path[P] = path_for(cls, self._shape)
-        self._careful: Path[P] | None = Walked(self._shape) if self._shape.is_native() else None
+        rounds = self._shape.is_native() and holds_times(self._shape)  # an offset from UTC that has seconds
+        self._careful: Path[P] | None = Walked(self._shape) if rounds else None
         self._may_hold_nan = _may_hold_nan(self._shape)
         self._can_be_flooded = can_be_flooded(self._shape)
         self._compares_exactly = all(map(_is_exact, self._shape.everything()))
@@ -84,7 +86,7 @@ class Codec(Generic[P]):
         lost = self._lost(payload, body)
         if lost is None:
             return body
-        if self._careful is not None:  # msgspec rounds an offset from UTC that has seconds
+        if self._careful is not None:
             try:
                 body = self._careful.encode(payload)
             except Exception as error:

@@ -71,11 +71,11 @@ _TABLES: Final = (dict, abc.Mapping, abc.MutableMapping)
 _KEYS: Final = frozenset({str, int, bytes, Decimal, UUID, datetime, date, time, timedelta})
 
 
-def describe(cls: type, rename: Rename = None) -> Shape:
+def describe(cls: type) -> Shape:
     """Return what a payload class is made of. Raises `ConfigurationError`, which names the field and the way out."""
     describing = Describing(cls)
     try:
-        shape = describing.of(cls, cls.__name__, rename)
+        shape = describing.of(cls, cls.__name__, None)
     except RecursionError:
         raise describing.refusal(cls.__name__, "its types nest without an end") from None
     for part in shape.everything():  # now that the fields of all classes are known
@@ -172,7 +172,7 @@ class Describing:
         return Array(kind, form, True, make, item)
 
     def _check_hashable(self, item: Shape, place: str) -> None:
-        if any(isinstance(part, Table) or (isinstance(part, Array) and part.make in (list, set)) for part in (item,)):
+        if isinstance(item, Table) or (isinstance(item, Array) and item.make in (list, set)):
             raise self.refusal(
                 place, "a set cannot hold lists, sets or mappings: say a list, or frozensets and tuples in it"
             )
@@ -235,15 +235,15 @@ class Describing:
     def _of_record(self, kind: Any, place: str, rename: Rename) -> Record:
         cls = get_origin(kind) or kind
         naming = wire_names(cls, rename)
-        known = self._records.get((kind, naming if callable(naming) else None))
+        inner = naming if callable(naming) else None  # what holds for the classes in it too
+        known = self._records.get((kind, inner))
         if known is not None:
             return known
         shape, slots, problem = record_of(kind, cls, naming)
         if problem:
             raise self.refusal(place, problem)
-        self._records[kind, naming if callable(naming) else None] = shape  # before its fields: one may be of its kind
+        self._records[kind, inner] = shape  # before its fields: one may be of its kind
         hints = self._hints(kind, place)
-        inner = naming if callable(naming) else None
         fields: list[Field] = []
         for slot in slots:
             if slot.attribute not in hints:

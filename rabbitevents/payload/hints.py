@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -81,8 +80,13 @@ def substituted(hint: Any, bound: Bound) -> Any:
 
 def is_foreign_alias(kind: Any) -> bool:
     """Say whether a type is named by typing_extensions' ``TypeAliasType``, which msgspec does not know before 3.12."""
-    origin = get_origin(kind) or kind
-    return isinstance(origin, _ALIASES) and type(origin).__module__ != "typing"
+    alias = get_origin(kind) or kind
+    return _is_alias(alias) and type(alias).__module__ != "typing"
+
+
+def _is_alias(kind: object) -> bool:
+    """Say whether it was made by ``type X = ...``: Python's own from 3.12 on, or that of typing_extensions."""
+    return type(kind).__name__ == "TypeAliasType"
 
 
 def plainly(kind: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -97,7 +101,7 @@ def plainly(kind: Any) -> tuple[Any, tuple[Any, ...]]:
             (kind,) = get_args(kind)
         elif isinstance(kind, NewType):
             kind = kind.__supertype__
-        elif isinstance(origin or kind, _ALIASES):
+        elif _is_alias(origin or kind):
             alias: Any = origin or kind
             kind = substituted(alias.__value__, dict(zip(alias.__type_params__, get_args(kind), strict=False)))
         else:
@@ -107,19 +111,3 @@ def plainly(kind: Any) -> tuple[Any, tuple[Any, ...]]:
 def is_union(kind: Any) -> bool:
     """Say whether a type is a union, however it is written."""
     return get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _alias_types() -> tuple[type, ...]:
-    """Return the classes of ``type X = ...``: Python's own from 3.12 on, and that of typing_extensions where it is."""
-    found: list[type] = [vars(module)["TypeAliasType"] for module in _typings() if hasattr(module, "TypeAliasType")]
-    return tuple(found)
-
-
-def _typings() -> Iterator[types.ModuleType]:
-    yield typing
-    extensions = sys.modules.get("typing_extensions")
-    if extensions is not None:
-        yield extensions
-
-
-_ALIASES = _alias_types()

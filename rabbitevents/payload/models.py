@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeGuard, TypeVar, cast
 import msgspec
 
 from rabbitevents.errors import ConfigurationError
-from rabbitevents.lines import LineFilter
 from rabbitevents.payload.reading import MisfitError, SafeError
 from rabbitevents.payload.shapes import Opaque
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 log: logging.Logger = logging.getLogger("rabbitevents.codec")
-log.addFilter(LineFilter())
 
 M = TypeVar("M", bound="BaseModel")
 

@@ -6,7 +6,7 @@ A class is described once, when it is bound (`describing`); what reads and write
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import attrs
 
@@ -138,7 +138,7 @@ class Choice(Shape):
     @property
     def classes(self) -> dict[type, Shape]:
         """The members that are objects of a class, by it."""
-        return {shape.cls: shape for shape in self.members if is_class(shape) and isinstance(shape, (Record, Opaque))}
+        return {shape.cls: shape for shape in self.members if is_class(shape)}
 
     @property
     def by_form(self) -> Mapping[Form, list[Shape]]:
@@ -152,7 +152,7 @@ class Choice(Shape):
         return found
 
 
-def is_class(shape: Shape) -> bool:
+def is_class(shape: Shape) -> TypeGuard[Record | Opaque]:
     """Say whether a shape is an object that a union can tag: a class or a model, no TypedDict."""
     return (isinstance(shape, Record) and isinstance(shape.cls, type) and not issubclass(shape.cls, dict)) or (
         isinstance(shape, Opaque) and shape.is_object

@@ -31,7 +31,7 @@ class Writers:
 
     def writer(self, shape: Shape) -> Writer:
         """Return what writes ``shape``."""
-        if shape.is_native() and not _holds_times(shape):
+        if shape.is_native() and not holds_times(shape):
             return _unchanged
         match shape:
             case Record():
@@ -140,7 +140,8 @@ def _exactly(value: Any) -> Any:
     return value.astimezone(UTC) if offset is not None and offset.total_seconds() % 60 else value
 
 
-def _holds_times(shape: Shape) -> bool:
+def holds_times(shape: Shape) -> bool:
+    """Say whether there may be a time in it, which msgspec does not always write exactly."""
     return any(isinstance(part, Scalar) and plainly(part.kind)[0] is datetime for part in shape.everything())
 
 

@@ -6,6 +6,7 @@ A fact is made only if somebody observes. Facts carry names, ids and numbers, ne
 from __future__ import annotations
 
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,6 +21,13 @@ class Connected(Fact, frozen=True):
     connection: str
     address: str
     downtime: float
+
+    @property
+    def server(self) -> dict[str, str | int]:
+        """Where the broker is, as far as the address says it, under OpenTelemetry's names: ``server.address``, ``server.port``."""
+        parts = urlsplit(self.address)
+        there = {"server.address": parts.hostname, "server.port": parts.port}
+        return {name: value for name, value in there.items() if value}
 
 
 class ConnectionLost(Fact, frozen=True):

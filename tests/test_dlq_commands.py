@@ -18,10 +18,10 @@ from click.testing import CliRunner, Result
 
 from rabbitevents import Bus, ConfigurationError, Event, HeaderValue, Properties, Router
 from rabbitevents.testing import EmbeddedBroker
+from rabbitevents.texts import printable
 from rabbitevents_deadletter import DeadLetter, read_lines
 from rabbitevents_deadletter.commands import dlq
-from rabbitevents_deadletter.harmless import harmless
-from rabbitevents_deadletter.targets import begin
+from rabbitevents_deadletter.commands.targets import begin
 from tests.deadletters import DEAD, QUEUE, PaymentError, fill, ids, letters, put, raw, ready, service, until
 from tests.shop import OrderPlaced
 
@@ -197,7 +197,7 @@ def test_nothing_that_a_stranger_wrote_reaches_the_terminal_as_it_is(server: Emb
         called("show", BUS, "--limit", "100"),
         called("replay", BUS, "--dry-run"),
         called("show", BUS, "--id", HOSTILE),
-        called("show", BUS, "--id", harmless(HOSTILE)),
+        called("show", BUS, "--id", printable(HOSTILE)),
     ]
 
     for result in results:

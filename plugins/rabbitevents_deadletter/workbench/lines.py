@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 import msgspec
 
 from rabbitevents import ConfigurationError, DecodeError, Delivery, encode_properties
-from rabbitevents_deadletter.labels import DEAD, cut, dead_queue_of, moment
+from rabbitevents.texts import cut
+from rabbitevents_deadletter.labels import DEAD, dead_queue_of, moment
 from rabbitevents_deadletter.letters import DeadLetterMessage
 
 FORMAT: Final = "dead-letter/2"
 
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What comes of reading what is no JSON, or not the one that it should be."""
 
-class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One line. What stands between the queue and the address is for people, and not read again."""
+
+class Head(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What every line of every version has."""
 
     rabbitevents: str
+
+
+class Line(Head, kw_only=True, omit_defaults=True):
+    """One line. What stands between the queue and the address is for people, and not read again."""
+
     queue: str
     id: str = ""
     type: str = ""
@@ -35,6 +45,13 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     properties: bytes | None = None
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     body_base64: bytes | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The body, byte for byte. Raises `DecodeError`."""
+        if self.body_base64 is None and not isinstance(self.body, msgspec.Raw):
+            raise DecodeError("it has no body")
+        return bytes(self.body) if isinstance(self.body, msgspec.Raw) else self.body_base64 or b""
 
 
 def write_line(letter: DeadLetterMessage) -> bytes:
@@ -67,9 +84,9 @@ def _with_body(line: Line, body: bytes) -> bytes:
             msgspec.json.decode(body)
             line.body = msgspec.Raw(body)
             data = msgspec.json.encode(line)
-            if _body_of(msgspec.json.decode(data, type=Line)) == body:
+            if msgspec.json.decode(data, type=Line).content == body:
                 return data
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+        except _UNREADABLE:
             pass  # it is no JSON, or none that everybody could read
     line.body, line.body_base64 = msgspec.UNSET, body
     return msgspec.json.encode(line)
@@ -78,40 +95,28 @@ def _with_body(line: Line, body: bytes) -> bytes:
 def read_line(data: bytes) -> DeadLetterMessage:
     """Read what `write_line` wrote, or what somebody made of it. Raises `DecodeError`."""
     try:
+        version = msgspec.json.decode(data, type=Head).rabbitevents
+        if version != FORMAT:
+            raise DecodeError(f"it is {version[:40]!r}, and not {FORMAT!r}: take the version that wrote it")
         line = msgspec.json.decode(data, type=Line)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise DecodeError(f"it is no line of an export: {error}") from error
-    if line.rabbitevents != FORMAT:
-        raise DecodeError(f"it is {line.rabbitevents[:40]!r}, and not {FORMAT!r}: take the version that wrote it")
     if line.properties is None:
         raise DecodeError("it has no properties")
     exchange, routing_key = (word.decode("utf-8", "surrogateescape") for word in line.address)
-    properties = line.properties
     letter = DeadLetterMessage.of(
-        Delivery(dead_queue_of(line.queue), 0, 0, False, exchange, routing_key, _body_of(line), properties)
+        Delivery(dead_queue_of(line.queue), 0, 0, False, exchange, routing_key, line.content, line.properties)
     )
     # One that has no id of its own is named by its body, which may have been changed since.
     return msgspec.structs.replace(letter, id=line.id) if letter.is_nameless and line.id else letter
 
 
-def _body_of(line: Line) -> bytes:
-    if line.body_base64 is not None:
-        return line.body_base64
-    if not isinstance(line.body, msgspec.Raw):
-        raise DecodeError("it has no body")
-    return bytes(line.body)
-
-
 def is_export(first: bytes) -> bool:
     """Say whether the first line of a file is one of an export."""
     try:
-        return msgspec.json.decode(first.removeprefix(_MARK), type=_Head).rabbitevents.startswith("dead-letter/")
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return msgspec.json.decode(first.removeprefix(_MARK), type=Head).rabbitevents.startswith("dead-letter/")
+    except _UNREADABLE:
         return False
-
-
-class _Head(msgspec.Struct):
-    rabbitevents: str
 
 
 _MARK: Final = b"\xef\xbb\xbf"
@@ -139,12 +144,11 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_empty = True
         self._is_stream = str(path) == "-"
         if self._is_stream and os.isatty(1):
             raise ConfigurationError("stdout is a terminal, which bodies could harm: name a file, or pipe it")
         try:
-            self._file = os.dup(1) if self._is_stream else os.open(path, _NEW, 0o600)
+            self._file: BinaryIO = os.fdopen(os.dup(1), "wb") if self._is_stream else _new(path)
         except FileExistsError as error:
             raise ConfigurationError(f"{path} is there already, and is not written over: name another file") from error
         except OSError as error:
@@ -156,25 +160,21 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._file:
             self.sync()
-        finally:
-            os.close(self._file)
-            if self._is_empty and not self._is_stream:
-                self.path.unlink(missing_ok=True)
+        if not self._is_stream and not self.path.stat().st_size:
+            self.path.unlink()
 
     def write(self, letter: DeadLetterMessage) -> None:
         """Add a line. Raises `DecodeError` for a letter whose body was not kept, and OSError."""
-        data = memoryview(write_line(letter) + b"\n")
-        self._is_empty = False
-        while data:
-            data = data[os.write(self._file, data) :]
+        self._file.write(write_line(letter) + b"\n")
 
     def sync(self) -> None:
         """Have the disk keep what was written, and the file's name."""
+        self._file.flush()
         if self._is_stream:
             return
-        os.fsync(self._file)
+        os.fsync(self._file.fileno())
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -182,5 +182,6 @@ class Lines:
             os.close(folder)
 
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-"""A file that was not there, readable by its owner alone: bodies are nobody else's business."""
+def _new(path: Path) -> BinaryIO:
+    """Open a file that was not there, readable by its owner alone: bodies are nobody else's business."""
+    return open(path, "xb", opener=partial(os.open, mode=0o600))

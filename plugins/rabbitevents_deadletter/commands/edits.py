@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from rabbitevents import ConfigurationError
-from rabbitevents_deadletter.lines import is_export, read_lines
-from rabbitevents_deadletter.selection import EVERY, Selection
+from rabbitevents_deadletter.workbench import Selection, read_lines
+from rabbitevents_deadletter.workbench.lines import is_export
 
 
 class Edits(msgspec.Struct, frozen=True):
@@ -38,12 +38,11 @@ def edited(path: Path, selection: Selection) -> Edits:
         return Edits(selection, {selection.ids[0].lower(): path.read_bytes()})
     bodies: dict[bytes, bytes] = {}
     ids: dict[str, None] = {}
-    named = Selection(ids=selection.ids) if selection.ids else EVERY
-    for letter in read_lines(path):
-        if named.takes(letter):
-            ids[letter.id] = None
-            if bodies.setdefault(letter.digest(body=False), letter.body) != letter.body:
-                raise ConfigurationError(f"{path} has two bodies for one letter of {letter.describe()}: leave one out")
+    named = Selection(ids=selection.ids)
+    for letter in filter(named.takes, read_lines(path)):
+        ids[letter.id] = None
+        if bodies.setdefault(letter.digest(body=False), letter.body) != letter.body:
+            raise ConfigurationError(f"{path} has two bodies for one letter of {letter.describe()}: leave one out")
     if not bodies:
         raise ConfigurationError(f"{path} has none of the events that --id names")
     narrowed = msgspec.structs.replace(selection, ids=tuple(ids))

@@ -14,8 +14,8 @@ import pytest
 from rabbitevents import BrokerError, Bus, Properties
 from rabbitevents.testing import EmbeddedBroker
 from rabbitevents_deadletter import DeadLetterMessage, DeadLetters, Lines, Selection, read_lines
-from rabbitevents_deadletter.commands.edits import edited
 from rabbitevents_deadletter.workbench import deadletters
+from rabbitevents_deadletter.workbench.lines import edited
 from tests.deadletters import (
     DEAD,
     QUEUE,

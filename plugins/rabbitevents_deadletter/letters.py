@@ -77,7 +77,7 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             routing_key=routing_key,
             replayed=_number(headers.get(labels.REPLAY_COUNT)) or 0,
             replayed_at=_time(headers.get(labels.REPLAYED_AT)),
-            **(_told_by_plugin(headers) if death is None else _told_by_broker(delivery, death)),
+            **_told(delivery, headers, death),
         )
 
     @property
@@ -156,17 +156,8 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         return {**dict.fromkeys(labels.LABELS), **origin, **said}
 
 
-_NOTHING: Mapping[str, HeaderValue] = {}
-
 _DUE: Final = "delay.due"
 """The core's exchange that leads a retry back to its queue, whose name is the key."""
-
-_TEXTS: Final = {
-    "message": labels.MESSAGE,
-    "traceback": labels.TRACEBACK,
-    "handler": labels.HANDLER,
-    "host": labels.HOST,
-}
 
 
 def _queue(delivery: Delivery, headers: Headers) -> str:
@@ -178,20 +169,19 @@ def _queue(delivery: Delivery, headers: Headers) -> str:
     return _text(headers.get(labels.QUEUE))
 
 
-def _told_by_plugin(headers: Headers) -> dict[str, Any]:
+def _told(delivery: Delivery, headers: Headers, death: Mapping[str, HeaderValue] | None) -> dict[str, Any]:
+    """Return why it is here: as the broker says it, which brought it, or else as its labels do."""
+    if death is not None:
+        reason = GONE if delivery.queue == LOST else _text(death.get("reason")) or UNKNOWN
+        return {"reason": reason, "failed_at": _time(death.get("time"))}
     error = _text(headers.get(labels.ERROR))
     return {
         "reason": FAILED if error else _text(headers.get(labels.REASON)) or UNKNOWN,
         "error": error,
         "failed_at": _time(headers.get(labels.FAILED_AT)),
         "attempts": _number(headers.get(labels.ATTEMPTS)),
-        **{name: _text(headers.get(label)) for name, label in _TEXTS.items()},
+        **{name: _text(headers.get(f"dead-letter-{name}")) for name in ("message", "traceback", "handler", "host")},
     }
-
-
-def _told_by_broker(delivery: Delivery, death: Mapping[str, HeaderValue]) -> dict[str, Any]:
-    reason = GONE if delivery.queue == LOST else _text(death.get("reason")) or UNKNOWN
-    return {"reason": reason, "failed_at": _time(death.get("time"))}
 
 
 def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
@@ -203,7 +193,7 @@ def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
     deaths = delivery.headers.get("x-death") if delivery.via_exchange else None
     entries = [each for each in deaths if isinstance(each, Mapping)] if isinstance(deaths, list) else []
     if delivery.queue == LOST and delivery.via_exchange:  # it left the queue that it waited in
-        return next(iter(entries), _NOTHING)
+        return next(iter(entries), {})
     return next((each for each in entries if each.get("queue") == queue), None)
 
 

@@ -18,17 +18,9 @@ from rabbitevents_deadletter.workbench import DeadLetters, Lines, Selection
 
 log: Final = logging.getLogger("rabbitevents.deadletter")
 
-FIRST = 1.0
-"""Seconds after which the queues are looked at first: they are declared before, but the handlers come first."""
-
-PAUSE = 10.0
-"""Seconds between two looks at how many there are."""
-
-AGAIN = 60.0
-"""Seconds after which a look that failed is tried again."""
-
-SWEEP = 3600.0
-"""Seconds between two looks for what is too old."""
+FIRST, PAUSE, SWEEP = 1.0, 10.0, 3600.0
+"""Seconds until the queues are looked at first (the handlers come first), between two looks at how many there are, and
+between two looks for what is too old."""
 
 SHARE: Final = 20
 """How much longer than a look takes it is until the next one: what it holds, nobody else gets."""
@@ -101,8 +93,8 @@ class Tending:
             for queue in self._known:
                 try:
                     await self._look_after(queue)
-                    if sweeps and queue != LOST:
-                        await self._sweep(queue)
+                    if sweeps and self._archive is not None and queue != LOST:
+                        await self._sweep(queue, self._archive)
                 except (BrokerError, PublishError, ConfigurationError, OSError) as error:
                     log.warning("the dead letters of %s could not be looked after: %s", queue, error)
             sweep = begun + SWEEP if sweeps else sweep
@@ -110,18 +102,16 @@ class Tending:
 
     async def _look_after(self, queue: str) -> None:
         """Count, and where there are more than is known, label those that the broker brought, unless somebody else looks."""
-        now = asyncio.get_running_loop().time
-        depth = await self._bus.depth(dead_queue_of(queue))
-        if depth is None:
+        depth, now = await self._bus.depth(dead_queue_of(queue)), asyncio.get_running_loop().time
+        more = 0 if depth is None else depth.ready - self._known[queue]
+        if depth is None or (more > 0 and (depth.consumers or now() < self._next.get(queue, 0))):
             return
-        more = depth.ready - self._known[queue]
         if more > 0:
-            if depth.consumers or now() < self._next.get(queue, 0):
-                return
             began = now()
-            self._next[queue] = began + AGAIN
-            await self._label(queue)
-            self._next[queue] = now() + SHARE * (now() - began)
+            try:
+                await self._label(queue)
+            finally:
+                self._next[queue] = now() + SHARE * (now() - began)
         self._known[queue] += more  # the plugin may have sent further ones meanwhile
 
     async def _label(self, queue: str) -> None:
@@ -137,13 +127,11 @@ class Tending:
                 look.acknowledge(delivery)
                 await self._found(letter)
 
-    async def _sweep(self, queue: str) -> None:
+    async def _sweep(self, queue: str, archive: Path) -> None:
         """Write what is too old to a file of its own, and discard it."""
-        if self._archive is None:
-            return
         dead = dead_queue_of(queue)
         name = f"{dead}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.jsonl".replace(os.sep, "_")
-        with Lines(self._archive / name) as lines:
+        with Lines(archive / name) as lines:
             letters = DeadLetters(self._bus, queue, hold=HOLD)
             result = await letters.discard(Selection(older_than=self._keep), lines=lines)
         self._known[queue] = max(0, self._known[queue] - result.done)

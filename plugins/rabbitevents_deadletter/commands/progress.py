@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -13,13 +14,10 @@ from rabbitevents.texts import printable
 from rabbitevents_deadletter.commands import rendering
 from rabbitevents_deadletter.commands.targets import Target
 from rabbitevents_deadletter.letters import DeadLetterMessage
-from rabbitevents_deadletter.workbench import DeadLetters, Result, Selection
+from rabbitevents_deadletter.workbench import Result, Selection
 
 NOT_ALL = 1
 """The exit code where something that was asked for was not found, could not be done, or may not have been seen."""
-
-Step = Callable[[DeadLetters, int | None], Awaitable[Result]]
-"""Does something with the letters of one queue, at most so many."""
 
 
 class Progress:
@@ -39,6 +37,7 @@ class Progress:
         self.shown: set[bytes] = set()
         self._ids = {id.lower(): id for id in selection.ids}
         """Those that were asked for, and were not seen."""
+        self._selection = selection
         self._doing = doing
         self._limit = limit
         self._names = names
@@ -61,12 +60,12 @@ class Progress:
         at = result.meant if self._limit is not None else result.looked_at
         self._bar.update(self._task, completed=at, total=total, description=f"{self._doing} {printable(result.queue)}")
 
-    def go(self, where: Target, step: Step, word: str) -> int:
-        """Take the step for one queue after the other, say how far it came, and return the exit code."""
+    def go(self, where: Target, doing: Callable[..., Awaitable[Result]], word: str, **how: Any) -> int:
+        """Have a method of `DeadLetters` do its work on one queue after the other, say how far it came; return the exit code."""
         broken_off = True
         try:
             with self._bar:
-                run(self._steps(where, step))
+                run(self._steps(where, doing, how))
             broken_off = False
         except PublishError as error:
             raise BrokerError(printable(str(error))) from error  # it names the event, in words of whoever published it
@@ -78,12 +77,12 @@ class Progress:
             say.print(f"no dead letter of the event {printable(id)} was found")
         return NOT_ALL if self._ids or any(each.failed or each.partial for each in self.latest.values()) else 0
 
-    async def _steps(self, where: Target, step: Step) -> None:
+    async def _steps(self, where: Target, doing: Callable[..., Awaitable[Result]], how: dict[str, Any]) -> None:
         async with where.opened() as queues:
             self.queues = [letters.dead_queue for letters in queues]
             left = self._limit
             for letters in queues:
-                if left == 0:
-                    return
-                result = self.latest[letters.dead_queue] = await step(letters, left)
-                left = None if left is None else left - result.meant
+                if left != 0:
+                    result = await doing(letters, selection=self._selection, limit=left, watch=self, **how)
+                    self.latest[letters.dead_queue] = result
+                    left = None if left is None else left - result.meant

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import accumulate
 from textwrap import indent
@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rabbitevents.texts import printable
@@ -45,23 +45,16 @@ def put(console: Console, *what: RenderableType) -> None:
 def summary_table(summaries: Iterable[Summary], by: By = "") -> Table:
     """Return the counts of several queues as one table."""
     columns = [name for name in ("error", "type") if by in ("", name)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("queue", *columns):
-        table.add_column(name, overflow="fold")
-    for name in ("count", "oldest", "newest"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = [Column(name, overflow="fold") for name in ("queue", *columns)]
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("count", "oldest", "newest")]
+    table = Table(*names, *numbers, box=None, pad_edge=False, header_style="bold")
     now = datetime.now(UTC)
     for summary in summaries:
         for group in summary.groups:
-            names = [summary.queue, *(getattr(group, name) or "(unreadable)" for name in columns)]
+            said = [summary.queue, *(getattr(group, name) or "(unreadable)" for name in columns)]
             ages = age_of(group.oldest, now), age_of(group.newest, now)
-            table.add_row(*(Text(printable(name)) for name in names), f"{group.count:,}", *ages)
+            table.add_row(*(Text(printable(each)) for each in said), f"{group.count:,}", *ages)
     return table
-
-
-def summary_json(summaries: Sequence[Summary]) -> str:
-    """Return the counts of several queues as one line of JSON."""
-    return _json(summaries)
 
 
 def letter_json(letter: DeadLetterMessage) -> str:
@@ -69,13 +62,13 @@ def letter_json(letter: DeadLetterMessage) -> str:
     said = {name: getattr(letter, name) for name in ("dead_queue", *letter.__struct_fields__) if name != "delivery"}
     said["headers"] = {name: value for name, value in letter.headers.items() if name not in LABELS}
     try:
-        return _json({**said, "body": json.loads(letter.body)})
+        return as_json({**said, "body": json.loads(letter.body)})
     except (ValueError, RecursionError):
-        return _json({**said, "body_base64": letter.body})
+        return as_json({**said, "body_base64": letter.body})
 
 
-def _json(value: object) -> str:
-    """Return JSON in ASCII, since texts of strangers are in it; numbers that are infinite or none are texts."""
+def as_json(value: object) -> str:
+    """Return a line of JSON, in ASCII, since texts of strangers are in it; numbers that are infinite or none are texts."""
     return json.dumps(json.loads(json.dumps(msgspec.to_builtins(value)), parse_constant=str))
 
 
@@ -142,9 +135,8 @@ _SAID: Final = ("headers", "type", "message_id")
 
 def _rows(values: Mapping[str, object]) -> Table:
     """Return names and values as rows: text as it is, anything else as Python writes it."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(overflow="fold", style="dim")
-    table.add_column(overflow="fold")
+    columns = Column(overflow="fold", style="dim"), Column(overflow="fold")
+    table = Table(*columns, box=None, pad_edge=False, show_header=False)
     for name, value in values.items():
         text = value if isinstance(value, str) else repr(value)
         more = f"... ({len(text):,} signs)" if len(text) > VALUE_SHOWN else ""

@@ -111,44 +111,40 @@ class Commands(click.Group):
 # --- arguments and options -----------------------------------------------------------------------------------------
 
 
-def _age(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
+def begin(said: str) -> datetime:
+    """Read when to begin: an hour of the day such as ``02:30``, the next time it is that late here, or a whole time."""
+    now = datetime.now().astimezone()
     try:
-        return None if value is None else age(value)
-    except ConfigurationError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
+        if len(said) > len("02:30"):
+            return datetime.fromisoformat(said).astimezone()
+        hour = datetime.strptime(said, "%H:%M").time()
+        days = (datetime.combine(now + timedelta(days=n), hour).astimezone() for n in (0, 1))
+        return next(at for at in days if at > now)
+    except ValueError:
+        raise ConfigurationError(f"{said[:40]!r} is no time: write 02:30, or 2026-05-01T02:30") from None
 
 
+LIMIT: Final = click.option("--limit", metavar="N", type=click.IntRange(1), help="At most N, of all queues together.")
+
+_MANY: Final[dict[str, Any]] = {"metavar": "NAME", "multiple": True}
+_HELD: Final = click.IntRange(1, HOLD)
 _SHARED: Final = (
     click.argument("reference", metavar="[MODULE:BUS]", required=False, type=BusReference()),
     click.option("--url", metavar="URL", help=f"Look at this broker, without a bus of yours ({URL}); needs --queue."),
     click.option(
-        "--queue",
-        "-q",
-        "queues",
-        metavar="NAME",
-        multiple=True,
-        help="Only this one, or its dead letters'; again for more.",
+        "--queue", "-q", "queues", **_MANY, help="Only this one, by its name or its dead letters'; or several."
     ),
-    click.option(
-        "--hold",
-        metavar="N",
-        type=click.IntRange(1, HOLD),
-        default=HOLD,
-        help=f"Keep at most N in memory at a time ({HOLD}).",
-    ),
-    click.option("--id", "ids", metavar="ID", multiple=True, help="The letters of this event. As often as you like."),
-    click.option(
-        "--type", "types", metavar="NAME", multiple=True, help="Events of this type; * is any text: 'order.*'."
-    ),
+    click.option("--hold", metavar="N", type=_HELD, default=HOLD, help=f"Keep at most N in memory at a time ({HOLD})."),
+    click.option("--id", "ids", metavar="ID", multiple=True, help="The letters of this event, or of several."),
+    click.option("--type", "types", **_MANY, help="Events of this type; * stands for any text: 'order.*'."),
     click.option(
         "--error",
         "errors",
-        metavar="NAME",
-        multiple=True,
-        help="Failed with this class, with or without its module; or the broker's reason: delivery_limit.",
+        **_MANY,
+        help="Died of this: a class, without its module too; or delivery_limit.",
     ),
-    click.option("--older-than", metavar="AGE", callback=_age, help="Failed longer ago than 90s, 10m, 2h, 7d."),
-    click.option("--newer-than", metavar="AGE", callback=_age, help="Failed more recently than that."),
+    click.option("--older-than", metavar="AGE", type=age, help="Failed longer ago than 90s, 10m, 2h, 7d."),
+    click.option("--newer-than", metavar="AGE", type=age, help="Failed more recently than that."),
 )
 
 
@@ -165,26 +161,3 @@ def letters(command: Callable[..., int]) -> Callable[..., int]:
         return command(where=Target(reference, url, queues, hold), selection=selection, **others)
 
     return reduce(lambda function, option: option(function), reversed(_SHARED), called)
-
-
-def limit(default: int | None, what: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Have a command take a number of letters, over all queues."""
-    shown = f" ({default})" if default is not None else ""
-    return click.option(
-        "--limit", metavar="N", type=click.IntRange(1), default=default, help=f"{what} at most N{shown}."
-    )
-
-
-def begin(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """Read when to begin: an hour of the day such as ``02:30``, the next time it is that late here, or a whole time."""
-    if value is None:
-        return None
-    now = datetime.now().astimezone()
-    try:
-        if len(value) > len("02:30"):
-            return datetime.fromisoformat(value).astimezone()
-        hour = datetime.strptime(value, "%H:%M").time()
-        days = (datetime.combine(now + timedelta(days=n), hour).astimezone() for n in (0, 1))
-        return next(at for at in days if at > now)
-    except ValueError:
-        raise click.BadParameter(f"{value[:40]!r} is no time: write 02:30, or 2026-05-01T02:30", ctx, param) from None

@@ -122,9 +122,6 @@ class Pace:
 
     async def turn(self) -> None:
         """Wait for one's turn. What was late is not made up for by a burst."""
-        if not self._pause:
-            return
         now = asyncio.get_running_loop().time
-        if self._next > now():
-            await asyncio.sleep(self._next - now())
+        await asyncio.sleep(max(0.0, self._next - now()))
         self._next = max(self._next, now()) + self._pause

@@ -10,7 +10,6 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -37,13 +36,8 @@ LONGEST = 600.0
 ENDING = 5.0
 """Seconds that the current event has to be confirmed when a replay is interrupted."""
 
-PATIENCE = 5.0
-"""Seconds that somebody else's look is waited for by who replays or discards."""
-
-COURTESY = 1.0
-"""Seconds that it is waited for by who only looks."""
-
-_NO_BODIES: Mapping[str, bytes] = MappingProxyType({})
+PATIENCE, COURTESY = 5.0, 1.0
+"""Seconds that somebody else's look is waited for: by who replays or discards, and by who only looks."""
 
 Deal = Callable[[DeadLetterMessage, Browsing], Awaitable[object]]
 """Does with one letter what is to be done, and says so to the course."""
@@ -122,7 +116,7 @@ class DeadLetters:
         limit: int | None = None,
         rate: float | None = None,
         dry_run: bool = False,
-        bodies: Mapping[str, bytes] = _NO_BODIES,
+        bodies: Mapping[str, bytes] | None = None,
         only: Container[bytes] | None = None,
         to: str | None = None,
         watch: Watch = nobody,
@@ -136,11 +130,13 @@ class DeadLetters:
         acknowledged. A cancellation lets the current one be confirmed first.
         """
         pace = Pace(rate)
-        edited = {id.lower(): body for id, body in bodies.items()}
+        edited = {name.lower(): body for name, body in (bodies or {}).items()}
         course = Course(self.dead_queue, selection, limit, watch, only)
 
         async def deal(letter: DeadLetterMessage, look: Browsing) -> None:
-            await self._send(letter, letter.replay(body=_edit_of(letter, edited), to=to), pace, course, look)
+            names = (letter.id.lower(), letter.digest(body=False).hex()) if edited else ()
+            body = next((edited[name] for name in names if name in edited), None)
+            await self._send(letter, letter.replay(body=body, to=to), pace, course, look)
 
         return await self._go(course, None if dry_run else deal)
 
@@ -274,11 +270,6 @@ class DeadLetters:
 
         await pace.turn()
         await _unbroken(moved())
-
-
-def _edit_of(letter: DeadLetterMessage, edited: Mapping[str, bytes]) -> bytes | None:
-    names = (letter.id.lower(), letter.digest(body=False).hex()) if edited else ()
-    return next((edited[name] for name in names if name in edited), None)
 
 
 async def _unbroken(doing: Coroutine[Any, Any, None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -19,8 +19,12 @@ from rabbitevents import ConfigurationError, DecodeError, Delivery, encode_prope
 from rabbitevents.texts import cut
 from rabbitevents_deadletter.labels import DEAD, dead_queue_of, moment
 from rabbitevents_deadletter.letters import DeadLetterMessage
+from rabbitevents_deadletter.workbench.selection import Selection
 
 FORMAT: Final = "dead-letter/2"
+
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+"""A file that was not there; its owner alone may read it: bodies are nobody else's business."""
 
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What comes of reading what is no JSON, or not the one that it should be."""
@@ -79,15 +83,12 @@ def _bytes(text: str) -> bytes:
 
 def _with_body(line: Line, body: bytes) -> bytes:
     """Put the body in: as it is, where it is JSON and comes out of the line again as the same bytes."""
-    if b"\n" not in body:
-        try:
-            msgspec.json.decode(body)
-            line.body = msgspec.Raw(body)
-            data = msgspec.json.encode(line)
-            if msgspec.json.decode(data, type=Line).content == body:
-                return data
-        except _UNREADABLE:
-            pass  # it is no JSON, or none that everybody could read
+    with suppress(*_UNREADABLE):  # it is no JSON, or none that everybody could read
+        msgspec.json.decode(body)
+        line.body = msgspec.Raw(body)
+        data = msgspec.json.encode(line)
+        if b"\n" not in body and msgspec.json.decode(data, type=Line).content == body:
+            return data
     line.body, line.body_base64 = msgspec.UNSET, body
     return msgspec.json.encode(line)
 
@@ -111,21 +112,13 @@ def read_line(data: bytes) -> DeadLetterMessage:
     return msgspec.structs.replace(letter, id=line.id) if letter.is_nameless and line.id else letter
 
 
-def is_export(first: bytes) -> bool:
-    """Say whether the first line of a file is one of an export."""
-    try:
-        return msgspec.json.decode(first.removeprefix(_MARK), type=Head).rabbitevents.startswith("dead-letter/")
-    except _UNREADABLE:
-        return False
-
-
 _MARK: Final = b"\xef\xbb\xbf"
 """What some editors begin a file with."""
 
 
 def read_lines(path: Path) -> Iterator[DeadLetterMessage]:
     """Read a file of lines, one after the other. Raises `ConfigurationError`, which names the line."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, data in enumerate(file, 1):
             text = data.removeprefix(_MARK).strip()
             try:
@@ -134,6 +127,54 @@ def read_lines(path: Path) -> Iterator[DeadLetterMessage]:
             except DecodeError as error:
                 torn = "" if data.endswith(b"\n") else "; it has no end: its writing was broken off, so leave it out"
                 raise ConfigurationError(f"{path}, line {number}: {error}{torn}") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class Edits(msgspec.Struct, frozen=True):
+    """What is meant, and with which bodies, as `DeadLetters.replay` takes it."""
+
+    selection: Selection
+    bodies: dict[str, bytes] = {}
+    only: frozenset[bytes] | None = None
+
+
+def edited(path: Path, selection: Selection) -> Edits:
+    """Return the bodies in a file that a person has changed, and the selection narrowed to their letters.
+
+    The file is an export, with a line for each letter, however many are of one event; or else it is one body, for the one
+    event that is selected by its id. Raises `ConfigurationError`.
+    """
+    with _opened(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+    if not _is_export(first):
+        if len(selection.ids) != 1:
+            raise ConfigurationError(
+                f"{path} is one body (no export): say with --id which event it is for, and only one"
+            )
+        return Edits(selection, {selection.ids[0].lower(): path.read_bytes()})
+    bodies: dict[bytes, bytes] = {}
+    ids: dict[str, None] = {}
+    for letter in filter(Selection(ids=selection.ids).takes, read_lines(path)):
+        ids[letter.id] = None
+        if bodies.setdefault(letter.digest(body=False), letter.body) != letter.body:
+            raise ConfigurationError(f"{path} has two bodies for one letter of {letter.describe()}: leave one out")
+    if not bodies:
+        raise ConfigurationError(f"{path} has none of the events that --id names")
+    narrowed = msgspec.structs.replace(selection, ids=tuple(ids))
+    return Edits(narrowed, {digest.hex(): body for digest, body in bodies.items()}, frozenset(bodies))
+
+
+def _is_export(first: bytes) -> bool:
+    try:
+        return msgspec.json.decode(first.removeprefix(_MARK), type=Head).rabbitevents.startswith("dead-letter/")
+    except _UNREADABLE:
+        return False
 
 
 class Lines:
@@ -148,7 +189,7 @@ class Lines:
         if self._is_stream and os.isatty(1):
             raise ConfigurationError("stdout is a terminal, which bodies could harm: name a file, or pipe it")
         try:
-            self._file: BinaryIO = os.fdopen(os.dup(1), "wb") if self._is_stream else _new(path)
+            self._file: BinaryIO = os.fdopen(os.dup(1) if self._is_stream else os.open(path, _NEW, 0o600), "wb")
         except FileExistsError as error:
             raise ConfigurationError(f"{path} is there already, and is not written over: name another file") from error
         except OSError as error:
@@ -180,8 +221,3 @@ class Lines:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _new(path: Path) -> BinaryIO:
-    """Open a file that was not there, readable by its owner alone: bodies are nobody else's business."""
-    return open(path, "xb", opener=partial(os.open, mode=0o600))

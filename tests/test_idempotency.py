@@ -633,6 +633,23 @@ async def test_an_event_that_was_abandoned_too_often_goes_to_its_dead_letter_que
     assert "its handling was abandoned 5 times, by a crash or a standstill" in caplog.text
 
 
+@pytest.mark.parametrize("abandoned", [1, 2, 3, 4])
+async def test_an_event_is_given_up_on_after_as_many_crashes_as_was_said_be_they_few(abandoned: int) -> None:
+    store = Switched()
+    shop = Shop(store, abandoned=abandoned)
+
+    async with shop.open() as probe:
+        for times in (abandoned - 1, abandoned):
+            message = plain_message(f"order-{times}", f"o-{times}")
+            await abandon(store, f"shop.record:{uuid_of(message)}", times)
+            await probe.bus.send(message)
+            await probe.settled()
+        dead_letters = probe.waiting("shop.record.dead")
+
+    assert dead_letters == 1
+    assert shop.effects == {f"o-{abandoned - 1}": 1}
+
+
 async def test_of_events_that_may_be_what_crashes_the_process_one_runs_at_a_time() -> None:
     store, at_once, most = Switched(), 0, 0
 

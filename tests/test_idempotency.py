@@ -182,6 +182,21 @@ async def test_of_fifty_copies_at_once_one_is_handled() -> None:
     assert len(shop.observing.of(Duplicate)) == 49
 
 
+async def test_two_buses_that_share_a_store_and_a_queue_handle_an_event_once() -> None:
+    store, broker = MemoryStore(), EmbeddedBroker()
+    shops = [Shop(store), Shop(store)]
+    one, other = (Bus(broker.client(), shop.router, plugins=shop.plugins) for shop in shops)
+
+    async with one, other:
+        envelope = await one.publish(OrderPlaced("o-1"))
+        await asyncio.gather(*(bus.publish(envelope) for bus in (one, other) * 20))
+        await eventually(
+            lambda: sum(len(shop.observing.of(Duplicate, Forwarded)) for shop in shops) == 40, "the copies"
+        )
+
+    assert sum(shop.effects["o-1"] for shop in shops) == 1
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 

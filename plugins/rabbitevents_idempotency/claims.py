@@ -108,10 +108,10 @@ class Claims:
         try:
             yield
         finally:
-            renewing.cancel()
-            if self._looking is not None:
-                self._looking.cancel()
-            await asyncio.wait({renewing, *self._releasing}, timeout=LEAVING)
+            ending = {renewing} if self._looking is None else {renewing, self._looking}
+            for task in ending:
+                task.cancel()
+            await asyncio.wait({*ending, *self._releasing}, timeout=LEAVING)
 
     # --- steps: each is None where the store is away ---
 
@@ -217,13 +217,14 @@ class Claims:
                 self._waiting -= 1
 
     def _lost(self, error: StoreUnavailableError) -> None:
-        """Begin an outage, if there is none; soon after another, it is given time at once."""
+        """Begin an outage, if there is none. What failed again soon is given time at once, so that nothing flaps."""
         self._trouble = error
         if self._since is None:
             self._since = self._now()
             self._is_back.clear()
-            pause = FIRST_PAUSE if self._since > self._settled_at else LONGEST_PAUSE
-            self._looking = asyncio.create_task(self._look(pause), name="looking for the store", context=Context())
+            if not self.host.stopping:
+                pause = FIRST_PAUSE if self._since > self._settled_at else LONGEST_PAUSE
+                self._looking = asyncio.create_task(self._look(pause), name="looking for the store", context=Context())
             log.error("the %s is out of reach, %s: %s", self._name, self._consequence, error)
             self.host.report(StoreLost(str(error)))
 

@@ -61,7 +61,7 @@ class RedisStore:
         self._timeout = seconds("RedisStore: timeout", timeout, positive=True)
         self._is_cluster = hasattr(client, "get_node_from_key")
         self._nodes: dict[str, Trips] = {}
-        self._only = None if self._is_cluster else Trips(client, self._timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
@@ -87,20 +87,27 @@ class RedisStore:
 
     def _ask(self, key: str, step: str, owner: str, lengths: str, digest: str = "") -> Awaitable[str]:
         key = self._prefix + key
-        return (self._only or self._trips(key)).ask(key, f"{step} {lengths} {owner} {digest}\n")
+        return self._trips(key).ask(key, f"{step} {lengths} {owner} {digest}\n")
 
     def _trips(self, key: str) -> Trips:
-        """Return the round trips to the node of a cluster that has ``key``; before nodes are known, to all at once."""
-        try:
-            node: str = self._client.get_node_from_key(key).name
-        except Exception:
-            # Nothing is known yet, or this slot is nobody's now, which each client says in its own way.
-            node = ""
+        """Return the round trips to the node that has ``key``; before a cluster's nodes are known, to all at once."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._nodes = loop, {}  # those of a loop that has ended took along who waited in it
+        node = self._node(key) if self._is_cluster else ""
         trips = self._nodes.get(node)
         if trips is None:
-            trips = Trips(self._client, self._timeout, slot_of=self._client.keyslot, partial=bool(node))
-            self._nodes[node] = trips
+            slot_of = self._client.keyslot if self._is_cluster else None
+            self._nodes[node] = trips = Trips(self._client, self._timeout, slot_of=slot_of, partial=bool(node))
         return trips
+
+    def _node(self, key: str) -> str:
+        try:
+            name: str = self._client.get_node_from_key(key).name
+        except Exception:
+            # Nothing is known yet, or this slot is nobody's now, which each client says in its own way.
+            return ""
+        return name
 
     async def look(self) -> Sequence[str]:
         """Write a key on each node. Warn if Redis may evict keys; where looking is forbidden, nothing is said.
@@ -111,7 +118,7 @@ class RedisStore:
         if self._is_cluster:
             await self._aside("initialize")
             probes = [f"{self._prefix}probe:{number}" for number in range(_NODES_FOUND_BY)]
-        nodes = {self._only or self._trips(key): key for key in probes}
+        nodes = {self._trips(key): key for key in probes}
         asked = [trips.ask(key, "probe 0 1  \n", anyway=True) for trips, key in nodes.items()]
         for answer in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(answer, KeyRefusedError):

@@ -1,8 +1,9 @@
 """Round trips to one Redis node that many callers share: what is asked in one turn of the event loop leaves together.
 
-One trip is under way at a time, in a task of its own; what is asked meanwhile takes the next one. A caller that is
-cancelled leaves its question where it is: nothing on the wire is ever cancelled but by the deadline of its trip, and
-that connection is not used again. A node that failed is asked by one caller at a time, and refuses the others at once.
+One trip is under way at a time, in a task of its own, so that a release never overtakes the claim of a caller that is
+gone; what is asked meanwhile takes the next one. A caller that is cancelled leaves its question where it is: nothing on
+the wire is ever cancelled but by the deadline of its trip, and that connection is not used again. A node that failed is
+asked by one caller at a time, and refuses the others at once.
 
 The clients' own script objects are not used: they answer NOSCRIPT with a SCRIPT LOAD, which a user needs a right for and
 a cluster sends to every node, be it one that hangs. An EVAL does both in one trip.
@@ -91,7 +92,7 @@ class Trips:
 
     async def _conduct(self) -> None:
         """Make one trip after the other until nobody waits, or the node fails: nobody is to wait for trip after trip."""
-        under_way: list[Question] = []
+        loop, under_way = asyncio.get_running_loop(), list[Question]()
         try:
             while self._waiting:
                 await asyncio.sleep(0)  # those who were just answered may have another question
@@ -100,7 +101,7 @@ class Trips:
                 if self._failed is not None:
                     break
         finally:
-            self._rests_till = asyncio.get_running_loop().time() + REST
+            self._rests_till = loop.time() + REST
             _fail([*under_way, *self._waiting], self._failed or self._trouble("the event loop ends"))
             self._waiting.clear()
 

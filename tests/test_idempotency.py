@@ -118,6 +118,18 @@ async def test_an_id_that_is_no_uuid_is_the_same_event_each_time() -> None:
     assert shop.effects == {"o-1": 1}
 
 
+async def test_an_id_is_the_same_in_capital_letters() -> None:
+    shop = Shop(MemoryStore())
+    id = "0193a1b2-7c1a-7e3b-9f00-0123456789ab"
+
+    async with shop.open() as probe:
+        for message_id in (id, id.upper(), id):
+            await probe.bus.send(plain_message(message_id, "o-1"))
+            await probe.settled()
+
+    assert shop.effects == {"o-1": 1}
+
+
 async def test_events_without_an_id_are_handled_as_often_as_they_come_and_that_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -86,8 +86,9 @@ def _named(error: BaseException) -> str:
     """Name an exception; a group with what is in it."""
     if not isinstance(error, BaseExceptionGroup):
         return name_of(error)
-    inner = [name_of(each) for each in cast("BaseExceptionGroup[BaseException]", error).exceptions]
-    return f"{name_of(error)} of {', '.join(inner[:5])}{', ...' if len(inner) > 5 else ''}"
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    inner = [name_of(each) for each in group.exceptions]
+    return f"{name_of(group)} of {', '.join(inner[:5])}{', ...' if len(inner) > 5 else ''}"
 
 
 def _short(filename: str) -> str:

@@ -193,7 +193,7 @@ def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
     deaths = delivery.headers.get("x-death") if delivery.via_exchange else None
     entries = [each for each in deaths if isinstance(each, Mapping)] if isinstance(deaths, list) else []
     if delivery.queue == LOST and delivery.via_exchange:  # it left the queue that it waited in
-        return next(iter(entries), {})
+        return entries[0] if entries else {}
     return next((each for each in entries if each.get("queue") == queue), None)
 
 

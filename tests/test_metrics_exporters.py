@@ -73,8 +73,8 @@ async def test_every_query_of_the_dashboard_asks_for_metrics_and_labels_that_exi
     prometheus: tuple[Measured, Page],
 ) -> None:
     measured, page = prometheus
-    await everything(measured)
-    samples = page.samples()
+    async with everything(measured):
+        samples = await asyncio.to_thread(page.samples)
 
     asked = queries(json.loads(DASHBOARD.read_text()))
 

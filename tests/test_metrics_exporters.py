@@ -152,7 +152,7 @@ async def test_prometheus_may_ask_from_another_thread_while_events_pass(promethe
 async def test_metrics_reach_an_otlp_collector_by_their_names(otlp: Collector, rabbit_url: str) -> None:
     exporter = OTLPMetricExporter(f"{otlp.endpoint}/v1/metrics")
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=200)
-    provider = MeterProvider([reader], resource=Resource({"service.name": "inventory"}), shutdown_on_exit=False)
+    provider = MeterProvider([reader], resource=Resource.create({"service.name": "inventory"}), shutdown_on_exit=False)
     metrics = Metrics(meter_provider=provider, interval=timedelta(seconds=1))
 
     def points(name: str) -> list[Any]:

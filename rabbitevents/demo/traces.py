@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from platform import node
 from typing import Final
 
 import msgspec
@@ -50,7 +51,8 @@ class Traces:
 
     def plugin(self, service: str) -> Tracing:
         """Return the plugin that traces a service."""
-        provider = TracerProvider(ALWAYS_ON, Resource({"service.name": f"shop.{service}"}), shutdown_on_exit=False)
+        resource = Resource.create({"service.name": f"shop.{service}", "host.name": node()})
+        provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         for processor in self._processors:
             provider.add_span_processor(processor)
         return Tracing(tracer_provider=provider)

@@ -258,21 +258,26 @@ The ranges that `pip install rabbitevents` and its extras accept, and the versio
 """
 
 
+def seen_before() -> dict[str, Any]:
+    """Return what was seen up to now, by the cell's name."""
+    return json.loads(SEEN.read_text()) if SEEN.exists() else {}
+
+
 def main(names: list[str]) -> int:
     """Run the cells that are named, or those that were not seen with these sources; return the exit status."""
-    seen: dict[str, Any] = json.loads(SEEN.read_text()) if SEEN.exists() else {}
     if unknown := set(names) - {cell.name for cell in CELLS} - {"--list", "--page"}:
         print(f"matrix: no such cell: {', '.join(sorted(unknown))}; there are {', '.join(cell.name for cell in CELLS)}")
         return 2
     if "--list" in names:
         print("\n".join(f"{cell.name:14} {cell.debian:9} {cell.what}" for cell in CELLS))
         return 0
-    now = sources()
+    now, seen = sources(), seen_before()
     due = [
         cell for cell in CELLS if cell.name in names or (not names and seen.get(cell.name, {}).get("sources") != now)
     ]
     for cell in due:
-        seen[cell.name] = run(cell)
+        saw = run(cell)
+        seen = {**seen_before(), cell.name: saw}  # another run may have been on another Debian meanwhile
         SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
         PAGE.write_text(page(seen))
     PAGE.write_text(page(seen))

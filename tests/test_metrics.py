@@ -36,6 +36,7 @@ from rabbitevents import (
 )
 from rabbitevents.testing import EmbeddedBroker, running
 from rabbitevents_deadletter import DeadLetter
+from rabbitevents_flow import KillSwitch
 from rabbitevents_metrics import Metrics
 from rabbitevents_metrics.instruments import COUNTERS, GAUGES, HISTOGRAMS
 from rabbitevents_retry import Retry, on
@@ -182,6 +183,16 @@ async def test_a_delivery_that_is_postponed_here_is_one_message_and_the_next_one
     assert measured.value("messaging.client.consumed.messages") == 3
     assert measured.value("messaging.process.duration") == 5
     assert measured.value("rabbitevents.postponed") == 2
+
+
+async def test_a_kill_switch_that_trips_is_counted(measured: Measured) -> None:
+    plugins = [DeadLetter(), KillSwitch(of=3, pause=60, longest=60), Metrics(meter_provider=measured.provider)]
+    async with running(Bus("memory://", inventory(fail=9), plugins=plugins)) as probe:
+        for number in range(5):
+            await probe.bus.publish(OrderPlaced(f"o-{number}"))
+        await eventually(lambda: not probe.bus.health().ok, "the switch")
+
+    assert measured.value("rabbitevents.kill_switch.trips", rabbitevents__subscription="inventory.reserve") == 1
 
 
 async def test_a_copy_that_comes_back_is_another_message(measured: Measured) -> None:

@@ -31,6 +31,7 @@ COUNTERS: Final = {
     "rabbitevents.retries": ("{delivery}", "Failures that are tried again, by attempt."),
     "rabbitevents.postponed": ("{delivery}", "Failures that are handled later, which is no attempt."),
     "rabbitevents.discarded": ("{delivery}", "Failures that are taken as done, by reason."),
+    "rabbitevents.kill_switch.trips": ("{trip}", "Times that a kill switch stopped a subscription."),
     "rabbitevents.dead_letters": ("{delivery}", "Deliveries given up on, by reason."),
     "rabbitevents.holds": ("{delivery}", "Failures that no plugin took care of, and that are held."),
     "rabbitevents.duplicates": ("{delivery}", "Deliveries that had been handled before."),

@@ -82,6 +82,7 @@ class Metrics(Plugin):
             facts.Postponed: self._postponed,
             facts.Discarded: lambda fact: self._gave_up("discarded", fact.subscription, fact.error),
             facts.DeadLettered: lambda fact: self._gave_up("dead_letters", fact.subscription, fact.reason),
+            facts.Tripped: lambda fact: self._count("kill_switch.trips", subscription=fact.subscription),
             facts.Duplicate: lambda fact: self._count("duplicates", subscription=fact.subscription),
         }
 

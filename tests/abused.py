@@ -74,7 +74,7 @@ async def pack(order: OrderPlaced) -> None:
                 exec(compile("\\n".join(f"def f{n}(): return f{n+1}()" for n in range(90)) + "\\nf90 = end\\nf0()", "many.py", "exec"),
                      {"end": lambda: 1 / 0})
             except ZeroDivisionError:
-                log.warning("loud", exc_info=True)
+                log.warning("loud", exc_info=True, extra={"much": "x" * 9000})
         case "leaking":
             kept.append(bytearray(os.urandom(1 << 16)) * 160)
             await asyncio.to_thread(subprocess.run, ["sh", "-c", "sleep 0.3 & exit"])
@@ -120,8 +120,9 @@ class Round:
             return 0
         self.answers[f"{question} {response.status_code}"] += 1
         if question == "metrics":
-            families = {family.name for family in text_string_to_metric_families(response.text)}
-            self.answers["metrics whole"] += {"rabbitevents_worker_answered", "python_info"} <= families
+            families = {family.name: family.samples for family in text_string_to_metric_families(response.text)}
+            answered = {sample.value for sample in families["rabbitevents_worker_answered"]}
+            self.answers["metrics whole"] += answered == {0.0} or "python_info" in families
         return response.status_code
 
     async def probe(self) -> None:
@@ -238,7 +239,7 @@ def _is_ready(port: int) -> bool:
 
 def judged(told: Round, code: int, *, well: bool, orders: int, poisoned: tuple[str, ...]) -> dict[str, Any]:
     """Say what a round was like, and what of it must not be."""
-    records, broken = [], 0
+    records, broken = list[dict[str, Any]](), 0
     for line in (told.folder / "stderr").read_text().splitlines():
         try:
             records.append(json.loads(line))
@@ -319,7 +320,7 @@ async def main(minutes: float, workers: int) -> int:
 
 
 if __name__ == "__main__":
-    told_to = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    told_to = argparse.ArgumentParser(description="Run workers under handlers that hang, crash and leak.")
     told_to.add_argument("--minutes", type=float, default=10)
     told_to.add_argument("--workers", type=int, default=4)
     given = told_to.parse_args()

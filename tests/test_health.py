@@ -372,7 +372,8 @@ async def test_no_more_connections_than_that_are_kept_though_all_have_asked() ->
         crowd = [await asyncio.open_connection(LOOPBACK, server.port) for _ in range(MOST_CONNECTIONS)]
         for _, writer in crowd:
             writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
-        await eventually(lambda: len(server._open) == MOST_CONNECTIONS and not server._silent, "all to have asked")
+        inside: Any = server
+        await eventually(lambda: len(inside._open) == MOST_CONNECTIONS and not inside._silent, "all to have asked")
 
         with suppress(ConnectionError):
             assert await raw(server, b"GET /live HTTP/1.1\r\n\r\n") == b""

@@ -88,11 +88,11 @@ class Output:
 
 
 class Relay:
-    """Hands on what processes write to their stdout and stderr. It ends with `close`."""
+    """Hands on what processes write to their stdout and stderr, to ours, or to other files. It ends with `close`."""
 
-    def __init__(self) -> None:
-        self.outputs: tuple[Output, Output] = Output(1), Output(2)
-        """Where all of it goes: our stdout and our stderr."""
+    def __init__(self, stdout: int = 1, stderr: int = 2) -> None:
+        self.outputs: tuple[Output, Output] = Output(stdout), Output(stderr)
+        """Where all of it goes."""
         self._threads: set[threading.Thread] = set()
         self._own: Queue[bytes | None] = Queue(WAITING)
         self._begin(self._hand_on_own)

@@ -71,15 +71,15 @@ async def test_a_worker_that_hangs_is_said_with_its_place_and_replaced_while_liv
 async def test_an_event_that_hangs_every_worker_is_dead_in_the_end(
     rabbit_url: str, rabbit_node: RabbitNode, tmp_path: Path
 ) -> None:
-    source = SERVICE.replace("start_timeout=1.5", "delivery_limit=2")
+    source = SERVICE.replace("start_timeout=1.5", "delivery_limit=4")
     async with service(tmp_path, "--workers", "2", *HANG, url=rabbit_url, source=source) as told:
         await until_running(told, 2)
         await publish(rabbit_url, "blocking", *(f"quick-{number}" for number in range(20)))
         await eventually(lambda: rabbit_node.queue_counts("store.pack.dead", rabbit_url).ready == 1, "its death", 60)
         await told.until_noted("ended", 20)
 
-    assert len(told.noted("begins", beginning="blocking")) == 3
-    assert len(hangs(told)) == 3
+    assert len(told.noted("begins", beginning="blocking")) == 5
+    assert len(hangs(told)) == 5
 
 
 async def test_a_worker_that_hangs_while_all_stop_is_not_waited_for_as_long_as_the_grace_period(

@@ -130,7 +130,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(written, default=str, skipkeys=True)
 
 
-class SharedHandler(logging.StreamHandler[TextIO]):
+class _SharedHandler(logging.StreamHandler[TextIO]):
     """Writes to a file that other processes write to as well, one record at a time, however long.
 
     A pipe takes 4,096 bytes at once; a record with a traceback has more. The lock ends with the process, whatever ends it.
@@ -166,7 +166,7 @@ def log_handler(form: Form = "text", *, worker: int = 0) -> logging.StreamHandle
         raise ConfigurationError(
             f'a log has no form {form!r}: say "text", a line for people, or "json", one for programs'
         )
-    handler = SharedHandler(sys.stderr) if worker else logging.StreamHandler(sys.stderr)
+    handler = _SharedHandler(sys.stderr) if worker else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(worker) if form == "json" else TextFormatter(worker))
     handler.addFilter(EventContextFilter())
     return handler

@@ -186,7 +186,8 @@ async def abuse(node: RabbitNode, folder: Path, *, workers: int, seconds: float,
         wanted = await _orders(customers, seconds)
 
         def dead() -> int:
-            return node.queue_counts("store.pack.dead", url).ready
+            counts = node.queue_counts("store.pack.dead", url)
+            return counts.ready + counts.unacked  # DeadLetter looks at what the broker put there
 
         await _until(lambda: dead() >= len(POISONED), "the poisoned orders to be dead", 180)
         await _until(lambda: wanted <= {order for order, _, _ in told.noted("ended")}, "all orders to be handled", 60)
@@ -195,7 +196,6 @@ async def abuse(node: RabbitNode, folder: Path, *, workers: int, seconds: float,
             await _until(lambda: any(order == "hanging-2" for order, _, _ in told.noted("begins")), "a hang", 30)
         else:
             await _until_well(told)
-        told.dead = await asyncio.to_thread(dead)
         told.zombies = sum(_state_of(pid) == "Z" for pid in told.children())
         for task in watching:
             task.cancel()
@@ -204,6 +204,7 @@ async def abuse(node: RabbitNode, folder: Path, *, workers: int, seconds: float,
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         code = await asyncio.wait_for(told.process.wait(), 30)
+        told.dead = await asyncio.to_thread(dead)
     return judged(told, code, well=well, orders=len(wanted))
 
 

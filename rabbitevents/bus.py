@@ -34,7 +34,7 @@ from rabbitevents.configuration import (
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.factories import Factory, Provided, check_factory, check_kind
-from rabbitevents.consuming.workers import Workers
+from rabbitevents.consuming.workers import APPLICATION, Workers
 from rabbitevents.consuming.workforce import Workforce
 from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
 from rabbitevents.events import Event
@@ -165,6 +165,7 @@ class Bus:
         self._closing: asyncio.Future[None] | None = None
         self._drain_until = 0.0
         self._stop_asked: asyncio.Event | None = None
+        self._told_to_stop = asyncio.Event()
         check_order(self.plugins, "the bus")
 
     def __repr__(self) -> str:
@@ -467,6 +468,7 @@ class Bus:
         if self._stack is not None:
             stack, self._stack = self._stack, None
             self._state = "stopping"
+            self._told_to_stop.set()
             self._drain_until = asyncio.get_running_loop().time() + self.configuration.grace
             self._closing = asyncio.ensure_future(stack.aclose())
             self._closing.add_done_callback(self._closed)
@@ -626,20 +628,25 @@ class Bus:
                 # An observer's defect must not become the failure of what it observes.
                 log.exception("observing %s failed", type(fact).__name__)
 
-    async def pause(self, subscription: str, /) -> None:
+    async def pause(self, subscription: str, /, *, by: str = APPLICATION, reason: str = "") -> None:
         """Stop taking deliveries for a subscription; what has not begun is given back.
 
         :param subscription: ``<router>.<handler>``: "shop.payment.charge".
+        :param by: Who pauses it, by default "the application". It stays paused until all who did have resumed it. What a
+            plugin's pause gives back goes to the end of the queue, and is none of its deliveries.
+        :param reason: Why, for health and observers.
 
         Raises `ConfigurationError` where there is none of that name.
         """
         self._home.check()
-        await self._workforce[subscription].pause()
+        await self._workforce[subscription].pause(by, reason)
 
-    async def resume(self, subscription: str, /) -> None:
+    async def resume(self, subscription: str, /, *, by: str = APPLICATION, one_at_a_time: bool = False) -> None:
         """Take deliveries again.
 
         :param subscription: ``<router>.<handler>``.
+        :param by: Who paused it.
+        :param one_at_a_time: Whether to handle one at a time, to see whether it goes well, until the next call.
 
         Raises `ConfigurationError` where there is none of that name, and when a handler of that very subscription calls it.
         """
@@ -649,7 +656,17 @@ class Bus:
             raise ConfigurationError(
                 f"resume({subscription!r}) was called by a handler of that subscription, which only others can resume"
             )
-        await workers.resume()
+        await workers.resume(by, one_at_a_time=one_at_a_time)
+
+    async def wait(self, delay: float, /) -> bool:
+        """Wait for ``delay`` seconds, and say whether they have passed: False as soon as the bus is told to stop.
+
+        For a plugin that keeps a delivery waiting, which returns `REQUEUE` then.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._told_to_stop.wait()
+        return not self._told_to_stop.is_set()
 
     def health(self) -> Health:
         """Say of every piece that should be running whether it runs."""

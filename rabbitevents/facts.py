@@ -98,6 +98,18 @@ class Resumed(Fact, frozen=True):
     subscription: str
 
 
+class Tripped(Fact, frozen=True):
+    """A kill switch stops a subscription: ``failed`` of the last ``of`` events failed, the latest with ``error``.
+
+    ``error`` names the exception's class.
+    """
+
+    subscription: str
+    failed: int
+    of: int
+    error: str
+
+
 class Forwarded(Fact, frozen=True):
     """A delivery went on as a copy; ``after`` is how long the copy waits first, in seconds."""
 

@@ -23,7 +23,9 @@ CORE = "rabbitevents"
 FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     (
         "values",
-        frozenset({"errors", "arguments", "properties", "ids", "events", "message", "facts", "states", "texts"}),
+        frozenset(
+            {"errors", "arguments", "failures", "properties", "ids", "events", "message", "facts", "states", "texts"}
+        ),
     ),
     ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topics", "topology", "fields", "lines"})),
     ("brokers", frozenset({"brokers"})),
@@ -51,7 +53,7 @@ TYPES_ONLY = frozenset(
 
 CLIENT_LIBRARIES = frozenset({"aio_pika", "aiormq", "pamqp"})
 
-PUBLIC_MODULES = frozenset({CORE, f"{CORE}.arguments", f"{CORE}.testing", f"{CORE}.cli"})
+PUBLIC_MODULES = frozenset({CORE, f"{CORE}.arguments", f"{CORE}.failures", f"{CORE}.testing", f"{CORE}.cli"})
 """What a plugin may import of the core: names that these modules list in ``__all__``."""
 
 CHECKOUT = Path(__file__).parent.parent

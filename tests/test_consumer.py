@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,7 @@ from rabbitevents import (
     ConfigurationError,
     Delivery,
     Exchange,
+    Host,
     Message,
     NotSentError,
     Plugin,
@@ -445,6 +447,113 @@ async def test_a_paused_subscription_gives_back_what_has_not_begun_and_resumes()
         assert while_paused == (4, 1, False)
         assert done == [0, 1, 2, 3, 4]
         assert probe.bus.health().ok
+
+
+async def test_what_a_plugins_pause_gives_back_has_spent_none_of_its_deliveries() -> None:
+    router, gate, counts = Router("work"), asyncio.Event(), list[int]()
+
+    @router.on(JobGiven, concurrency=1, prefetch=10)
+    async def do(job: JobGiven, delivery: Delivery) -> None:
+        await gate.wait()
+        counts.append(delivery.delivery_count)
+
+    async with running(Bus("amqp://x", router)) as probe:
+        for number in range(5):
+            await probe.bus.publish(JobGiven(number))
+        await eventually(lambda: any(load.running for load in probe.bus.load.values()), "the first handler")
+        await probe.bus.pause("work.do", by="a plugin", reason="it said so")
+        queue = probe.broker.queues["work.do"]
+        await eventually(lambda: queue.ready == 4, "what had not begun")
+        health = probe.bus.health()
+        gate.set()
+        await probe.bus.resume("work.do", by="a plugin")
+        await eventually(lambda: len(counts) == 5, "all of them")
+
+    assert counts == [0] * 5
+    assert health.ready
+    assert [check.detail for check in health.problems] == ["paused by a plugin: it said so"]
+
+
+async def test_a_subscription_goes_on_when_all_who_paused_it_have_resumed_it() -> None:
+    router, done, seen = Router("work"), list[int](), list[facts.Fact]()
+
+    class Observer(Plugin):
+        def observe(self, fact: facts.Fact) -> None:
+            seen.append(fact)
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None:
+        done.append(job.number)
+
+    async with running(Bus("amqp://x", router, plugins=[Observer()])) as probe:
+        await probe.bus.pause("work.do")
+        await probe.bus.pause("work.do", by="a plugin", reason="it said so")
+        await probe.bus.publish(JobGiven(1))
+        await probe.bus.resume("work.do", by="a plugin")
+        await probe.bus.resume("work.do", by="nobody who paused it")
+        in_between = (probe.broker.queues["work.do"].ready, probe.bus.health().ready)
+        await probe.bus.resume("work.do")
+        await eventually(lambda: done == [1], "the event")
+
+    assert in_between == (1, False)
+    assert [fact for fact in seen if isinstance(fact, facts.Paused | facts.Resumed)] == [
+        facts.Paused("work.do", "paused by the application"),
+        facts.Paused("work.do", "paused by a plugin: it said so"),
+        facts.Resumed("work.do"),
+    ]
+
+
+async def test_resumed_with_care_a_subscription_handles_one_at_a_time_until_it_is_resumed_in_full() -> None:
+    router, now, most, done = Router("work"), [0], [0], list[int]()
+
+    @router.on(JobGiven, concurrency=5)
+    async def do(job: JobGiven) -> None:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        await asyncio.sleep(0.01)
+        now[0] -= 1
+        done.append(job.number)
+
+    async with running(Bus("amqp://x", router)) as probe:
+        await probe.bus.pause("work.do", by="a plugin", reason="")
+        for number in range(20):
+            await probe.bus.publish(JobGiven(number))
+        await probe.bus.resume("work.do", by="a plugin", one_at_a_time=True)
+        await eventually(lambda: len(done) >= 5, "the first ones")
+        most_at_a_time = most[0]
+        await probe.bus.resume("work.do", by="a plugin")
+        await eventually(lambda: len(done) == 20, "all of them")
+
+    assert most_at_a_time == 1
+    assert most[0] == 5
+    assert done[:5] == list(range(5))
+
+
+async def test_a_wait_ends_as_soon_as_the_bus_is_told_to_stop() -> None:
+    router, passed = Router("work"), list[bool]()
+
+    class Patient(Plugin):
+        @asynccontextmanager
+        async def lifespan(self, host: Host) -> AsyncIterator[None]:
+            self.host = host
+            yield
+
+        async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+            passed.append(await self.host.wait(0.01))
+            passed.append(await self.host.wait(60))
+            return REQUEUE
+
+    @router.on(JobGiven)
+    async def do(job: JobGiven) -> None: ...
+
+    broker = EmbeddedBroker()
+    bus = Bus(broker.client(), router, plugins=[Patient()])
+    async with asyncio.timeout(10), bus:
+        await bus.publish(JobGiven(1))
+        await eventually(lambda: passed == [True], "the short wait")
+
+    assert passed == [True, False]
+    assert broker.queues["work.do"].ready == 1
 
 
 async def test_stopping_waits_for_running_handlers_and_gives_back_the_rest() -> None:

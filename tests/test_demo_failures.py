@@ -65,7 +65,7 @@ async def test_payments_that_fail_are_made_and_a_poisoned_order_dies(
     retries = [each for each in troubles(result) if isinstance(each, Retried)]
     assert counts.retried == result.tally.retried["payment"] == len(retries) > 0
     assert {(each.inline, each.after) for each in retries} == {(True, 0.1), (False, 1.0)}
-    assert list(result.tally.dead.values()) == ["rabbitevents_retry.raised.Fatal"]
+    assert list(result.tally.dead.values()) == ["rabbitevents.failures.Fatal"]
 
 
 async def test_the_same_seed_lets_the_same_payments_fail_in_each_run(hasty: None) -> None:

@@ -28,7 +28,7 @@ from tenacity.wait import WaitBaseT, wait_base
 
 from rabbitevents import ConfigurationError, Delivery
 from rabbitevents.arguments import kind_of
-from rabbitevents_retry.raised import RetryLater, members
+from rabbitevents.failures import RetryLater, members
 
 LONGEST: Final = timedelta(days=30)
 """The longest time that an event can wait at the broker."""

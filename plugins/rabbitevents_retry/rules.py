@@ -17,8 +17,8 @@ from tenacity.wait import WaitBaseT
 
 from rabbitevents import ConfigurationError, DecodeError, EncodeError
 from rabbitevents.arguments import Seconds, kind_of, seconds
+from rabbitevents.failures import Fatal, RetryLater, members
 from rabbitevents_retry.policy import Policy
-from rabbitevents_retry.raised import Fatal, RetryLater, members
 
 E = TypeVar("E", bound=BaseException)
 

@@ -67,14 +67,15 @@ class Consumer(Protocol):
     async def cancel(self) -> None:
         """Have nothing more delivered, and wait until the broker has taken the consumer away, a bounded time.
 
-        What is delivered can still be settled. Does not raise.
+        What is delivered can still be settled. With ``trusted``, what was on its way is delivered once the consumer is
+        gone. Does not raise.
         """
         ...
 
     async def resume(self) -> None:
         """Have deliveries again after `cancel`; what was delivered before can still be settled. Does not raise.
 
-        Without ``trusted`` the window is as wide as at first, whatever is unsettled.
+        The window is as wide as at first, whatever is unsettled.
         """
         ...
 

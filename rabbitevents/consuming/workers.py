@@ -7,7 +7,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
 from rabbitevents.consuming.current import CURRENT
@@ -25,6 +25,9 @@ from rabbitevents.states import Check, Load
 from rabbitevents.wire import identify
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
+
+APPLICATION: Final = "the application"
+"""Who pauses a subscription, where nobody else says that it was them."""
 
 SUSPECT_COUNT = 3
 """From this broker's delivery count on, an event may be what crashes the process, and is handled alone."""
@@ -63,7 +66,6 @@ class Workers:
     ) -> None:
         self.subscription = subscription
         self.name: str = subscription.name
-        self.paused: str | None = None
         self._options = subscription.options
         self._chain = chain
         self._report = report
@@ -85,6 +87,12 @@ class Workers:
             give_back=self._give_back,
             tell=self._tell,
         )
+        self._paused: dict[str, str] = {}
+        """Who has paused us, and why."""
+        self._gone = False
+        """Whether the broker has taken the consumer away, as we asked."""
+        self._careful: set[str] = set()
+        """Who wants one delivery at a time."""
         self._works: dict[Delivery, Work] = {}
         """Every delivery that is in this process and not settled."""
         self._ready: deque[Work] = deque()
@@ -107,7 +115,7 @@ class Workers:
     async def start(self, broker: Broker) -> None:
         """Begin to consume. Raises `BrokerUnavailableError`."""
         self._consumer = self._settling.consumer = await broker.consume(
-            self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=trusted
+            self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=self._trusts
         )
         if not self._stopping:
             for number in range(self._options.concurrency):
@@ -132,29 +140,40 @@ class Workers:
         )
         self._add_worker(number)
 
-    async def pause(self, reason: str = "paused by the application") -> None:
-        """Take nothing more, and give back what has not begun. What runs, runs on."""
+    def _trusts(self, delivery: Delivery) -> bool:
+        """Say whether more may come beside ``delivery``."""
+        return not self._careful and trusted(delivery)
+
+    async def pause(self, by: str = APPLICATION, reason: str = "") -> None:
+        """Take nothing more, and give back what has not begun. What runs, runs on. Whoever paused resumes.
+
+        The application's pause gives back to the old places. Another's may come often, and spends nobody's delivery
+        limit: what it gives back goes to the end of the queue.
+        """
         if self._consumer is None or self._stopping:
             return
-        if self.paused is None:
-            self.paused = reason
+        if by not in self._paused:
+            self._paused[by] = reason
             self._reserve()
-            self._tell(Paused, (self.name, reason))
+            self._tell(Paused, (self.name, _why(by, reason)))
         await self._consumer.cancel()
-        if self._is_paused:  # still, or resumed meanwhile
+        if self._paused:  # still, or resumed meanwhile
+            self._gone = True
             self._give_back_waiting()
 
-    @property
-    def _is_paused(self) -> bool:
-        return self.paused is not None
-
-    async def resume(self) -> None:
-        """Take deliveries again."""
-        if self._consumer is None or self._stopping or self.paused is None:
+    async def resume(self, by: str = APPLICATION, *, one_at_a_time: bool = False) -> None:
+        """Take deliveries again, where nobody else has paused too."""
+        if self._consumer is None or self._stopping:
             return
-        self.paused = None
+        was_paused = bool(self._paused)
+        self._paused.pop(by, None)
+        (self._careful.add if one_at_a_time else self._careful.discard)(by)
         self._reserve()
-        self._tell(Resumed, (self.name,))
+        if self._paused:
+            return
+        self._gone = False
+        if was_paused:
+            self._tell(Resumed, (self.name,))
         self._wake()
         await self._consumer.resume()
 
@@ -175,11 +194,16 @@ class Workers:
             if self._consumer is not None:
                 await self._consumer.cancel()
         finally:
+            self._gone = True
             self._give_back_waiting()
 
     def _give_back_waiting(self) -> None:
-        while self._ready:
-            work = self._ready.popleft()
+        works = list(self._ready)
+        self._ready.clear()
+        if not self._stopping and APPLICATION not in self._paused:
+            self._carry_back(works)
+            return
+        for work in works:
             self._holding.release(work)
             del self._works[work.delivery]
             self._settling.settle(work.delivery, Verdict.REQUEUE)
@@ -226,7 +250,10 @@ class Workers:
         for delivery in batch:
             works[delivery] = work = Work(delivery)
             ready.append(work)
-        self._wake()
+        if self._gone:  # it was on its way
+            self._give_back_waiting()
+        else:
+            self._wake()
 
     def _forget_stale(self, channel: Channel | None) -> None:
         """Let go of what an earlier channel brought and nobody has in hand: the broker delivers it again."""
@@ -266,12 +293,12 @@ class Workers:
 
     def _reserve(self) -> None:
         """Note whether there is anything to keep in mind before a delivery is taken."""
-        self._reserved = self._stopping or self.paused is not None or self._holding.full
+        self._reserved = self._stopping or bool(self._paused) or bool(self._careful) or self._holding.full
 
     def _takes_nothing(self, first: Work) -> bool:
         """Whether nothing is begun now. What is held is tried again in a pause too, and when no more may be held."""
-        waits = self.paused is not None or self._holding.full
-        return self._stopping or (waits and first.state is State.WAITING)
+        waits = bool(self._paused) or self._holding.full
+        return self._stopping or (waits and first.state is State.WAITING) or bool(self._careful and self._running)
 
     async def _sleep(self) -> None:
         sleeper: asyncio.Future[None] = self._loop.create_future()
@@ -392,6 +419,10 @@ class Workers:
         if self._holding.full:
             works.extend(self._ready)
             self._ready.clear()
+        self._carry_back(works)
+
+    def _carry_back(self, works: list[Work]) -> None:
+        """Give back without spending a delivery limit, in the background."""
         for each in works:
             self._done(each)
         returning = self._loop.create_task(self._give_all_back([each.delivery for each in works]))
@@ -415,8 +446,9 @@ class Workers:
 
     def checks(self) -> list[Check]:
         """Say how the subscription is."""
-        stuck = [*([self.paused] if self.paused is not None else []), *self._stuck()]
-        problems = [*stuck, *self._unpublished(), *self._holding.problems()]
+        pauses = [_why(by, reason) for by, reason in self._paused.items()]
+        stuck = [*(pauses if APPLICATION in self._paused else []), *self._stuck()]
+        problems = [*pauses, *self._stuck(), *self._unpublished(), *self._holding.problems()]
         degraded = bool(problems) and not stuck and not self._holding.full
         return [Check(f"subscription {self.name}", not problems, "; ".join(problems), degraded)]
 
@@ -434,6 +466,10 @@ class Workers:
         running = (State.RUNNING, State.GIVEN_BACK)
         if too_long := sum(1 for work in self._works.values() if work.state in running and work.since < latest):
             yield f"{too_long} running for more than half of the consumer timeout"
+
+
+def _why(by: str, reason: str) -> str:
+    return f"paused by {by}: {reason}" if reason else f"paused by {by}"
 
 
 def _attempt_handled(delivery: Delivery) -> int:

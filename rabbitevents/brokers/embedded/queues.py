@@ -99,8 +99,11 @@ class Reader:
 
     def resume(self) -> None:
         """Take deliveries again, with a window as wide as at first: a new consumer's, that is."""
-        if self.cancelled and self._trusted is None:
+        if self.cancelled:
             self._window = self._prefetch = self._width + len(self.unsettled)
+            if self._trusted is not None:
+                self._window = 1
+                self._cleared.update(self.unsettled)
         self.cancelled = False
         self.queue.dispatch()
 

@@ -126,7 +126,10 @@ class Subscriber:
         await self._until_so()
 
     async def resume(self) -> None:
-        """Have deliveries again."""
+        """Have deliveries again, one at first."""
+        if not self._wanted:
+            self._narrow = self._trusted is not None
+            self._cleared.clear()
         self._wish(wanted=True)
         await self._until_so()
 
@@ -194,12 +197,11 @@ class Subscriber:
         elif not self._wanted and registration.state == "consuming":
             await registration.cancel()
         elif not self._wanted and self._late and self._trusted is not None:
-            self._give_back_late()  # a look's go back with what it was given before, in their order
+            self._deliver_late()  # a look's go back with what it was given before, in their order
         elif self._wanted and (registration.state == "idle" or registration.window < self._window):
             await registration.consume(self._window)
         elif self._wanted and self._late:
-            late, self._late = self._late, []
-            self._deliver(late)
+            self._deliver_late()
         else:
             await self._nothing_to_do(at_rest=True)
 
@@ -315,10 +317,9 @@ class Subscriber:
         else:
             self._deliver(batch)
 
-    def _give_back_late(self) -> None:
+    def _deliver_late(self) -> None:
         late, self._late = self._late, []
-        for delivery in late:
-            self.settle(delivery, Verdict.REQUEUE)
+        self._deliver(late)
 
     # --- health ---
 

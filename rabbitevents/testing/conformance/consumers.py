@@ -154,6 +154,32 @@ class TestingConsumers:
         assert len(reader.deliveries) == 11
         assert await _left_in(broker, queue) == []
 
+    async def test_a_resumed_consumer_begins_with_one_as_at_first(self, bench: Bench) -> None:
+        broker, (queue,) = await bench.connect(), names("q")
+        await declare_queue(broker, queue)
+        trusting = [True]
+        await publish(broker, [message(number, queue) for number in range(20)])
+        reader = await Collector(lambda _: None).consume(broker, queue, prefetch=10, trusted=lambda _: trusting[0])
+        await reader.got(10)
+        assert reader.consumer is not None
+
+        await reader.consumer.cancel()
+        before = len(reader.deliveries)
+        trusting[0] = False
+        await reader.consumer.resume()
+        await reader.got(before + 1)
+        await asyncio.sleep(0.1)  # no second one may come in this time
+        while_careful = len(reader.deliveries)
+        trusting[0] = True
+        settled = [reader.settle(delivery) for delivery in reader.deliveries]
+        await reader.got(20)
+        settled += [reader.settle(delivery) for delivery in reader.deliveries[while_careful:]]
+        await reader.consumer.close()
+
+        assert while_careful == before + 1
+        assert settled == [True] * 20
+        assert await _left_in(broker, queue) == []
+
     async def test_a_delivery_of_an_earlier_channel_is_stale_for_good(self, bench: Bench) -> None:
         broker, queue, reader, consumer = await _holding(bench, 1)
 

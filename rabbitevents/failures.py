@@ -13,6 +13,8 @@ from typing import cast
 
 from rabbitevents.arguments import Seconds, kind_of
 
+__all__ = ["Fatal", "RetryLater", "members"]
+
 
 class Fatal(Exception):
     """A failure that no repetition mends: the event is given up on at once.

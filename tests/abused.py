@@ -114,6 +114,10 @@ class Round:
         listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in listed.split()]
 
+    def dead_children(self) -> int:
+        """How many of them have ended, and nobody has taken up their exit codes."""
+        return sum(_state_of(pid) == "Z" for pid in self.children())
+
     async def asked(self, client: httpx.AsyncClient, question: str) -> int:
         """Ask, and count the answer."""
         try:
@@ -196,7 +200,9 @@ async def abuse(node: RabbitNode, folder: Path, *, workers: int, seconds: float,
             await _until(lambda: any(order == "hanging-2" for order, _, _ in told.noted("begins")), "a hang", 30)
         else:
             await _until_well(told)
-        told.zombies = sum(_state_of(pid) == "Z" for pid in told.children())
+        with suppress(AssertionError):  # they are taken up once a second, and more may come
+            await _until(lambda: not told.dead_children(), "the orphans to be taken up", 5)
+        told.zombies = told.dead_children()
         for task in watching:
             task.cancel()
         await asyncio.wait(watching)

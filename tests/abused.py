@@ -114,6 +114,10 @@ class Round:
         listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in listed.split()]
 
+    def handled(self) -> set[str]:
+        """The orders that had their effect."""
+        return {order for order, _, _ in self.noted("ended")}
+
     def dead_children(self) -> int:
         """How many of them have ended, and nobody has taken up their exit codes."""
         return sum(_state_of(pid) == "Z" for pid in self.children())
@@ -194,7 +198,12 @@ async def abuse(node: RabbitNode, folder: Path, *, workers: int, seconds: float,
             return counts.ready + counts.unacked  # DeadLetter looks at what the broker put there
 
         await _until(lambda: dead() >= len(POISONED), "the poisoned orders to be dead", 180)
-        await _until(lambda: wanted <= {order for order, _, _ in told.noted("ended")}, "all orders to be handled", 60)
+        try:
+            await _until(lambda: not wanted - told.handled(), "all orders to be handled", 90)
+        except AssertionError:
+            print(sorted(wanted - told.handled()), await node.aqueue_counts("store.pack", url), dead(), file=sys.stderr)
+            print(*(told.folder / "stderr").read_text().splitlines()[-40:], sep="\n", file=sys.stderr)
+            raise
         if not well:
             await customers.publish(OrderPlaced("hanging-2"))
             await _until(lambda: any(order == "hanging-2" for order, _, _ in told.noted("begins")), "a hang", 30)

@@ -22,7 +22,7 @@ from rabbitevents.logs import TextFormatter
 
 CHUNK: Final = 65_536
 LONGEST: Final = 1_048_576
-"""Bytes that a line may have. A longer one is divided: what a process writes without an end is not kept in memory."""
+"""Bytes that a line may have, and one `CHUNK` more. A longer one is divided: what a process writes without an end is not kept in memory."""
 
 WAITING: Final = 1_000
 """Lines of our own that wait while stderr takes none; the next ones are lost. Processes wait, the supervisor must not."""

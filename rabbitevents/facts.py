@@ -5,6 +5,7 @@ A fact is made only if somebody observes. Facts carry names, ids and numbers, ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -23,11 +24,11 @@ class Connected(Fact, frozen=True):
     downtime: float
 
     @property
-    def server(self) -> dict[str, str | int]:
-        """Where the broker is, as far as the address says it, under OpenTelemetry's names: ``server.address``, ``server.port``."""
+    def server(self) -> Mapping[str, str | int]:
+        """Host and port of the address, as OpenTelemetry calls them; without what it does not say."""
         parts = urlsplit(self.address)
-        there = {"server.address": parts.hostname, "server.port": parts.port}
-        return {name: value for name, value in there.items() if value}
+        said = {"server.address": parts.hostname, "server.port": parts.port}
+        return {name: value for name, value in said.items() if value}
 
 
 class ConnectionLost(Fact, frozen=True):

@@ -16,8 +16,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Generator, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_UN, lockf
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
 from rabbitevents.consuming.current import CURRENT
@@ -128,6 +130,33 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(written, default=str, skipkeys=True)
 
 
+class _SharedHandler(logging.StreamHandler[TextIO]):
+    """Writes to a file that other processes write to as well, one record at a time, however long.
+
+    A pipe takes 4,096 bytes at once; a record with a traceback has more. The lock ends with the process, whatever ends it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        with _locked(self.stream):
+            super().emit(record)
+
+
+@contextmanager
+def _locked(stream: TextIO) -> Generator[None]:
+    try:
+        file = stream.fileno()
+        lockf(file, LOCK_EX)
+    except (OSError, ValueError):  # no file, as in a test, or closed: nobody shares it
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lockf(file, LOCK_UN)
+
+
 def log_handler(form: Form = "text", *, worker: int = 0) -> logging.StreamHandler[TextIO]:
     """Return a handler that writes to stderr in ``form``, with the fields of the event that is being handled.
 
@@ -137,7 +166,7 @@ def log_handler(form: Form = "text", *, worker: int = 0) -> logging.StreamHandle
         raise ConfigurationError(
             f'a log has no form {form!r}: say "text", a line for people, or "json", one for programs'
         )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _SharedHandler(sys.stderr) if worker else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(worker) if form == "json" else TextFormatter(worker))
     handler.addFilter(EventContextFilter())
     return handler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from traceback import walk_tb
 from types import FrameType
 from typing import Final
@@ -49,10 +50,16 @@ def cut(text: str, limit: int) -> str:
 def name_of(error: BaseException) -> str:
     """Name an exception's class, with its module unless it is Python's own: ``shop.PaymentRefused``. 255 bytes at most.
 
+    One of ours is named by the package that it is imported from.
+
     :param error: Any exception. Its text may quote an event; its name does not.
     """
     kind = type(error)
-    return cut(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}", 255)
+    module, name = kind.__module__, kind.__qualname__
+    package = module.partition(".")[0]
+    if package.startswith("rabbitevents") and getattr(sys.modules.get(package), name, None) is kind:
+        module = package
+    return cut(name if module == "builtins" else f"{module}.{name}", 255)
 
 
 def text_of(error: BaseException) -> str:

@@ -34,7 +34,7 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
         frozenset({"consuming", "publishing", "browsing", "configuration", "logs", "loops"}),
     ),
     ("bus", frozenset({"bus", "sync"})),
-    ("around the bus", frozenset({"testing", "health", "asgi"})),
+    ("around the bus", frozenset({"testing", "health", "asgi", "exposition"})),
     ("applications", frozenset({"cli", "demo", "__main__"})),
 )
 

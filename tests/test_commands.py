@@ -212,7 +212,6 @@ def test_the_platforms_give_more_time_to_stop_than_the_service_takes() -> None:
         int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0]) > grace_of(shlex.split(started)) + HARD_STOP
     )
     assert int(stop_timeout) > grace_of(ran) + HARD_STOP
-    assert "KillMode=mixed" in unit
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "toml", "yaml", "json")], ids=name_of)

@@ -337,16 +337,48 @@ async def test_who_asks_slowly_or_not_at_all_is_left_at_the_deadline(
     assert (await raw(server, b"GET /live HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-async def test_no_more_connections_than_that_are_kept(server: HealthServer) -> None:
-    crowd = [await asyncio.open_connection(LOOPBACK, server.port) for _ in range(MOST_CONNECTIONS)]
+async def test_who_says_nothing_cannot_keep_others_from_asking(server: HealthServer) -> None:
+    crowd = [await asyncio.open_connection(LOOPBACK, server.port) for _ in range(MOST_CONNECTIONS + 3)]
 
+    answers = [await raw(server, b"GET /live HTTP/1.1\r\n\r\n") for _ in range(3)]
+
+    oldest, newest = crowd[0], crowd[-1]
     with suppress(ConnectionError):
-        assert await raw(server, b"GET /live HTTP/1.1\r\n\r\n") == b""
-    crowd[0][1].write(b"GET /live HTTP/1.1\r\n\r\n")
-    await crowd[0][0].read()
-    assert b"200 OK" in await raw(server, b"GET /live HTTP/1.1\r\n\r\n")
+        assert await oldest[0].read() == b""
+    newest[1].write(b"GET /live HTTP/1.1\r\n\r\n")
+    assert b"200 OK" in await newest[0].read()
+    assert all(b"200 OK" in each for each in answers)
     for _, writer in crowd:
         writer.close()
+
+
+async def test_who_has_begun_to_ask_and_does_not_go_on_gives_way_too(server: HealthServer) -> None:
+    crowd = [await asyncio.open_connection(LOOPBACK, server.port) for _ in range(MOST_CONNECTIONS)]
+    for _, writer in crowd:
+        writer.write(b"GET /live HT")
+
+    assert b"200 OK" in await raw(server, b"GET /live HTTP/1.1\r\n\r\n")
+
+    for _, writer in crowd:
+        writer.close()
+
+
+async def test_no_more_connections_than_that_are_kept_though_all_have_asked() -> None:
+    async def never() -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async with HealthServer(lambda: ALL_WELL, 0, LOOPBACK, measured=never) as server:
+        crowd = [await asyncio.open_connection(LOOPBACK, server.port) for _ in range(MOST_CONNECTIONS)]
+        for _, writer in crowd:
+            writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        inside: Any = server
+        await eventually(lambda: len(inside._open) == MOST_CONNECTIONS and not inside._silent, "all to have asked")
+
+        with suppress(ConnectionError):
+            assert await raw(server, b"GET /live HTTP/1.1\r\n\r\n") == b""
+        for _, writer in crowd:
+            writer.close()
 
 
 async def test_leaving_ends_the_connections_that_are_open() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import urlopen
-
-import pytest
 
 from tests.bed.loopback import free_port
 from tests.documents import CHECKOUT, blocks
@@ -15,59 +13,41 @@ from tests.shop import eventually
 from tests.test_cli import environment, started
 from tests.test_cli_run import service
 
-SERVICE = """
-import os
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.sdk.metrics import MeterProvider
-from page import MetricsPage
-from rabbitevents import Bus, Router
-from rabbitevents_deadletter import DeadLetter
-from rabbitevents_metrics import Metrics
-from tests.shop import OrderPlaced
 
-store = Router("store")
-
-@store.on(OrderPlaced)
-async def pack(order: OrderPlaced) -> None: ...
-
-def make_bus() -> Bus:
-    metrics = Metrics(meter_provider=MeterProvider([PrometheusMetricReader()]))
-    page = MetricsPage(int(os.environ["PORT"]))
-    return Bus(os.environ["URL"], store, plugins=[DeadLetter(), metrics, page], grace=2)
-
-bus = make_bus()
-"""
+def documented_service() -> str:
+    """The service of the page, on the test's broker."""
+    (file,) = (b for b in blocks(CHECKOUT / "docs" / "howto" / "metrics.md", "python") if b.file == "inventory.py")
+    return f"import os\n{file.text}\nmake_bus, bus = bus, bus()\n".replace('"amqp://localhost"', 'os.environ["URL"]')
 
 
-def write_the_documented_page(folder: Path) -> None:
-    (page,) = (b for b in blocks(CHECKOUT / "docs" / "howto" / "metrics.md", "python") if b.file == "page.py")
-    (folder / "page.py").write_text(page.text)
+def shows_the_consumers_of(port: int, workers: int) -> bool:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    except URLError:
+        return False  # nobody listens yet
+    running = [line for line in lines if line.startswith("rabbitevents_consumers_running{")]
+    return len({line.partition('worker="')[2][0] for line in running}) == workers
 
 
-def shows_the_consumers(port: int) -> bool:
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        return b"rabbitevents_consumers_running" in answer.read()
-
-
-async def test_workers_have_a_page_each_and_the_dead_letter_tools_run_beside_them(
-    rabbit_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_the_documented_page(tmp_path)
+async def test_one_page_is_all_workers_and_the_dead_letter_tools_run_beside_it(rabbit_url: str, tmp_path: Path) -> None:
     port = free_port()
-    monkeypatch.setenv("PORT", str(port))
+    options = ("--workers", "2", "--health", str(port))
 
-    async with service(tmp_path, "--workers", "2", url=rabbit_url, source=SERVICE) as running:
-        await running.until_said("store runs on", 2)
-        for number in (port, port + 1):
-            await eventually(partial(shows_the_consumers, number), f"the page on port {number}")
+    async with service(tmp_path, *options, url=rabbit_url, source=documented_service()) as running:
+        await running.until_said("inventory runs on", 2)
+        await eventually(lambda: shows_the_consumers_of(port, 2), "both workers on the page", 20)
         looked = [
             await asyncio.to_thread(
-                started, "dlq", "list", f"parcels:{name}", folder=tmp_path, env=environment(URL=rabbit_url)
+                started,
+                *("dlq", "list", f"parcels:{name}", "-q", "inventory.reserve"),
+                folder=tmp_path,
+                env=environment(URL=rabbit_url),
             )
             for name in ("bus", "make_bus")
         ]
         running.process.terminate()
         code = await running.ends(10)
 
-    assert [(each.returncode, each.stdout.strip()) for each in looked] == [(0, "no dead letters")] * 2
+    assert [(each.returncode, each.stdout.strip()) for each in looked] == [(0, "no dead letters")] * 2, looked
     assert code == 0

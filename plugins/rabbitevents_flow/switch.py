@@ -166,8 +166,6 @@ class KillSwitch(Plugin):
 
     def _counts(self, error: Exception) -> bool:
         """Say whether a failure says that something is away."""
-        if self._host is None or self._host.stopping:
-            return False
         return any(isinstance(each, self._counting) and not isinstance(each, NEVER) for each in members(error))
 
     def _is_enough(self, results: Results) -> bool:
@@ -243,16 +241,18 @@ def _share(failed: object) -> float:
 
 
 def _classes(counting: object) -> tuple[type[BaseException], ...]:
-    given = cast("tuple[object, ...]", counting) if isinstance(counting, tuple) else (counting,)
-    classes: list[type[BaseException]] = []
-    for kind in given:
-        if not isinstance(kind, type) or not issubclass(kind, BaseException):
-            raise ConfigurationError(
-                f"KillSwitch: counting has {kind_of(cast('object', kind))} in it: it takes classes of exceptions, such as (OSError, TimeoutError)"
-            )
-        if issubclass(kind, NEVER):
-            raise ConfigurationError(
-                f"KillSwitch: counting={kind.__name__} never counts: it says nothing of what a handler needs"
-            )
-        classes.append(kind)
-    return tuple(classes)
+    several = cast("tuple[object, ...]", counting) if isinstance(counting, tuple) else (counting,)
+    return tuple(_class(each) for each in several)
+
+
+def _class(kind: object) -> type[BaseException]:
+    what = kind_of(kind)
+    if not isinstance(kind, type) or not issubclass(kind, BaseException):
+        raise ConfigurationError(
+            f"KillSwitch: counting has {what} in it: say classes of exceptions, such as (OSError, TimeoutError)"
+        )
+    if issubclass(kind, NEVER):
+        raise ConfigurationError(
+            f"KillSwitch: counting={kind.__name__} never counts: it says nothing of what a handler needs"
+        )
+    return kind

@@ -1,9 +1,12 @@
-"""Where in the user's own files something was raised."""
+"""Where in the user's own files something was raised, or is at this moment."""
 
 from __future__ import annotations
 
+import sys
+import threading
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 _OURS: Final = Path(__file__).parent.parent
@@ -20,6 +23,15 @@ def place_of(error: BaseException) -> str:
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     theirs = [(name, line) for name, line in frames if _is_theirs(Path(name))]
     return f"{_shown(theirs[-1][0])}, line {theirs[-1][1]}: " if theirs else ""
+
+
+def place_of_main_thread() -> str:
+    """Return "shop.py, line 12, in reserve", the innermost line of the user's in the main thread; else of anybody's."""
+    running: dict[int | None, FrameType] = vars(sys)["_current_frames"]()
+    frame = running.get(threading.main_thread().ident)
+    frames = [(each.f_code, line) for each, line in traceback.walk_stack(frame)] if frame is not None else []
+    theirs = [each for each in frames if _is_theirs(Path(each[0].co_filename))] or frames
+    return f"{_shown(theirs[0][0].co_filename)}, line {theirs[0][1]}, in {theirs[0][0].co_name}" if theirs else ""
 
 
 def _is_theirs(path: Path) -> bool:

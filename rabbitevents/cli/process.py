@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
-import socket
+import sys
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final
 
-import msgspec
-
-from rabbitevents import Bus, ConfigurationError, Health, Plugin, RabbitEventsError, Subscription
+from rabbitevents import Bus, ConfigurationError, Plugin, RabbitEventsError, Subscription
 from rabbitevents.cli import logs
 from rabbitevents.cli.codes import CRASHED, WRONG
+from rabbitevents.cli.line import Lifeline
 from rabbitevents.cli.loop import loop_factory, loop_name
 from rabbitevents.cli.reference import load_bus
 from rabbitevents.cli.settings import Settings
-from rabbitevents.health import HealthServer
+from rabbitevents.health import QUESTIONS, HealthServer
 from rabbitevents.loops import run_to_the_end
 from rabbitevents.routing import Handler
 
 LAST_MOMENT: Final = 0.5
 """Seconds that threads which are no daemons have to end when the bus has stopped; Python would wait for ever."""
-
-
-HEALTH_EVERY: Final = 1.0
-"""Seconds between two words of a worker about its health."""
-
-
-class Word(msgspec.Struct, frozen=True):
-    """What a worker tells its supervisor, in a packet of its own.
-
-    ``grace`` (seconds) once its bus runs, ``health`` every now and then.
-    """
-
-    grace: float | None = None
-    health: Health | None = None
 
 
 def serve(settings: Settings) -> None:
@@ -47,10 +33,26 @@ def serve(settings: Settings) -> None:
     Raises `ConfigurationError` for what is written wrong, and `BrokerUnavailableError` when no broker can be used.
     """
     with _threads_left_behind():
-        _serve(settings)
+        if settings.outputs is not None:
+            _write_lines_at_once()
+        line = Lifeline(settings.lifeline, settings.outputs) if settings.lifeline is not None else None
+        bus = _bus_of(settings)
+        logs.configure(settings)
+        try:
+            run_to_the_end(_serving(bus, settings, line), loop_factory())
+        finally:
+            if line is not None:
+                line.leaves()
 
 
-def _serve(settings: Settings) -> None:
+def _write_lines_at_once() -> None:
+    """Write each line when it is there: we write into a pipe, and Python would keep 8 KiB of what is printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+
+
+def _bus_of(settings: Settings) -> Bus:
     bus = load_bus(settings.reference)
     if any(check.name == "bus" and check.detail != "new" for check in bus.health().checks):
         raise ConfigurationError(
@@ -62,8 +64,7 @@ def _serve(settings: Settings) -> None:
         )
     if settings.workers > 1:
         _check_company([*bus.plugins, *(own for each in bus.subscriptions for own in each.plugins)], settings)
-    logs.configure(settings)
-    run_to_the_end(_serving(bus, settings), loop_factory())
+    return bus
 
 
 def _check_company(plugins: Iterable[object], settings: Settings) -> None:
@@ -73,31 +74,27 @@ def _check_company(plugins: Iterable[object], settings: Settings) -> None:
             raise ConfigurationError(f"{settings.reference}: {why}, or leave out --workers")
 
 
-async def _serving(bus: Bus, settings: Settings) -> None:
-    line = _Lifeline(bus, settings.lifeline) if settings.lifeline is not None else None
+async def _serving(bus: Bus, settings: Settings, line: Lifeline | None) -> None:
     # Soon: whoever reads it and sends a signal finds us listening for signals.
     asyncio.get_running_loop().call_soon(logs.tell, f"connecting to {bus.address}")
-    async with _health(bus, settings, line):
+    async with _health(bus, settings):
+        if line is not None:
+            line.hold(bus, health=settings.health is not None)
         await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line))
 
 
 @asynccontextmanager
-async def _health(bus: Bus, settings: Settings, line: _Lifeline | None) -> AsyncGenerator[None]:
-    """Answer questions about health meanwhile; one of several workers tells its supervisor instead, who answers for all."""
-    if settings.health is None:
+async def _health(bus: Bus, settings: Settings) -> AsyncGenerator[None]:
+    """Answer questions about health meanwhile; of several workers their supervisor does, who is told."""
+    if settings.health is None or settings.worker:
         yield
-    elif settings.worker == 0:
-        async with HealthServer(bus.health, settings.health) as server:
-            logs.tell(f"health on port {server.port}: /live, /ready, /health")
-            yield
     else:
-        telling = asyncio.create_task(line.tell_health()) if line is not None else None
-        yield
-        if telling is not None:
-            telling.cancel()
+        async with HealthServer(bus.health, settings.health) as server:
+            logs.tell(f"health on port {server.port}: {QUESTIONS}")
+            yield
 
 
-def _started(bus: Bus, settings: Settings, line: _Lifeline | None) -> None:
+def _started(bus: Bus, settings: Settings, line: Lifeline | None) -> None:
     for sentence in story_of(bus, in_short=settings.worker > 1):
         logs.tell(sentence)
     if line is not None:
@@ -129,37 +126,6 @@ def _takes(handler: Handler) -> str:
         return names
     there = "the bus's exchange" if source.exchange is None else f"exchange {source.exchange.name}"
     return f"{names} from {there} by {' '.join(map(repr, source.keys))}"
-
-
-class _Lifeline:
-    """A worker's end of the line to its supervisor: it says when it runs, and learns when nobody is there any more."""
-
-    def __init__(self, bus: Bus, descriptor: int) -> None:
-        self._bus = bus
-        self._socket = socket.socket(fileno=descriptor)
-        self._socket.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._socket, self._ended)
-
-    def ready(self) -> None:
-        """Tell the supervisor that the bus runs. One that is gone already is no matter: `_ended` is for that."""
-        self._say(Word(grace=self._bus.grace))
-
-    async def tell_health(self) -> None:
-        """Tell the supervisor how the bus is, once a second."""
-        while True:
-            self._say(Word(health=self._bus.health()))
-            await asyncio.sleep(HEALTH_EVERY)
-
-    def _say(self, word: Word) -> None:
-        """Say something in one packet. What there is no room for is left out: the next word comes soon."""
-        with suppress(OSError):
-            self._socket.send(msgspec.json.encode(word))
-
-    def _ended(self) -> None:
-        """Stop when the supervisor has ended without a word, as by SIGKILL: nobody would ever stop this process."""
-        asyncio.get_running_loop().remove_reader(self._socket)
-        logs.log.warning("the supervisor is gone; stopping")
-        self._bus.ask_to_stop()
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from typing import Final
 from watchfiles import PythonFilter, watch
 
 from rabbitevents.cli import logs
+from rabbitevents.cli.crew import Crew
 from rabbitevents.cli.settings import Settings
-from rabbitevents.cli.supervisor import Crew
 from rabbitevents.cli.worker import Worker, how_it_ended
 
 _FRESH: Final = {"PYTHONDONTWRITEBYTECODE": "1"}

@@ -16,6 +16,7 @@ from rabbitevents.logs import Form
 
 MOST_WORKERS: Final = 256
 MOST_SECONDS: Final = 86_400.0
+LEAST_HANG: Final = 3.0
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -28,6 +29,15 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
         seconds = math.nan
     if not 0 <= seconds <= MOST_SECONDS:
         raise click.BadParameter(f"{value[:40]!r} is no number of seconds from 0 to {MOST_SECONDS:,.0f}", ctx, param)
+    return seconds
+
+
+def _hang(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    seconds = _seconds(ctx, param, value)
+    if seconds is not None and 0 < seconds < LEAST_HANG:
+        raise click.BadParameter(
+            f"{seconds:g} s is what a busy machine takes: say {LEAST_HANG:g} or more, or 0", ctx, param
+        )
     return seconds
 
 
@@ -51,7 +61,13 @@ period and 5 seconds:
     metavar="N",
     type=click.IntRange(1, MOST_WORKERS),
     default=1,
-    help="Run N processes; one that crashes is started again, after a growing pause (1).",
+    help="Run N processes; one that crashes or hangs is replaced, after a growing pause (1).",
+)
+@click.option(
+    "--hang",
+    metavar="S",
+    callback=_hang,
+    help="Of several processes, replace one whose event loop does not turn for S seconds (10); 0 is never.",
 )
 @click.option("--reload", is_flag=True, help="Start anew whenever a *.py below the current folder changes.")
 @click.option(
@@ -69,7 +85,7 @@ period and 5 seconds:
     "--health",
     metavar="PORT",
     type=click.IntRange(0, 65535),
-    help="Answer /live, /ready and /health over HTTP on this port, of every address.",
+    help="Answer /live, /ready, /health and /metrics over HTTP on this port, of every address.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of what goes wrong.")
 @click.option("--settings", "told", hidden=True, help="The settings of one of several processes, as JSON.")
@@ -78,6 +94,7 @@ def run(
     ctx: click.Context,
     reference: str,
     workers: int,
+    hang: float | None,
     reload: bool,
     grace: float | None,
     log: Form | None,
@@ -101,6 +118,10 @@ def run(
     settings = Settings(
         reference=reference, workers=workers, grace=grace, log=log, health=health, debug=ctx.meta[DEBUG]
     )
+    if hang is not None:
+        if workers == 1:
+            raise click.UsageError("--hang is for several processes: add --workers, or leave it out")
+        settings = msgspec.structs.replace(settings, hang=hang)
     if reload:
         return _reloading(settings)
     return _supervised(settings) if workers > 1 else _alone(settings)

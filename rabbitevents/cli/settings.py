@@ -22,12 +22,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How what is logged is written; None: as text, unless the user's module has set up logging."""
     health: int | None = None
     """The port on which health is served; None: it is not."""
+    hang: float = 10.0
+    """Seconds without a turn of its event loop after which one of several workers is replaced; 0: never."""
     debug: bool = False
     """Whether tracebacks are asked for."""
     worker: int = 0
     """Which of the processes this is, from 1; 0 is the only one."""
     lifeline: int | None = None
     """A worker's file descriptor of its end of the line to its supervisor."""
+    outputs: tuple[int, int] | None = None
+    """A worker's file descriptors of its supervisor's stdout and stderr; None: it writes there itself."""
 
     def as_json(self) -> str:
         """Write the settings for a process's command line."""

@@ -34,8 +34,8 @@ class Browsing:
     """One look into a queue, bounded by what it held when the look began: iterate over it for its deliveries.
 
     Each is kept until it is acknowledged, and whatever was not goes back to its place at the end. While ``hold`` are
-    kept, no further one comes, and the iteration ends; after `pass_over` it goes on, and `through` does both. Made by `Bus.browse`, as an async
-    context manager. Wherever it is cut off, nothing is left at the broker.
+    kept, no further one comes, and the iteration ends; after `pass_over` it goes on, and `through` does both. Made by
+    `Bus.browse`, as an async context manager. Wherever it is cut off, nothing is left at the broker.
     """
 
     def __init__(self, broker: Broker, queue: str, hold: int, home: Home) -> None:

@@ -198,7 +198,7 @@ async def test_a_body_that_cannot_be_decoded_is_dead_lettered_at_once_and_as_it_
 
     [letter] = await letters(server)
 
-    assert letter.error == "rabbitevents.errors.DecodeError"
+    assert letter.error == "rabbitevents.DecodeError"
     assert letter.body == BODIES[what]
     assert letter.attempts == 1
 
@@ -211,7 +211,7 @@ async def test_a_type_that_no_handler_is_for_is_dead_lettered() -> None:
 
     [letter] = await letters(server)
 
-    assert (letter.id, letter.type, letter.error) == ("not-a-uuid", "os.system", "rabbitevents.errors.DecodeError")
+    assert (letter.id, letter.type, letter.error) == ("not-a-uuid", "os.system", "rabbitevents.DecodeError")
 
 
 async def test_labels_that_an_event_brings_along_are_taken_off() -> None:

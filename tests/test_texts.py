@@ -19,7 +19,7 @@ class UnspeakableError(Exception):
     [
         (ValueError("x"), "ValueError"),
         (UnspeakableError(), "tests.test_texts.UnspeakableError"),
-        (ConfigurationError("x"), "rabbitevents.errors.ConfigurationError"),
+        (ConfigurationError("x"), "rabbitevents.ConfigurationError"),
         (type("E" * 300, (Exception,), {})(), f"{'tests.test_texts.' + 'E' * 300:.252}..."),
     ],
 )

@@ -11,9 +11,6 @@ import pytest
 
 from tests.loops import LOOPS
 
-for _size in ("COLUMNS", "LINES"):
-    os.environ.pop(_size, None)  # a test process is told 80 by 24; what it writes is read by no terminal
-
 pytest.register_assert_rewrite("rabbitevents.testing.bench", "rabbitevents.testing.conformance")
 
 pytest_plugins = ["tests.bed.fixtures"]

@@ -8,7 +8,7 @@ one to a number, which costs 0.1 us; ``Counter.add`` costs 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -53,10 +53,10 @@ GAUGES: Final = {
     "rabbitevents.queue.consumers": ("{consumer}", "A queue's consumers, anybody's."),
 }
 
-_BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_BOUNDARIES: Final[Sequence[float]] = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """The buckets of durations, in seconds, that the conventions recommend."""
 
-HISTOGRAMS: Final = {
+HISTOGRAMS: Final[Mapping[str, tuple[Sequence[float], str]]] = {
     SENDING: (_BOUNDARIES, "How long publishing took, until the broker confirmed."),
     PROCESSING: (_BOUNDARIES, "How long an attempt took."),
     LAG: ((0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10), "How late the event loop was."),

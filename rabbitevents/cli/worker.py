@@ -44,15 +44,15 @@ class Worker:
         self.grace: float | None = None
         """The grace period of its bus, in seconds; None as long as the bus does not run."""
         self.ready: asyncio.Event = asyncio.Event()
-        self.turns = False
+        self.turns: bool = False
         """Whether its event loop should be turning: not while its module is imported, nor when it is about to end."""
-        self.drains = False
+        self.drains: bool = False
         """Whether it has said that it drains."""
-        self.silent = 0
+        self.silent: int = 0
         """How often it was looked at since it said that its loop turns; or else, was started, or killed."""
-        self.place = ""
+        self.place: str = ""
         """Where it is, as far as it has said so since then."""
-        self.killed = False
+        self.killed: bool = False
         self._health = Health(())
         self._health_said_at = -SILENCE
         self._process = process

@@ -11,7 +11,10 @@ import logging
 from time import monotonic
 from typing import Any, Final, Protocol
 
+from rabbitevents import LineFilter
+
 log: logging.Logger = logging.getLogger("rabbitevents.ratelimit")
+log.addFilter(LineFilter())
 
 AGAIN: Final = 1.0
 """Seconds before a Redis that did not answer is asked again, and that it has to answer."""

@@ -6,6 +6,7 @@ PYTHON ?= python3
 ARGS ?=
 TESTS ?=
 DEBIAN ?=
+CELL ?=
 # Two test processes, each with a RabbitMQ node of its own; a file's tests stay together. One is enough for a part.
 workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
 
@@ -16,7 +17,7 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types test-rabbitmq4 test-debian docs clean venv-demo venv-dev debian
+.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-matrix docs clean venv-demo venv-dev debian
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ types: venv-dev ## mypy and pyright, both strict
 
 test-rabbitmq4: venv-dev debian ## the tests on RabbitMQ 4.0, Debian trixie's; DEBIAN=sid is 4.3 (needs root)
 	@scripts/rabbitmq4 $(or $(DEBIAN),trixie) $(run) pytest $(TESTS)
+
+test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest, CELL=--list (needs root)
+	@$(PYTHON) scripts/matrix.py $(CELL)
 
 test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookworm, trixie or sid (needs root)
 	@scripts/in-debian $(or $(DEBIAN),bookworm)

@@ -5,7 +5,9 @@ A fact is made only if somebody observes. Facts carry names, ids and numbers, ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,6 +22,13 @@ class Connected(Fact, frozen=True):
     connection: str
     address: str
     downtime: float
+
+    @property
+    def server(self) -> Mapping[str, str | int]:
+        """Host and port of the address, as OpenTelemetry calls them; without what it does not say."""
+        parts = urlsplit(self.address)
+        said = {"server.address": parts.hostname, "server.port": parts.port}
+        return {name: value for name, value in said.items() if value}
 
 
 class ConnectionLost(Fact, frozen=True):

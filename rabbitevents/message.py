@@ -6,6 +6,7 @@ consumer settles, once, in one place.
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from enum import Enum
 from typing import Final, Protocol
@@ -13,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from rabbitevents.errors import DecodeError
+from rabbitevents.errors import DecodeError, EncodeError
 from rabbitevents.ids import as_uuid, new_id, says_no_id
 from rabbitevents.properties import NO_HEADERS, Headers, HeaderValue, Properties, Table, decode_properties
 from rabbitevents.texts import printable
@@ -25,6 +26,10 @@ from version to version (RabbitMQ 3.10 to 4.3) and are never taken for it."""
 ORIGIN_EXCHANGE: Final = "origin-exchange"
 ORIGIN_ROUTING_KEY: Final = "origin-routing-key"
 """Where a copy was first published: a copy that comes back to one queue keeps what its event was routed by."""
+
+EXPIRES_AT: Final = "expires-at"
+"""The header with the moment after which an event must not be handled any more, in milliseconds since 1970: what waits
+at the broker has no expiration there, which would end its wait instead."""
 
 NEVER_COPIED = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count", "x-delay"})
 """Headers that would route a copy elsewhere, or count against it; ``x-death`` and its like besides, by prefix."""
@@ -65,6 +70,17 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         return f"<Message {self.describe()}>"
 
+    def waiting(self) -> Message:
+        """Return it as it waits at the broker: it expires no earlier than its wait ends, by a header."""
+        expiration = _milliseconds(self.properties.expiration)
+        if self.properties.expiration is None or expiration is None or self.after is None:
+            return self
+        ends = self.headers.get(EXPIRES_AT, _now() + round(self.after.total_seconds() * 1000) + expiration)
+        properties = msgspec.structs.replace(
+            self.properties, expiration=None, headers={**self.headers, EXPIRES_AT: ends}
+        )
+        return msgspec.structs.replace(self, properties=properties)
+
     def describe(self) -> str:
         """Name the message for logs and errors: type, id and destination in one printable line, never the body."""
         to = f"exchange {self.exchange!r}" if self.exchange else f"queue {self.routing_key!r}"
@@ -100,8 +116,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
         Body and properties are kept, ``headers`` laid over (a value of None removes one). It is always persistent,
         carries an id, and remembers where its event was first published. Left out is what only its first journey
-        meant: ``x-death`` and its like, ``CC``, ``BCC``, expiration, the broker-checked user_id.
-        Raises `DecodeError` when the delivery's properties cannot be read, or its body was not kept.
+        meant: ``x-death`` and its like, ``CC``, ``BCC``, the broker-checked user_id. What comes back to the same queue
+        keeps what is left of its expiration, counted from AMQP's timestamp where it has one; what goes elsewhere, to the
+        dead letters say, does not expire.
+        Raises `DecodeError` when the delivery's properties cannot be read, or its body was not kept; `EncodeError` when
+        its time will be over before it has waited.
         """
         if delivery.oversize:
             raise DecodeError(
@@ -114,6 +133,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
             for k, v in delivery.headers.items()
             if k not in NEVER_COPIED and not k.startswith(_NEVER_COPIED_PREFIXES)
         }
+        kept.pop(EXPIRES_AT, None)
+        left = _time_left(delivery, after) if queue == delivery.queue else None
+        if left is not None:
+            kept[EXPIRES_AT] = _now() + left
         kept[ORIGIN_EXCHANGE] = delivery.exchange
         kept[ORIGIN_ROUTING_KEY] = delivery.routing_key
         properties = msgspec.structs.replace(
@@ -121,7 +144,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
             headers=_merged(kept, headers),
             message_id=str(delivery.id) if says_no_id(old.message_id) else old.message_id,
             delivery_mode=2,
-            expiration=None,
+            expiration=None if left is None else str(left),
             user_id=None,
         )
         return Message(
@@ -131,6 +154,45 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
             properties=properties,
             after=after,
         )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _milliseconds(said: object) -> int | None:
+    """Read a number of milliseconds, be it a header or an expiration; None for what is none."""
+    if isinstance(said, str):
+        said = int(said) if len(said) < 20 and said.isdecimal() else None
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 <= said < 2**53 else None
+
+
+def expires_at(delivery: Delivery) -> int | None:
+    """Return when an event's time is over, in milliseconds since 1970; None where it has no expiration.
+
+    It is counted from AMQP's timestamp, up to the end of its second, or else from now: the broker says how long an event
+    may wait, and not since when it has. Raises `DecodeError` when the headers cannot be read.
+    """
+    ends = _milliseconds(delivery.peek(EXPIRES_AT))
+    lasts = _milliseconds(delivery.properties.expiration)
+    if ends is not None or lasts is None:
+        return ends
+    sent, now = delivery.properties.timestamp, _now()
+    return (min(now, sent * 1000 + 999) if sent else now) + lasts
+
+
+def _time_left(delivery: Delivery, after: timedelta | None) -> int | None:
+    """Return how much of its time an event has, in milliseconds. Raises `EncodeError` where that is less than ``after``."""
+    ends = expires_at(delivery)
+    if ends is None:
+        return None
+    left = max(0, ends - _now())
+    if after is not None and after.total_seconds() * 1000 >= left:
+        wait = round(after.total_seconds(), 3)
+        raise EncodeError(
+            f"{delivery.describe()}: its expiration leaves it {left / 1000:g} s, and it would have to wait {wait:g} s"
+        )
+    return left
 
 
 def _merged(under: Headers, over: Headers) -> dict[str, HeaderValue]:

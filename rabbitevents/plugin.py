@@ -97,14 +97,14 @@ class Host(Protocol):
         """Let handlers ask for ``kind``; to be called before the lifespan yields for the first time."""
         ...
 
-    async def pause(self, subscription: str, /, *, by: str, reason: str) -> None:
+    async def pause(self, subscription: str, /, *, by: str = ..., reason: str = "") -> None:
         """Stop taking deliveries for a subscription, until all who paused it resume it.
 
         What has not begun goes to the end of the queue, at the cost of none of its deliveries.
         """
         ...
 
-    async def resume(self, subscription: str, /, *, by: str, one_at_a_time: bool = False) -> None:
+    async def resume(self, subscription: str, /, *, by: str = ..., one_at_a_time: bool = False) -> None:
         """Take deliveries again; ``one_at_a_time``, to see whether it goes well, until the next call.
 
         Not to be called in a handling of that subscription.

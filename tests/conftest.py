@@ -1,11 +1,15 @@
-"""What all tests share."""
+"""What all tests share.
+
+RABBITEVENTS_TEST_LOOP=uvloop runs all of them on uvloop, which otherwise has those that say so.
+"""
 
 import asyncio
 import os
 from collections.abc import Callable, Generator, Mapping
 
 import pytest
-import uvloop
+
+from tests.loops import LOOPS
 
 for _size in ("COLUMNS", "LINES"):
     os.environ.pop(_size, None)  # a test process is told 80 by 24; what it writes is read by no terminal
@@ -17,10 +21,10 @@ pytest_plugins = ["tests.bed.fixtures"]
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run a module's tests on both event loops that services run on, where it says ``BOTH_LOOPS = True``."""
-    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
     if getattr(getattr(item, "module", None), "BOTH_LOOPS", False):
-        loops["uvloop"] = uvloop.new_event_loop
-    return loops
+        return LOOPS
+    name = os.environ.get("RABBITEVENTS_TEST_LOOP", "asyncio")
+    return {name: LOOPS[name]}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from yarl import URL
 from rabbitevents import Bus
 from tests.bed.loopback import free_port
 from tests.bed.rabbitmq import RabbitNode
+from tests.loops import INSTALLED
 from tests.shop import OrderPlaced, eventually
 from tests.test_cli import PASSWORD, environment, started, the_line
 
@@ -159,7 +160,7 @@ async def test_at_the_start_it_says_what_is_connected_and_which_queues_feed_whic
 
     address = str(URL(private_url).with_password(None))
     assert f"connecting to {address}" in running.said
-    assert f"store runs on {address} (pid {running.process.pid}, uvloop); 2 queues" in running.said
+    assert f"store runs on {address} (pid {running.process.pid}, {INSTALLED}); 2 queues" in running.said
     assert "queue store.pack feeds pack (order.placed)" in running.said
     assert "queue store.count feeds count (parcel.* letter.#)" in running.said
     assert PASSWORD not in running.said

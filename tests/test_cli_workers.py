@@ -20,7 +20,7 @@ from tests.test_cli_run import GRACE, SERVICE, Service, publish, service
 
 def running(told: Service) -> list[int]:
     """The ids of the processes whose bus runs, in the order in which they said so, without those that are gone."""
-    pids = [int(pid) for pid in re.findall(r"store runs on \S+ \(pid (\d+), uvloop\)", told.said)]
+    pids = [int(pid) for pid in re.findall(r"store runs on \S+ \(pid (\d+), \w+\)", told.said)]
     return [pid for pid in pids if is_there(pid)]
 
 

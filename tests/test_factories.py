@@ -400,7 +400,7 @@ UNASKABLE: dict[str, tuple[Any, str]] = {
     "an object": (Session(), r"^provide\(\.\.\.\) was given a Session to be asked for: it takes the class"),
     "text": ("Session", r"^provide\(\.\.\.\) was given text to be asked for"),
     "a generic alias": (list[int], r"^provide\(\.\.\.\) was given a GenericAlias to be asked for"),
-    "a union": (Session | None, r"^provide\(\.\.\.\) was given a UnionType to be asked for"),
+    "a union": (Session | None, r"^provide\(\.\.\.\) was given a Union(Type)? to be asked for"),
     "an event class": (OrderPlaced, r"^provide\(OrderPlaced\): what handlers get for OrderPlaced is what came"),
     "the envelope": (Event, r"^provide\(Event\): what handlers get for Event is what came"),
     "the delivery": (Delivery, r"^provide\(Delivery\): what handlers get for Delivery is what came"),

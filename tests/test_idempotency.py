@@ -118,6 +118,18 @@ async def test_an_id_that_is_no_uuid_is_the_same_event_each_time() -> None:
     assert shop.effects == {"o-1": 1}
 
 
+async def test_an_id_is_the_same_in_capital_letters() -> None:
+    shop = Shop(MemoryStore())
+    id = "0193a1b2-7c1a-7e3b-9f00-0123456789ab"
+
+    async with shop.open() as probe:
+        for message_id in (id, id.upper(), id):
+            await probe.bus.send(plain_message(message_id, "o-1"))
+            await probe.settled()
+
+    assert shop.effects == {"o-1": 1}
+
+
 async def test_events_without_an_id_are_handled_as_often_as_they_come_and_that_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -180,6 +192,21 @@ async def test_of_fifty_copies_at_once_one_is_handled() -> None:
 
     assert shop.starts == {"o-1": 1}
     assert len(shop.observing.of(Duplicate)) == 49
+
+
+async def test_two_buses_that_share_a_store_and_a_queue_handle_an_event_once() -> None:
+    store, broker = MemoryStore(), EmbeddedBroker()
+    shops = [Shop(store), Shop(store)]
+    one, other = (Bus(broker.client(), shop.router, plugins=shop.plugins) for shop in shops)
+
+    async with one, other:
+        envelope = await one.publish(OrderPlaced("o-1"))
+        await asyncio.gather(*(bus.publish(envelope) for bus in (one, other) * 20))
+        await eventually(
+            lambda: sum(len(shop.observing.of(Duplicate, Forwarded)) for shop in shops) == 40, "the copies"
+        )
+
+    assert sum(shop.effects["o-1"] for shop in shops) == 1
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -631,6 +658,23 @@ async def test_an_event_that_was_abandoned_too_often_goes_to_its_dead_letter_que
     (fact,) = shop.observing.of(DeadLettered)
     assert fact == DeadLettered("shop.record", "order.placed", uuid_of(dead), 1, "AbandonedError")
     assert "its handling was abandoned 5 times, by a crash or a standstill" in caplog.text
+
+
+@pytest.mark.parametrize("abandoned", [1, 2, 3, 4])
+async def test_an_event_is_given_up_on_after_as_many_crashes_as_was_said_be_they_few(abandoned: int) -> None:
+    store = Switched()
+    shop = Shop(store, abandoned=abandoned)
+
+    async with shop.open() as probe:
+        for times in (abandoned - 1, abandoned):
+            message = plain_message(f"order-{times}", f"o-{times}")
+            await abandon(store, f"shop.record:{uuid_of(message)}", times)
+            await probe.bus.send(message)
+            await probe.settled()
+        dead_letters = probe.waiting("shop.record.dead")
+
+    assert dead_letters == 1
+    assert shop.effects == {f"o-{abandoned - 1}": 1}
 
 
 async def test_of_events_that_may_be_what_crashes_the_process_one_runs_at_a_time() -> None:

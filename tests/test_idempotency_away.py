@@ -182,6 +182,61 @@ async def test_a_bus_that_stops_while_its_store_is_away_gives_events_back_at_onc
     assert shop.starts == {}
 
 
+class Defective(Switched):
+    """Its look fails as nobody expects."""
+
+    looks = 0
+
+    async def look(self) -> Sequence[str]:
+        self.looks += 1
+        if self.looks in (2, 3):
+            raise KeyError("a store of somebody's own")
+        return await super().look()
+
+
+async def test_a_look_that_fails_as_nobody_expects_does_not_make_an_outage_last_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Defective()
+    shop = Shop(store)
+
+    async with shop.open() as probe:
+        store.away.add("claim")
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await eventually(lambda: not probe.bus.health().ok, "health to say so")
+        store.away.clear()
+        await eventually(lambda: shop.effects["o-1"] == 1 and probe.bus.health().ok, "it to go on", 5)
+
+    assert "looking for the Defective failed, which is a defect of it" in caplog.text
+
+
+async def test_a_store_that_can_be_looked_at_and_fails_all_the_same_does_not_flap_faster_than_once_a_second() -> None:
+    store = Switched()
+    store.away.add("claim")
+    shop = Shop(store)
+
+    async with shop.open() as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await asyncio.sleep(3)
+        lost = len(shop.observing.of(StoreLost))
+        store.away.clear()
+        await eventually(lambda: shop.effects["o-1"] == 1, "the effect", 5)
+
+    assert 1 < lost <= 5
+
+
+async def test_a_bus_that_has_stopped_leaves_no_task_that_looks() -> None:
+    store, broker = Switched(), EmbeddedBroker()
+    shop = Shop(store)
+    store.away.add("all")
+
+    async with Bus(broker.client(), shop.router, plugins=shop.plugins):
+        during = {task.get_name() for task in asyncio.all_tasks()}
+
+    assert "looking for the store" in during
+    assert "looking for the store" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
 async def test_by_choice_events_are_handled_without_a_claim_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     store = Switched()
     shop = Shop(store, when_unavailable="proceed")

@@ -263,6 +263,40 @@ async def test_a_redis_that_failed_is_asked_by_one_at_a_time_and_the_others_are_
     assert hanging.asked == 2
 
 
+class HangingOnce(Another):
+    """Answers no first command, whichever loop it is sent in."""
+
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        self.asked += 1
+        if self.asked == 1:
+            await asyncio.Event().wait()
+        return f"{words[4]} 5\nacquired 7 0"
+
+
+def test_who_waits_in_an_event_loop_that_is_gone_keeps_nobody_of_the_next_one() -> None:
+    store = RedisStore(HangingOnce(Redis()))
+    first = asyncio.new_event_loop()
+    waiting = [first.create_task(store.claim(key, "one", LEASE)) for key in "ab"]
+    first.run_until_complete(asyncio.wait(waiting, timeout=0.01))
+
+    async def claim() -> object:
+        return await asyncio.wait_for(store.claim("c", "one", LEASE), 5)
+
+    claimed = asyncio.run(claim())
+    first.run_until_complete(end(first))
+    first.close()
+
+    assert claimed == Acquired(7, 0)
+
+
+async def end(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs in a loop."""
+    tasks = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_round_trips_make_no_spans_of_an_instrumented_client(redis_server: RedisServer) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -33,22 +36,17 @@ from rabbitevents import (
 )
 from rabbitevents.testing import EmbeddedBroker, running
 from rabbitevents_deadletter import DeadLetter
+from rabbitevents_flow import KillSwitch
 from rabbitevents_metrics import Metrics
-from rabbitevents_metrics.instruments import Instruments
-from rabbitevents_retry import Retry
+from rabbitevents_metrics.instruments import COUNTERS, GAUGES, HISTOGRAMS
+from rabbitevents_retry import Retry, on
 from tests.shop import eventually
 from tests.test_tracing import OrderPlaced, inventory
 from tests.test_tracing_conventions import METRICS, unconventional
 
+ALL = {*COUNTERS, *GAUGES, *HISTOGRAMS}
+"""The names of all instruments that there are."""
 
-def all_names() -> set[str]:
-    """The names of all instruments that there are."""
-    made = Instruments(MeterProvider(shutdown_on_exit=False).get_meter("x"))
-    instruments: list[Any] = [each for group in (made.events, made.counts, made.state) for each in vars(group).values()]
-    return {instrument.name for instrument in instruments}
-
-
-ALL = all_names()
 RESERVE = "inventory.reserve"
 
 
@@ -108,6 +106,7 @@ async def test_a_failed_attempt_is_counted_under_its_error(measured: Measured) -
         await probe.settled()
 
     assert measured.value("messaging.process.duration", error__type="LookupError") == 1
+    assert measured.value("messaging.client.consumed.messages", error__type="LookupError") == 1
     assert measured.value("messaging.client.consumed.messages") == 1
     assert measured.value("rabbitevents.settled", rabbitevents__outcome="forward") == 1
     assert measured.value("rabbitevents.settled", rabbitevents__outcome="ack") == 0
@@ -121,7 +120,8 @@ async def test_a_failed_publish_is_counted_under_its_error(measured: Measured) -
         with pytest.raises(RefusedError):
             await bus.publish(OrderPlaced("o-1"))
 
-    assert measured.value("messaging.client.operation.duration", error__type="rabbitevents.errors.RefusedError") == 1
+    assert measured.value("messaging.client.operation.duration", error__type="rabbitevents.RefusedError") == 1
+    assert measured.value("messaging.client.sent.messages", error__type="rabbitevents.RefusedError") == 1
     assert measured.value("messaging.client.sent.messages") == 1
 
 
@@ -138,6 +138,131 @@ async def test_retries_are_counted_by_attempt(measured: Measured) -> None:
     assert [measured.value("rabbitevents.retries", rabbitevents__attempt=number) for number in (1, 2, 3)] == [1, 1, 0]
     assert measured.value("rabbitevents.retries", rabbitevents__inline=False) == 2
     assert measured.value("rabbitevents.dead_letters", rabbitevents__subscription=RESERVE) == 1
+
+
+async def test_a_delivery_that_is_tried_again_here_is_one_message_and_several_attempts(measured: Measured) -> None:
+    plugins = [
+        DeadLetter(),
+        Retry(stop=stop_after_attempt(4), wait=wait_fixed(0.01)),
+        Metrics(meter_provider=measured.provider),
+    ]
+    async with running(Bus("memory://", inventory(fail=3), plugins=plugins)) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.bus.publish(OrderPlaced("o-2"))
+        await probe.settled()
+
+    destination = {"messaging__destination__name": "events:order.placed:inventory.reserve"}
+    attempts = measured.value("messaging.process.duration", **destination)
+    assert measured.value("messaging.client.consumed.messages", **destination) == 2
+    assert attempts == 5
+    assert measured.value("messaging.process.duration", error__type="LookupError") == 3
+    assert measured.value("rabbitevents.settled", rabbitevents__outcome="ack") == 2
+
+
+async def test_a_delivery_that_the_core_holds_is_one_message(measured: Measured) -> None:
+    plugins = [Metrics(meter_provider=measured.provider)]
+    async with running(Bus("memory://", inventory(fail=1), plugins=plugins)) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await eventually(lambda: measured.value("messaging.process.duration") == 2, "the second attempt")
+        await probe.settled()
+
+    assert measured.value("messaging.client.consumed.messages") == 1
+    assert measured.value("messaging.client.consumed.messages", error__type="LookupError") == 1
+
+
+async def test_a_delivery_that_is_postponed_here_is_one_message_and_the_next_one_is_another(measured: Measured) -> None:
+    plugins = [
+        Retry(on(LookupError).postpone(lambda error: 0.01)),
+        Metrics(meter_provider=measured.provider),
+    ]
+    async with running(Bus("memory://", inventory(fail=2), plugins=plugins)) as probe:
+        for number in range(3):
+            await probe.bus.publish(OrderPlaced(f"o-{number}"))
+        await probe.settled()
+
+    assert measured.value("messaging.client.consumed.messages") == 3
+    assert measured.value("messaging.process.duration") == 5
+    assert measured.value("rabbitevents.postponed") == 2
+
+
+async def test_a_kill_switch_that_trips_is_counted(measured: Measured) -> None:
+    plugins = [DeadLetter(), KillSwitch(of=3, pause=60, longest=60), Metrics(meter_provider=measured.provider)]
+    async with running(Bus("memory://", inventory(fail=9), plugins=plugins)) as probe:
+        for number in range(5):
+            await probe.bus.publish(OrderPlaced(f"o-{number}"))
+        await eventually(lambda: not probe.bus.health().ok, "the switch")
+
+    assert measured.value("rabbitevents.kill_switch.trips", rabbitevents__subscription="inventory.reserve") == 1
+
+
+async def test_a_copy_that_comes_back_is_another_message(measured: Measured) -> None:
+    plugins = [
+        Retry(stop=stop_after_attempt(3), wait=wait_fixed(30)),
+        Metrics(meter_provider=measured.provider),
+    ]
+    async with running(Bus("memory://", inventory(fail=1), plugins=plugins)) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.advance(timedelta(minutes=5))
+
+    assert measured.value("messaging.client.consumed.messages") == 2
+    assert measured.value("messaging.client.consumed.messages", error__type="LookupError") == 1
+
+
+async def test_what_is_read_is_what_has_happened_up_to_that_moment(measured: Measured) -> None:
+    router, seen, go_on = Router("inventory"), list[tuple[float, float, float]](), asyncio.Event()
+
+    @router.on(OrderPlaced)
+    async def reserve(order: OrderPlaced) -> None:
+        running_now = measured.value("rabbitevents.deliveries.running", rabbitevents__subscription=RESERVE)
+        sent = measured.value("messaging.client.sent.messages", messaging__destination__name="events:order.placed")
+        seen.append((running_now, sent, measured.value("messaging.client.consumed.messages")))
+        go_on.set()
+
+    async with running(Bus("memory://", router, plugins=[Metrics(meter_provider=measured.provider)])) as probe:
+        for _ in range(3):
+            await probe.bus.publish(OrderPlaced("o-1"))
+            await go_on.wait()
+            await probe.settled()
+            go_on.clear()
+
+    assert seen == [(1, 1, 0), (1, 2, 1), (1, 3, 2)]
+
+
+async def test_what_is_under_way_may_be_read_in_another_thread_while_events_come_and_go(measured: Measured) -> None:
+    router, wrong, ended = Router("inventory"), list[float](), threading.Event()
+
+    @router.on(OrderPlaced, concurrency=16, prefetch=200)
+    async def reserve(order: OrderPlaced) -> None:
+        await asyncio.sleep(0)
+
+    def read() -> None:
+        while not ended.is_set():
+            wrong.extend(n for n in (measured.value("rabbitevents.deliveries.running"),) if not 0 <= n <= 16)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        async with running(Bus("memory://", router, plugins=[Metrics(meter_provider=measured.provider)])) as probe:
+            reading = asyncio.get_running_loop().run_in_executor(None, read)
+            for number in range(1000):
+                await probe.bus.publish(OrderPlaced(f"o-{number}"))
+            await probe.settled(30)
+            ended.set()
+            await reading
+    finally:
+        sys.setswitchinterval(before)
+
+    assert wrong == []
+    assert measured.value("messaging.client.consumed.messages") == 1000
+
+
+async def test_a_bus_that_has_ended_is_counted_on_by_the_next_one(measured: Measured) -> None:
+    for number in range(2):
+        async with Bus("memory://", name=f"bus-{number}", plugins=[Metrics(meter_provider=measured.provider)]) as bus:
+            await bus.publish(OrderPlaced("o-1"))
+
+    assert measured.value("messaging.client.sent.messages") == 2
+    assert measured.points("rabbitevents.publishes") == {}
 
 
 async def test_what_is_reported_is_counted(measured: Measured) -> None:
@@ -304,8 +429,9 @@ def foreign(kind: str) -> Message:
     return Message(exchange="events", routing_key=kind, body=b"{}", properties=properties)
 
 
-async def everything(measured: Measured) -> None:
-    """Let there be a point of every metric."""
+@asynccontextmanager
+async def everything(measured: Measured) -> AsyncGenerator[None]:
+    """Let there be a point of every metric, as long as its bus runs."""
     broker = EmbeddedBroker()
     plugins = [
         DeadLetter(),
@@ -326,13 +452,15 @@ async def everything(measured: Measured) -> None:
         await eventually(lambda: measured.value("rabbitevents.queue.looks.failed") > 0, "a look that failed")
         broker.come_up()
         await eventually(lambda: measured.value("rabbitevents.reconnects") > 0, "the connection")
+        await eventually(lambda: len(measured.points("rabbitevents.queue.depth")) == 3, "a look that did not")
+        yield
 
 
 async def test_every_metric_and_every_label_is_in_the_conventions_or_ours(measured: Measured) -> None:
-    await everything(measured)
+    async with everything(measured):
+        found = measured.metrics
+        labels = {name for metric in found.values() for point in measured.points(metric.name) for name, _ in point}
 
-    found = measured.metrics
-    labels = {name for metric in found.values() for point in measured.points(metric.name) for name, _ in point}
     assert set(found) == ALL
     assert unconventional(labels) == []
     for metric in found.values():
@@ -348,7 +476,8 @@ async def test_every_metric_and_every_label_is_in_the_conventions_or_ours(measur
 
 
 async def test_durations_have_the_buckets_that_the_conventions_recommend(measured: Measured) -> None:
-    await everything(measured)
+    async with everything(measured):
+        pass
 
     recommended = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
     for name in ("messaging.process.duration", "messaging.client.operation.duration"):
@@ -363,9 +492,10 @@ async def test_buses_of_one_process_share_the_instruments(measured: Measured) ->
     async with buses[0], buses[1]:
         for bus in buses:
             await bus.publish(OrderPlaced("o-1"))
+        there = {dict(labels)["rabbitevents.bus"] for labels in measured.points("rabbitevents.publishes")}
 
     assert measured.value("messaging.client.sent.messages") == 2
-    assert {dict(labels)["rabbitevents.bus"] for labels in measured.points("rabbitevents.publishes")} == {"a", "b"}
+    assert there == {"a", "b"}
 
 
 async def test_a_handler_with_metrics_of_its_own_is_counted_by_those_alone(measured: Measured) -> None:
@@ -384,13 +514,12 @@ async def test_a_handler_with_metrics_of_its_own_is_counted_by_those_alone(measu
         await probe.bus.publish(OrderPlaced("o-1"))
         await probe.settled()
         probe.bus.report(facts.Returned("order.placed", "1"))
-        await eventually(lambda: bool(own.points("rabbitevents.deliveries.running")), "a look")
-        await eventually(lambda: bool(measured.points("rabbitevents.deliveries.running")), "a look")
+        looked_at = [len(there.points("rabbitevents.deliveries.running")) for there in (own, measured)]
 
+    assert looked_at == [1, 1]
     for there, subscription in ((own, "inventory.reserve"), (measured, "inventory.count")):
         assert there.value("rabbitevents.dead_letters") == 1
         assert there.value("rabbitevents.dead_letters", rabbitevents__subscription=subscription) == 1
-        assert len(there.points("rabbitevents.deliveries.running")) == 1
         assert there.value("rabbitevents.settled", rabbitevents__subscription=subscription) == 1
     assert (own.value("rabbitevents.unroutable"), measured.value("rabbitevents.unroutable")) == (0, 1)
     own.provider.shutdown()

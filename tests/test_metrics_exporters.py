@@ -73,8 +73,8 @@ async def test_every_query_of_the_dashboard_asks_for_metrics_and_labels_that_exi
     prometheus: tuple[Measured, Page],
 ) -> None:
     measured, page = prometheus
-    await everything(measured)
-    samples = page.samples()
+    async with everything(measured):
+        samples = await asyncio.to_thread(page.samples)
 
     asked = queries(json.loads(DASHBOARD.read_text()))
 
@@ -152,7 +152,7 @@ async def test_prometheus_may_ask_from_another_thread_while_events_pass(promethe
 async def test_metrics_reach_an_otlp_collector_by_their_names(otlp: Collector, rabbit_url: str) -> None:
     exporter = OTLPMetricExporter(f"{otlp.endpoint}/v1/metrics")
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=200)
-    provider = MeterProvider([reader], resource=Resource({"service.name": "inventory"}), shutdown_on_exit=False)
+    provider = MeterProvider([reader], resource=Resource.create({"service.name": "inventory"}), shutdown_on_exit=False)
     metrics = Metrics(meter_provider=provider, interval=timedelta(seconds=1))
 
     def points(name: str) -> list[Any]:

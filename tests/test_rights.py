@@ -208,11 +208,9 @@ async def test_dead_letters_are_found_and_replayed(place: Place) -> None:
         letters = DeadLetters(bus, "inventory.count")
         [letter] = await letters.find()
         await letters.replay()
-        depth = await bus.depth("inventory.count")
 
     assert letter.message == "miscounted"
-    assert depth is not None
-    assert depth.ready == 1
+    assert (await place.node.aqueue_counts("inventory.count", place.url)).ready == 1
 
 
 # --- one right less --------------------------------------------------------------------------------------------------
@@ -266,7 +264,7 @@ async def test_a_waiting_queue_that_may_not_be_made_is_said_to_who_publishes(pla
     before = place.things()
 
     async with Bus(place.user(RIGHTS[PUBLISHES]), name="web", grace=1) as web:
-        with pytest.raises(TopologyError, match=r"lacks configure on 'events\.delay\.1000'") as caught:
+        with pytest.raises(TopologyError, match=r"lacks configure on .*'events\.delay\.1000'") as caught:
             await web.publish(OrderPlaced("o-1"), delay=timedelta(seconds=1))
 
     assert "rabbitmqctl set_permissions" in str(caught.value)
@@ -309,7 +307,7 @@ async def test_a_queue_that_may_not_be_read_is_said_once_and_consumed_when_it_ma
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     await declared_by_an_administrator(place)
-    url = place.user(("^$", *RIGHTS[STANDS][1:2], r"^inventory\.none$"))
+    url = place.user(("^$", *RIGHTS[STANDS][1:2], r"^(events\.dead|inventory\.none)$"))
     stock = Stock(url, "passive")
 
     async with stock.bus as bus:
@@ -352,12 +350,13 @@ def set_topic(place: Place, url: str, write: str, read: str) -> None:
 async def test_a_topic_that_may_not_be_written_is_refused_alone(place: Place) -> None:
     effects = Effects()
     url = place.user((".*", ".*", ".*"))
-    set_topic(place, url, "^order", ".*")
 
-    async with Bus(place.url, recording(effects), grace=1), Bus(url, name="web", grace=1, unroutable="ignore") as web:
-        orders = [web.publish(OrderPlaced(f"o-{number}")) for number in range(50)]
-        results = await asyncio.gather(*orders[:25], web.publish(Counted(1)), *orders[25:], return_exceptions=True)
-        await effects.until(50)
+    async with Bus(place.url, recording(effects), grace=1):
+        set_topic(place, url, "^order", ".*")  # which is about an exchange that must be there
+        async with Bus(url, name="web", grace=1, unroutable="ignore") as web:
+            orders = [web.publish(OrderPlaced(f"o-{number}")) for number in range(50)]
+            results = await asyncio.gather(*orders[:25], web.publish(Counted(1)), *orders[25:], return_exceptions=True)
+            await effects.until(50)
 
     refused = [each for each in results if isinstance(each, BaseException)]
     assert [type(each) for each in refused] == [RefusedError]

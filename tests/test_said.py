@@ -19,6 +19,7 @@ from rabbitevents.cli.process import story_of
 from rabbitevents.topology import Queue, Topology
 from tests.bed.fake_broker import FakeBroker
 from tests.bed.proxy import Proxy
+from tests.bed.rabbitmq import RabbitNode
 from tests.shop import Effects, OrderPlaced, eventually, recording
 
 Through = Callable[[str], Awaitable[Proxy]]
@@ -125,16 +126,17 @@ async def test_a_queue_that_stands_otherwise_is_said_once_and_the_summary_does_n
 
 
 async def test_a_queue_that_stood_otherwise_is_said_to_be_consumed_once_it_is(
-    rabbit_url: str, caplog: pytest.LogCaptureFixture
+    rabbit_url: str, rabbit_node: RabbitNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = RabbitMQ(rabbit_url)
     await other.start(Settings(), None)
-    await other.declare(Topology((Queue("shop.record", {"x-queue-type": "classic", "x-expires": 300}),)))
+    await other.declare(Topology((Queue("shop.record", {"x-queue-type": "classic"}),)))
     await other.stop(asyncio.get_running_loop().time() + 2)
 
     async with Bus(rabbit_url, recording(Effects()), grace=1) as bus:
         assert not bus.health().ok
-        await eventually(lambda: bus.health().ok, "the queue that expired", 40)
+        await rabbit_node.adelete_queue("shop.record", rabbit_url)
+        await eventually(lambda: bus.health().ok, "the queue that was deleted", 40)
 
     assert len([text for text in said(caplog, logging.ERROR) if "exists with other arguments" in text]) == 1
     assert any(text.startswith("the consumer of 'shop.record' is back, after ") for text in said(caplog))

@@ -10,19 +10,15 @@ from typing import cast
 
 import pytest
 import trustme
-import uvloop
 
 from rabbitevents.brokers.rabbitmq.inbound import InboundLane
 from rabbitevents.brokers.rabbitmq.outbound import Answer, OutboundLane
 from rabbitevents.brokers.rabbitmq.tap import Tap
 from rabbitevents.message import Delivery
+from tests.loops import LOOPS
 from tests.shop import eventually
 from tests.wired import a_message, an_ack, deliveries, published
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.new_event_loop,
-    "uvloop": uvloop.new_event_loop,
-}
 LARGE = bytes(900_000)
 
 

@@ -189,11 +189,9 @@ async def test_spans_say_which_event_it_is_and_where_it_goes(traces: Traces) -> 
         "messaging.rabbitmq.message.delivery_tag": 1,
         "messaging.message.id": str(told.id),
         "messaging.message.conversation_id": "c-1",
-        "messaging.message.body.size": size,
         "rabbitevents.event.type": "order.placed",
         "rabbitevents.entity.type": "order",
         "rabbitevents.entity.id": "o-1",
-        "rabbitevents.source": "inventory",
         "rabbitevents.queue": "inventory.reserve",
         "rabbitevents.attempt": 1,
         "rabbitevents.outcome": "ack",
@@ -297,7 +295,7 @@ async def test_a_publish_that_failed_says_with_what(traces: Traces) -> None:
 
     span = traces.one(PUBLISH)
     assert span.status.status_code is StatusCode.ERROR
-    assert says(span, "error.type") == "rabbitevents.errors.UnroutableError"
+    assert says(span, "error.type") == "rabbitevents.UnroutableError"
     assert "order.placed" in (span.status.description or "")
 
 
@@ -317,7 +315,14 @@ async def test_a_failed_attempt_says_with_which_error_and_where_but_not_its_text
     assert isinstance(where, str)
     assert where.startswith("test_tracing.py:")
     assert where.endswith("in inventory.<locals>.reserve")
-    assert not span.events
+    assert says(span, "rabbitevents.outcome") == "failed"
+    (told,) = span.events
+    said = dict(told.attributes or {})
+    stack = str(said.pop("exception.stacktrace")).split("\n")
+    assert (told.name, said) == ("exception", {"exception.type": "LookupError"})
+    assert stack[-1].startswith('File "')
+    assert stack[-1].endswith("in inventory.<locals>.reserve")
+    assert "no such shelf" not in str(told.attributes)
 
 
 async def test_an_error_s_text_is_shown_if_it_is_asked_for(traces: Traces) -> None:
@@ -326,7 +331,28 @@ async def test_an_error_s_text_is_shown_if_it_is_asked_for(traces: Traces) -> No
         await probe.bus.publish(OrderPlaced("o-1"))
         await probe.settled()
 
-    assert traces.one(PROCESS).status.description == "LookupError: no such shelf"
+    span = traces.one(PROCESS)
+    assert span.status.description == "LookupError: no such shelf"
+    assert (span.events[0].attributes or {})["exception.message"] == "no such shelf"
+
+
+async def test_what_an_attempt_s_publish_says_is_said_again_only_where_no_publish_was_traced(traces: Traces) -> None:
+    foreign = Message(
+        exchange="events",
+        routing_key="order.placed",
+        body=b'{"order_id":"o-1"}',
+        properties=Properties(
+            type="order.placed", content_type="application/json", app_id="elsewhere", headers={"causation-id": "c-0"}
+        ),
+    )
+    async with running(Bus("memory://", inventory(), plugins=[Tracing(tracer_provider=traces.provider)])) as probe:
+        await probe.bus.send(foreign)
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.settled()
+
+    names = ("messaging.message.body.size", "rabbitevents.source", "rabbitevents.causation.id")
+    said = [[says(span, name) for name in names] for span in traces.all(PROCESS)]
+    assert said == [[18, "elsewhere", "c-0"], [None, None, None]]
 
 
 async def test_what_cannot_be_decoded_is_an_attempt_that_failed(traces: Traces) -> None:
@@ -342,7 +368,7 @@ async def test_what_cannot_be_decoded_is_an_attempt_that_failed(traces: Traces) 
         await probe.settled()
 
     span = traces.one(PROCESS)
-    assert says(span, "error.type") == "rabbitevents.errors.DecodeError"
+    assert says(span, "error.type") == "rabbitevents.DecodeError"
     assert traces.names == [PROCESS, "dead-letter inventory.reserve.dead"]
 
 

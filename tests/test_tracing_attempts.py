@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import ClassVar
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 from tenacity import stop_after_attempt, wait_fixed
 
@@ -24,7 +25,7 @@ from rabbitevents import (
 )
 from rabbitevents.testing import EmbeddedBroker, running
 from rabbitevents_deadletter import DeadLetter
-from rabbitevents_retry import Retry
+from rabbitevents_retry import Retry, on
 from rabbitevents_tracing import Tracing
 from tests.shop import eventually
 from tests.test_tracing import (
@@ -44,6 +45,12 @@ from tests.test_tracing import (
 
 __all__ = ["traces"]
 
+WAIT = "wait inventory.reserve"
+
+
+def began(span: ReadableSpan) -> int:
+    return span.start_time or 0
+
 
 @pytest.mark.parametrize("link", [False, True])
 async def test_a_retry_by_way_of_the_broker_links_each_attempt_to_the_one_before(traces: Traces, link: bool) -> None:
@@ -57,7 +64,7 @@ async def test_a_retry_by_way_of_the_broker_links_each_attempt_to_the_one_before
         await probe.advance(timedelta(minutes=5))
 
     first, second, third = traces.all(PROCESS)
-    assert story_of(traces) == ["process", "retry", "process", "retry", "process"]
+    assert story_of(traces) == ["process", "retry", "wait", "process", "retry", "wait", "process"]
     assert [says(span, "rabbitevents.attempt") for span in (first, second, third)] == [1, 2, 3]
     assert [linked(span, "previous attempt") for span in (first, second, third)] == [
         [],
@@ -69,10 +76,55 @@ async def test_a_retry_by_way_of_the_broker_links_each_attempt_to_the_one_before
     assert [parent_of(span) for span in (first, second, third)] == [None if link else producer] * 3
     for attempt, retry in zip((first, second), traces.all("retry inventory.reserve"), strict=True):
         assert parent_of(retry) == id_of(attempt)
-        assert [event.name for event in retry.events] == ["retry in 30 s"]
+        assert not retry.events
         assert says(retry, "rabbitevents.delay") == 30.0
-        assert says(retry, "error.type") == "LookupError"
+        assert says(retry, "error.type") is None
         assert retry.kind is SpanKind.INTERNAL
+    for wait, before, after in zip(traces.all(WAIT), (first, second), (second, third), strict=True):
+        assert parent_of(wait) == (id_of(before) if link else producer)
+        assert says(wait, "rabbitevents.attempt") == says(after, "rabbitevents.attempt")
+        assert began(before) < began(wait) < (wait.end_time or 0) == began(after)
+
+
+@pytest.mark.parametrize("link", [False, True])
+async def test_everything_of_an_event_is_found_by_its_ids(traces: Traces, link: bool) -> None:
+    plugins = [
+        DeadLetter(),
+        Retry(stop=stop_after_attempt(2), wait=wait_fixed(30)),
+        Tracing(tracer_provider=traces.provider, link=link),
+    ]
+    async with running(Bus("memory://", inventory(fail=2), plugins=plugins)) as probe:
+        told = await probe.bus.publish(OrderPlaced("o-1"), correlation_id="c-1")
+        await probe.advance(timedelta(minutes=5))
+        await replay(probe.bus, "inventory.reserve")
+        await probe.settled()
+
+    names = ("process", "retry", "wait", "process", "dead-letter", "replay", "process")
+    found = [span for span in traces.spans if says(span, "rabbitevents.queue") == "inventory.reserve"]
+    assert [span.name.split()[0] for span in found] == [*names]
+    for span in found:
+        assert says(span, "rabbitevents.event.type") == "order.placed"
+        assert says(span, "rabbitevents.entity.type") == "order"
+        assert says(span, "rabbitevents.entity.id") == "o-1"
+        assert says(span, "messaging.message.id") == str(told.id)
+        assert says(span, "messaging.message.conversation_id") == "c-1"
+
+
+async def test_a_wait_for_an_event_that_nobody_published_in_a_trace_stands_below_its_last_attempt(
+    traces: Traces,
+) -> None:
+    plugins = [Retry(stop=stop_after_attempt(2), wait=wait_fixed(30)), Tracing(tracer_provider=traces.provider)]
+    foreign = Message(
+        exchange="events",
+        routing_key="order.placed",
+        body=b'{"order_id":"o-1"}',
+        properties=Properties(type="order.placed", content_type="application/json"),
+    )
+    async with running(Bus("memory://", inventory(fail=1), plugins=plugins)) as probe:
+        await probe.bus.send(foreign)
+        await probe.advance(timedelta(minutes=1))
+
+    assert parent_of(traces.one(WAIT)) == id_of(traces.all(PROCESS)[0])
 
 
 async def test_a_retry_in_the_process_links_each_attempt_to_the_one_before(traces: Traces) -> None:
@@ -82,7 +134,7 @@ async def test_a_retry_in_the_process_links_each_attempt_to_the_one_before(trace
         await probe.settled()
 
     attempts = traces.all(PROCESS)
-    assert story_of(traces) == ["process", "retry", "process", "retry", "process"]
+    assert story_of(traces) == ["process", "retry", "wait", "process", "retry", "wait", "process"]
     assert [says(span, "rabbitevents.attempt") for span in attempts] == [1, 2, 3]
     assert [linked(span, "previous attempt") for span in attempts] == [[], [id_of(attempts[0])], [id_of(attempts[1])]]
     assert [parent_of(retry) for retry in traces.all("retry inventory.reserve")] == [id_of(a) for a in attempts[:2]]
@@ -98,10 +150,11 @@ async def test_what_the_core_holds_links_each_attempt_to_the_one_before(traces: 
         await probe.settled()
 
     first, second = traces.all(PROCESS)
-    assert story_of(traces) == ["process", "hold", "process"]
+    assert story_of(traces) == ["process", "hold", "wait", "process"]
     assert linked(second, "previous attempt") == [id_of(first)]
     assert parent_of(traces.one("hold inventory.reserve")) == id_of(first)
-    assert [event.name for event in traces.one("hold inventory.reserve").events] == ["hold in 1 s"]
+    assert says(traces.one("hold inventory.reserve"), "rabbitevents.delay") == 1.0
+    assert 0.9e9 < (traces.one(WAIT).end_time or 0) - began(traces.one(WAIT)) < 30e9
 
 
 async def test_giving_up_is_told_once(traces: Traces) -> None:
@@ -115,7 +168,7 @@ async def test_giving_up_is_told_once(traces: Traces) -> None:
         await probe.advance(timedelta(minutes=5))
 
     told = traces.one("dead-letter inventory.reserve.dead")
-    assert story_of(traces) == ["process", "retry", "process", "dead-letter"]
+    assert story_of(traces) == ["process", "retry", "wait", "process", "dead-letter"]
     assert parent_of(told) == id_of(traces.all(PROCESS)[1])
     assert (told.status.status_code, told.status.description) == (StatusCode.ERROR, "dead-lettered")
     assert says(told, "rabbitevents.attempt") == 2
@@ -152,8 +205,9 @@ async def test_a_replay_is_told_and_its_attempt_is_linked_to_the_last_one(traces
     assert story_of(traces) == ["process", "dead-letter", "replay", "process"]
     assert (parent_of(first), parent_of(told), parent_of(second)) == (producer, producer, producer)
     assert linked(told, "previous attempt") == linked(second, "previous attempt") == [id_of(first)]
-    assert [event.name for event in told.events] == ["replayed"]
-    assert says(told, "rabbitevents.replays") == 1
+    assert [says(span, "rabbitevents.replays") for span in (first, told, second)] == [None, 1, 1]
+    assert [says(span, "rabbitevents.dead_for") is None for span in (first, told, second)] == [True, False, False]
+    assert began(told) < (told.end_time or 0) == began(second)
 
 
 async def test_a_copy_whose_headers_are_full_goes_on_without_ours(traces: Traces) -> None:
@@ -176,6 +230,16 @@ async def test_a_copy_whose_headers_are_full_goes_on_without_ours(traces: Traces
     assert not traces.all(PROCESS)[1].links
 
 
+async def test_what_is_postponed_here_is_told_with_its_wait(traces: Traces) -> None:
+    plugins = [Retry(on(LookupError).postpone(lambda error: 0.05)), Tracing(tracer_provider=traces.provider)]
+    async with running(Bus("memory://", inventory(fail=1), plugins=plugins)) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.settled()
+
+    assert story_of(traces) == ["process", "postpone", "wait", "process"]
+    assert [says(span, "rabbitevents.attempt") for span in traces.all(PROCESS)] == [1, 1]
+
+
 async def test_a_copy_that_waits_for_another_reason_is_no_retry(traces: Traces) -> None:
     class Busy(Plugin):
         asked = 0
@@ -192,8 +256,8 @@ async def test_a_copy_that_waits_for_another_reason_is_no_retry(traces: Traces) 
         await probe.advance(timedelta(minutes=1))
 
     first, second = traces.all(PROCESS)
-    assert story_of(traces) == ["process", "postpone", "process"]
-    assert [event.name for event in traces.one("postpone inventory.reserve").events] == ["postpone in 5 s"]
+    assert story_of(traces) == ["process", "postpone", "wait", "process"]
+    assert says(traces.one("postpone inventory.reserve"), "rabbitevents.delay") == 5.0
     assert (says(first, "rabbitevents.outcome"), says(second, "rabbitevents.outcome")) == ("forward", "ack")
     assert linked(second, "previous attempt") == [id_of(first)]
 
@@ -212,7 +276,7 @@ async def test_what_is_decided_further_out_than_tracing_is_still_told_in_the_eve
         await probe.bus.publish(OrderPlaced("o-1"))
         await probe.settled()
 
-    assert story_of(traces) == ["retry", "process"]
+    assert story_of(traces) == ["retry", "wait", "process"]
     assert parent_of(traces.one("retry inventory.reserve")) == id_of(traces.one(PUBLISH))
     assert not traces.one(PROCESS).links
 
@@ -253,5 +317,5 @@ async def test_a_handler_with_tracing_of_its_own_is_traced_by_that_alone(traces:
         await probe.bus.publish(OrderPlaced("o-1"))
         await probe.settled()
 
-    assert story_of(traces) == ["process", "retry", "process", "dead-letter"]
+    assert story_of(traces) == ["process", "retry", "wait", "process", "dead-letter"]
     assert [span.parent for span in traces.all(PROCESS)] == [None, None]

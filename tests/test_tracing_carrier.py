@@ -17,8 +17,20 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 
+from rabbitevents.facts import Connected
 from rabbitevents.topics import matches
-from rabbitevents_tracing.carrier import LONGEST, LONGEST_BAGGAGE, left_behind, previous_attempt, read, waited, written
+from rabbitevents_tracing.carrier import (
+    LONGEST,
+    LONGEST_BAGGAGE,
+    OLDEST,
+    Headers,
+    Times,
+    left_behind,
+    previous_attempt,
+    read,
+    seconds,
+    written,
+)
 from rabbitevents_tracing.destinations import Destination, Destinations, fits
 
 GOOD = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -37,6 +49,11 @@ header_values = st.one_of(
 header_names = st.sampled_from(["traceparent", "tracestate", "baggage", "previous-traceparent", "forwarded-at"])
 
 
+def waited(headers: Headers, sent_at: int | None = None) -> float | None:
+    now = time.time_ns()
+    return seconds(Times.of(headers, sent_at, now).since, now)
+
+
 def span_of(context: Context) -> SpanContext:
     return trace.get_current_span(context).get_span_context()
 
@@ -47,7 +64,7 @@ def test_whatever_headers_say_a_context_comes_of_it(headers: dict[str, Any]) -> 
 
     assert span_of(context).is_valid == span_of(read({"traceparent": headers.get("traceparent")})).is_valid
     assert previous_attempt(headers) is None or previous_attempt(headers) != span_of(Context())
-    assert (waited(headers, 1, None) or 0.0) >= 0
+    assert (waited(headers) or 0.0) >= 0
 
 
 @pytest.mark.parametrize(
@@ -142,29 +159,48 @@ def ago(**time: float) -> str:
 
 
 @pytest.mark.parametrize(
-    ("headers", "attempt", "seconds"),
+    ("headers", "long"),
     [
-        (lambda: {"event-time": ago(minutes=5)}, 1, 300),
-        (lambda: {"event-time": ago(minutes=5), "forwarded-at": ago(minutes=1)}, 2, 60),
-        (lambda: {"event-time": ago(hours=5), "forwarded-at": ago(hours=1), "replay-at": ago(minutes=2)}, 1, 120),
-        (lambda: {"event-time": ago(hours=5), "forwarded-at": ago(minutes=1), "replay-at": ago(hours=2)}, 2, 60),
-        (lambda: {"event-time": datetime.now(UTC).replace(tzinfo=None).isoformat()}, 1, 0),
-        (lambda: {"event-time": ago(minutes=-5)}, 1, 0),
-        (lambda: {"event-time": "yesterday"}, 1, None),
-        (lambda: {"event-time": "1" * 1_000_000}, 1, None),
-        (dict, 1, None),
+        (lambda: {"event-time": ago(minutes=5)}, 300),
+        (lambda: {"event-time": ago(minutes=5), "forwarded-at": ago(minutes=1)}, 60),
+        (lambda: {"event-time": ago(hours=5), "forwarded-at": ago(hours=1), "replay-at": ago(minutes=2)}, 120),
+        (lambda: {"event-time": ago(hours=5), "forwarded-at": ago(minutes=1), "replay-at": ago(hours=2)}, 60),
+        (lambda: {"event-time": datetime.now(UTC).replace(tzinfo=None).isoformat()}, 0),
+        (lambda: {"event-time": ago(minutes=-5)}, None),
+        (lambda: {"event-time": ago(days=500)}, None),
+        (lambda: {"event-time": "0001-01-01T00:00:00+14:00"}, None),
+        (lambda: {"event-time": "9999-12-31T23:59:59-14:00"}, None),
+        (lambda: {"event-time": "yesterday"}, None),
+        (lambda: {"event-time": "1" * 1_000_000}, None),
+        (dict, None),
     ],
 )
-def test_an_event_has_waited_since_it_was_last_sent(
-    headers: Callable[[], dict[str, str]], attempt: int, seconds: float | None
-) -> None:
-    wait = waited(headers(), attempt, None)
+def test_an_event_has_waited_since_it_was_last_sent(headers: Callable[[], dict[str, str]], long: float | None) -> None:
+    wait = waited(headers())
 
-    assert wait == (None if seconds is None else pytest.approx(seconds, abs=60))
+    assert wait == (None if long is None else pytest.approx(long, abs=60))
 
 
-def test_an_event_without_a_time_of_its_own_has_waited_since_amqp_s_timestamp() -> None:
-    assert waited({}, 1, int(datetime.now(UTC).timestamp()) - 100) == pytest.approx(100, abs=60)
+@pytest.mark.parametrize("name", ["forwarded-at", "replay-at", "event-time"])
+@pytest.mark.parametrize("said", ["0001-01-01", "9999-12-31T23:59:59+00:00", "1969-12-31T23:59:59Z", 17, b"2026", True])
+def test_a_time_at_which_no_span_can_have_begun_is_not_said(name: str, said: object) -> None:
+    times = Times.of({name: said}, None, time.time_ns())
+
+    assert times == (0, 0, 0)
+
+
+@given(st.datetimes(timezones=st.timezones()), st.integers(OLDEST, 2**63))
+def test_whatever_time_is_said_it_is_a_possible_one_or_none(moment: datetime, now: int) -> None:
+    times = Times.of({"forwarded-at": moment.isoformat(), "replay-at": moment.isoformat()}, None, now)
+
+    assert all(each == 0 or now - OLDEST < each <= now for each in times)
+
+
+@pytest.mark.parametrize(("sent_at", "long"), [(100, 100), (-100, None), (-(2**64), None), (500 * 86_400, None)])
+def test_an_event_without_a_time_of_its_own_has_waited_since_amqp_s_timestamp(sent_at: int, long: float | None) -> None:
+    wait = waited({}, int(datetime.now(UTC).timestamp()) - sent_at)
+
+    assert wait == (None if long is None else pytest.approx(long, abs=60))
 
 
 # --- destinations ----------------------------------------------------------------------------------------------------
@@ -196,12 +232,12 @@ def test_a_delivery_s_destination_is_named_by_the_convention(
 
 def test_a_destination_says_where_the_broker_is() -> None:
     destinations = Destinations()
-    destinations.connected("publish", "amqp://keeper@broker.example:5672/shop")
-    destinations.connected("consume", "amqps://[::1]:5671/")
+    destinations.connected("publish", Connected("publish", "amqp://keeper@broker.example:5672/shop", 0.0).server)
+    destinations.connected("consume", Connected("consume", "amqps://[::1]:5671/", 0.0).server)
 
     published = destinations.published("events", "order.placed").attributes
     consumed = destinations.consumed("events", "order.placed", "inventory").attributes
-    destinations.connected("publish", "amqp://keeper@other.example:5673/shop")
+    destinations.connected("publish", Connected("publish", "amqp://keeper@other.example:5673/shop", 0.0).server)
 
     assert (published["server.address"], published["server.port"]) == ("broker.example", 5672)
     assert (consumed["server.address"], consumed["server.port"]) == ("::1", 5671)

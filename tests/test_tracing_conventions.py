@@ -28,7 +28,7 @@ from tests.test_tracing import OrderPlaced, Traces, inventory, replay
 
 PACKAGE = Path(opentelemetry.semconv.__path__[0])
 MESSAGING: Any = import_module("opentelemetry.semconv._incubating.attributes.messaging_attributes")  # has no stubs
-CONVENTIONAL = ("messaging.", "error.", "server.", "network.")
+CONVENTIONAL = ("messaging.", "error.", "exception.", "server.", "network.")
 OURS = "rabbitevents."
 
 
@@ -117,7 +117,9 @@ async def test_every_attribute_of_a_span_is_in_the_conventions_or_ours(link: boo
         names |= set(span.attributes or {})
         names |= {name for event in span.events for name in event.attributes or {}}
         names |= {name for each in span.links for name in each.attributes or {}}
-    assert {"retry", "dead-letter", "replay", "process", "publish"} == {each.split()[0] for each in traces.names}
+    assert {"retry", "wait", "dead-letter", "replay", "process", "publish"} == {
+        each.split()[0] for each in traces.names
+    }
     assert unconventional(names) == []
     assert len(names) > 15
 

@@ -103,7 +103,7 @@ SERVICES = {"inventory": inventory, "payment": payment, "notification": notifica
 
 def provider(service: str, endpoint: str) -> TracerProvider:
     """Return what an application sets up: the SDK, and the exporter to a collector."""
-    made = TracerProvider(resource=Resource({"service.name": service}), shutdown_on_exit=False)
+    made = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
     made.add_span_processor(
         BatchSpanProcessor(OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=2), schedule_delay_millis=200)
     )
@@ -113,7 +113,7 @@ def provider(service: str, endpoint: str) -> TracerProvider:
 def meters(service: str, endpoint: str) -> MeterProvider:
     exporter = OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=2)
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=1000)
-    return MeterProvider([reader], resource=Resource({"service.name": service}), shutdown_on_exit=False)
+    return MeterProvider([reader], resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
 
 
 def plugins(traced: TracerProvider, measured: MeterProvider, link: bool) -> Sequence[Plugin]:
@@ -214,18 +214,20 @@ async def test_one_order_is_one_trace(otlp: Collector, rabbit_url: str, tmp_path
         only(otlp, "publish events:stock.reserved"),
     )
     retry, dead = only(otlp, "retry payment.charge"), only(otlp, "dead-letter payment.charge.dead")
+    wait = only(otlp, "wait payment.charge")
     replay, paid = only(otlp, "replay payment.charge"), only(otlp, "publish events:payment.processed")
     sent = only(otlp, "process events:payment.processed:notification.send")
 
     assert {span.trace for span in otlp.spans} == {request.trace}
-    assert len(otlp.spans) == 12
+    assert len(otlp.spans) == 13
     assert {span.service for span in otlp.spans} == {"shop", *SERVICES}
-    assert [(span.name, span.parent) for span in (placed, reserve, reserved, first, retry, second, dead, replay, third, paid, sent)] == [
+    assert [(span.name, span.parent) for span in (placed, reserve, reserved, first, retry, wait, second, dead, replay, third, paid, sent)] == [
         (placed.name, request.id),
         (reserve.name, placed.id),
         (reserved.name, reserve.id),
         (CHARGE, reserved.id),
         (retry.name, first.id),
+        (wait.name, reserved.id),
         (CHARGE, reserved.id),
         (dead.name, second.id),
         (replay.name, reserved.id),
@@ -237,11 +239,14 @@ async def test_one_order_is_one_trace(otlp: Collector, rabbit_url: str, tmp_path
     assert [link.span for link in replay.links] == [second.id]
     assert {span.kind for span in (placed, reserved, paid)} == {"PRODUCER"}
     assert {span.kind for span in (reserve, first, second, third, sent)} == {"CONSUMER"}
-    assert {span.kind for span in (retry, dead, replay)} == {"INTERNAL"}
+    assert {span.kind for span in (retry, wait, dead, replay)} == {"INTERNAL"}
     assert [span.failed for span in (first, second, third, dead, retry)] == [True, True, False, True, False]
     assert first.attributes["error.type"] == second.attributes["error.type"] == "ConnectionError"
     assert [span.attributes["rabbitevents.attempt"] for span in (first, second, third)] == [1, 2, 1]
-    assert list(retry.events) == ["retry in 1 s"]
+    assert retry.attributes["rabbitevents.delay"] == 1.0
+    assert first.end <= wait.start
+    assert wait.end == second.start
+    assert replay.end == third.start
     assert 1.0 <= second.attributes["rabbitevents.wait"] < 30
     assert second.start - first.end >= 1e9
     assert first.attributes["messaging.message.id"] == third.attributes["messaging.message.id"]
@@ -282,7 +287,8 @@ async def test_with_link_one_order_is_linked_traces(otlp: Collector, rabbit_url:
     assert links[third.id] == [("producer", reserved.id), ("previous attempt", second.id)]
     assert paid.trace == third.trace
     assert only(otlp, "retry payment.charge").trace == first.trace
-    assert only(otlp, "replay payment.charge").trace == reserved.trace
+    assert only(otlp, "wait payment.charge").trace == first.trace
+    assert only(otlp, "replay payment.charge").trace == second.trace
 
 
 async def test_nothing_secret_is_in_what_is_exported_or_logged(

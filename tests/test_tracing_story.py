@@ -37,14 +37,14 @@ def test_a_story_is_a_tree_in_the_order_in_which_things_began() -> None:
             failed=True,
             attributes={"error.type": "Declined", "rabbitevents.error.location": "payment.py:4 in charge"},
         ),
-        step("retry", "charge", 0.76, 0.76, events=["retry in 30 s"]),
+        step("retry", "charge", 0.76, 0.76, attributes={"rabbitevents.delay": 30.0}),
     ]
 
     assert story(steps) == "\n".join(
         [
             "    0.000 s   1.50 ms  publish",
             "    0.499 s    250 ms  ├─ charge        attempt 1, failed with Declined at payment.py:4 in charge",
-            "    0.759 s   0.00 ms  │  └─ retry      retry in 30 s",
+            "    0.759 s   0.00 ms  │  └─ retry      in 30 s",
             "   30.999 s    500 ms  └─ charge again  waited 30.20 s, attempt 2",
             "   31.199 s     50 ms     └─ notify",
         ]
@@ -100,6 +100,7 @@ async def test_the_story_of_a_failed_order_reads_in_order() -> None:
         "publish events:order.placed",
         "├─ process events:order.placed:inventory.reserve",
         "│ └─ retry",
+        "├─ wait inventory.reserve",
         "├─ process events:order.placed:inventory.reserve",
         "│ └─ dead-letter",
         "├─ replay inventory.reserve",

@@ -243,16 +243,18 @@ def _share(failed: object) -> float:
 
 
 def _classes(counting: object) -> tuple[type[BaseException], ...]:
-    given = cast("tuple[object, ...]", counting) if isinstance(counting, tuple) else (counting,)
-    classes: list[type[BaseException]] = []
-    for kind in given:
-        if not isinstance(kind, type) or not issubclass(kind, BaseException):
-            raise ConfigurationError(
-                f"KillSwitch: counting has {kind_of(cast('object', kind))} in it: it takes classes of exceptions, such as (OSError, TimeoutError)"
-            )
-        if issubclass(kind, NEVER):
-            raise ConfigurationError(
-                f"KillSwitch: counting={kind.__name__} never counts: it says nothing of what a handler needs"
-            )
-        classes.append(kind)
-    return tuple(classes)
+    several = cast("tuple[object, ...]", counting) if isinstance(counting, tuple) else (counting,)
+    return tuple(_class(each) for each in several)
+
+
+def _class(kind: object) -> type[BaseException]:
+    what = kind_of(kind)
+    if not isinstance(kind, type) or not issubclass(kind, BaseException):
+        raise ConfigurationError(
+            f"KillSwitch: counting has {what} in it: say classes of exceptions, such as (OSError, TimeoutError)"
+        )
+    if issubclass(kind, NEVER):
+        raise ConfigurationError(
+            f"KillSwitch: counting={kind.__name__} never counts: it says nothing of what a handler needs"
+        )
+    return kind

@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from datetime import timedelta
-from functools import partial
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from rabbitevents import Check, ConfigurationError, Delivery, Host, event_fields
 from rabbitevents_idempotency.facts import LeaseLost, StoreBack, StoreLost
 from rabbitevents_idempotency.store import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
     Claim,
     KeyRefusedError,
     Store,
@@ -32,6 +28,10 @@ from rabbitevents_idempotency.store import (
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
 T = TypeVar("T")
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+"""Seconds before a store that is away is looked at again: doubled each time."""
 
 SETTLING: Final = 5.0
 """Seconds after an outage in which no lease that ended meanwhile is taken over: its owner could not renew it, and will
@@ -55,6 +55,10 @@ class Lease(msgspec.Struct, eq=False):
     def names(self) -> tuple[str, str, str]:
         """What facts call it by: the subscription, and the event's type and id."""
         return self.delivery.queue, self.delivery.type, str(self.delivery.id)
+
+    def say(self, what: str) -> None:
+        """Log what is the matter with its event."""
+        log.error("%s %s", self.delivery.describe(), what, extra=event_fields(self.delivery))
 
 
 class Claims:
@@ -80,7 +84,9 @@ class Claims:
         self._releasing: set[asyncio.Task[None]] = set()
         self._now = asyncio.get_running_loop().time
         self._since: float | None = None
-        self._back_at = -math.inf
+        self._is_back = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+        self._settled_at = -math.inf
         self._trouble = StoreUnavailableError("")
         self._waiting = 0
 
@@ -97,16 +103,15 @@ class Claims:
             raise ConfigurationError(f"Idempotency({self._name}): {error}") from error
         except StoreUnavailableError as error:
             self._lost(error)
-        third = self._lease.total_seconds() / 3
-        steps = (self._renew, third), (self._look, min(third, LONGEST_PAUSE))
-        # A context of their own: they belong to no event.
-        tasks = [asyncio.create_task(_repeat(*each), name="renewing leases", context=Context()) for each in steps]
+        # A context of its own: it belongs to no event.
+        renewing = asyncio.create_task(self._keep_renewing(), name="renewing leases", context=Context())
         try:
             yield
         finally:
-            for task in tasks:
+            ending = {renewing} if self._looking is None else {renewing, self._looking}
+            for task in ending:
                 task.cancel()
-            await asyncio.wait({*tasks, *self._releasing}, timeout=LEAVING)
+            await asyncio.wait({*ending, *self._releasing}, timeout=LEAVING)
 
     # --- steps: each is None where the store is away ---
 
@@ -116,20 +121,30 @@ class Claims:
 
     async def claim(self, lease: Lease) -> Claim | None:
         """Claim. Raises `KeyRefusedError`. Where only some keys cannot be asked for, nobody stands and waits for them."""
+
+        def step() -> Awaitable[Claim]:
+            is_settled = self._since is None and self._now() > self._settled_at
+            return self._store.claim(lease.key, lease.owner, self._lease, takeover=is_settled, digest=lease.digest)
+
         try:
-            return await self._insist(partial(self._claim, lease), leaves=True)
+            return await self._insist(step, leaves=True)
         except asyncio.CancelledError:
-            self._start(self._release(lease, forget=False))  # the claim may have been on its way
+            self._release(lease)  # the claim may have been on its way
             raise
 
-    async def _claim(self, lease: Lease) -> Claim:
-        is_settled = self._since is None and self._now() - self._back_at > SETTLING
-        return await self._store.claim(lease.key, lease.owner, self._lease, takeover=is_settled, digest=lease.digest)
-
     async def complete(self, lease: Lease) -> bool | None:
-        """Mark as done; False if the claim is another's by now. Raises `KeyRefusedError`."""
+        """Mark as done; False if the claim is another's by now.
+
+        What cannot be marked is said, and no more: to handle it again would be no better.
+        """
         lease.ending = True
-        return await self._insist(partial(self._store.complete, lease.key, lease.owner, self._keep))
+        try:
+            completed = await self._insist(lambda: self._store.complete(lease.key, lease.owner, self._keep))
+        except KeyRefusedError:
+            completed = None
+        if completed is None:
+            lease.say("was handled, and could not be marked: a copy of it would be handled again")
+        return completed
 
     async def release(self, lease: Lease, *, forget: bool = False) -> None:
         """Let another attempt begin at once; a store that is away is waited for as long as the lease lasts anyway.
@@ -137,37 +152,45 @@ class Claims:
         It is done even if the caller is cancelled meanwhile. Raises nothing.
         """
         lease.ending = True
-        await asyncio.wait({self._start(self._release(lease, forget=forget))})
+        await asyncio.wait({self._release(lease, forget=forget)})
 
-    async def _release(self, lease: Lease, *, forget: bool) -> None:
-        try:
-            step = partial(self._store.release, lease.key, lease.owner, forget=forget)
-            await self._insist(step, self._lease.total_seconds())
-        except KeyRefusedError as error:
-            log.debug("%s", error)  # what led here is what is to be seen
+    def _release(self, lease: Lease, *, forget: bool = False) -> asyncio.Task[None]:
+        async def release() -> None:
+            try:
+                step = self._store.release
+                await self._insist(lambda: step(lease.key, lease.owner, forget=forget), self._lease.total_seconds())
+            except KeyRefusedError as error:
+                log.debug("%s", error)  # what led here is what is to be seen
 
-    def _start(self, releasing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(releasing)
+        task = asyncio.create_task(release())
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
         return task
 
     # --- leases ---
 
+    async def _keep_renewing(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            await self._renew()
+
     async def _renew(self) -> None:
-        await asyncio.gather(*map(self._renew_one, list(self.leases)))
+        try:
+            await asyncio.gather(*map(self._renew_one, list(self.leases)))
+        except Exception:
+            # The one who renews must not end with a store's defect: every lease would.
+            log.exception("renewing leases failed, which is a defect of the store; it is tried again before they pass")
 
     async def _renew_one(self, lease: Lease) -> None:
         try:
-            is_ours = await self._insist(partial(self._store.renew, lease.key, lease.owner, self._lease), 0.0)
+            is_ours = await self._insist(lambda: self._store.renew(lease.key, lease.owner, self._lease), 0.0)
         except KeyRefusedError:
             is_ours = False
         if is_ours is False and lease in self.leases and not lease.ending:
             self.leases.discard(lease)
-            say(
-                lease.delivery,
+            lease.say(
                 "is handled, and its claim passed to another, as it was not renewed in time (Idempotency(lease=...)): the event "
-                "may have two effects, unless what it writes to refuses the older fence",
+                "may have two effects, unless what it writes to refuses the older fence"
             )
             self.host.report(LeaseLost(*lease.names))
 
@@ -177,7 +200,7 @@ class Claims:
         self, step: Callable[[], Awaitable[T]], patience: float = math.inf, *, leaves: bool = False
     ) -> T | None:
         """Do ``step`` until the store answers, and return that; None where patience ended, or the bus stops."""
-        pause, end = FIRST_PAUSE, self._now() + min(patience, self._patience)
+        end = self._now() + min(patience, self._patience)
         while True:
             try:
                 return await step()
@@ -188,26 +211,45 @@ class Claims:
                 return None
             self._waiting += 1
             try:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._is_back.wait(), LONGEST_PAUSE)
             finally:
                 self._waiting -= 1
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-    async def _look(self) -> None:
-        """End an outage that is over, and renew at once what could not be renewed."""
-        if self._since is not None and await self._insist(self._store.look, 0.0) is not None:
-            self._back_at = self._now()
-            downtime, self._since = self._back_at - self._since, None
-            log.warning("the %s answers again, after %.1f s", self._name, downtime)
-            self.host.report(StoreBack(downtime))
-            await self._renew()
 
     def _lost(self, error: StoreUnavailableError) -> None:
+        """Begin an outage, if there is none. What failed again soon is given time at once, so that nothing flaps."""
         self._trouble = error
         if self._since is None:
             self._since = self._now()
+            self._is_back.clear()
+            if not self.host.stopping:
+                pause = FIRST_PAUSE if self._since > self._settled_at else LONGEST_PAUSE
+                self._looking = asyncio.create_task(self._look(pause), name="looking for the store", context=Context())
             log.error("the %s is out of reach, %s: %s", self._name, self._consequence, error)
             self.host.report(StoreLost(str(error)))
+
+    async def _look(self, pause: float) -> None:
+        """End the outage when the store can be written to again, and renew at once what could not be renewed."""
+        while not await self._answers(after=pause):
+            pause = min(2 * pause, LONGEST_PAUSE)
+        downtime, self._since = self.lasts, None
+        self._settled_at = self._now() + SETTLING
+        self._is_back.set()
+        log.warning("the %s answers again, after %.1f s", self._name, downtime)
+        self.host.report(StoreBack(downtime))
+        await self._renew()
+
+    async def _answers(self, *, after: float) -> bool:
+        await asyncio.sleep(after)
+        try:
+            await self._store.look()
+        except StoreUnavailableError as error:
+            self._trouble = error
+            return False
+        except Exception:
+            log.exception("looking for the %s failed, which is a defect of it; it is tried again", self._name)
+            return False
+        return True
 
     @property
     def lasts(self) -> float:
@@ -222,19 +264,3 @@ class Claims:
         what = f"{'part of ' if self._trouble.partial else ''}the {self._name} is out of reach for {self.lasts:.0f} s"
         detail = f"{what}, {self._consequence}: {self._trouble}; {self._waiting} wait now"
         yield Check("idempotency", False, detail, degraded=not self._waits)
-
-
-async def _repeat(step: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Do ``step`` again and again, after so many seconds each time."""
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await step()
-        except Exception:
-            # The one who renews must not end with a store's defect: every lease would.
-            log.exception("renewing leases failed, which is a defect of the store; it is tried again before they pass")
-
-
-def say(delivery: Delivery, what: str) -> None:
-    """Log what is the matter with an event."""
-    log.error("%s %s", delivery.describe(), what, extra=event_fields(delivery))

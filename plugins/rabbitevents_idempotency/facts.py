@@ -5,28 +5,22 @@ from __future__ import annotations
 from rabbitevents import Fact
 
 
-class LeaseLost(Fact, frozen=True):
+class _OfEvent(Fact, frozen=True):
+    subscription: str
+    type: str
+    id: str
+
+
+class LeaseLost(_OfEvent, frozen=True):
     """A handler runs whose claim has passed to another: what it still does may be done twice."""
 
-    subscription: str
-    type: str
-    id: str
 
-
-class Fenced(Fact, frozen=True):
+class Fenced(_OfEvent, frozen=True):
     """A handler ended whose claim had passed to another: it was not marked as done, and comes back later."""
 
-    subscription: str
-    type: str
-    id: str
 
-
-class Unclaimed(Fact, frozen=True):
+class Unclaimed(_OfEvent, frozen=True):
     """An event is handled without a claim, since the store is away and ``when_unavailable`` is "proceed"."""
-
-    subscription: str
-    type: str
-    id: str
 
 
 class StoreLost(Fact, frozen=True):

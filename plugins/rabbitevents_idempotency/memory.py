@@ -11,21 +11,21 @@ from typing import Literal, cast
 import msgspec
 
 from rabbitevents.arguments import whole, wrong
-from rabbitevents_idempotency.store import UNFINISHED, Acquired, Busy, Claim, Conflict, Done
+from rabbitevents_idempotency.store import Acquired, Busy, Claim, Conflict, Done, remembered
 
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
 
-class _Record(msgspec.Struct, frozen=True):
+class _Record(msgspec.Struct):
     """What is known of a key. ``till`` ends the lease, ``expires`` all memory of it, both on the store's clock."""
 
-    state: Literal["claimed", "free", "done"]
-    fence: int
-    abandoned: int
-    till: float
     owner: str
-    expires: float
+    fence: int
+    state: Literal["unknown", "claimed", "free", "done"] = "unknown"
     digest: str = ""
+    abandoned: int = 0
+    till: float = 0.0
+    expires: float = 0.0
 
 
 class MemoryStore:
@@ -52,60 +52,60 @@ class MemoryStore:
     async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
         now = self._clock()
-        there = self._find(key, now)
-        fence, abandoned = self._milliseconds(now), 0
-        if there is not None:
-            if digest and there.digest and there.digest != digest:
-                return Conflict()
-            if there.state == "done":
-                return Done()
-            is_repeated = there.state == "claimed" and there.owner == owner
-            if there.state == "claimed" and not is_repeated and (now < there.till or not takeover):
+        there = self._find(key, owner, now)
+        if digest and there.digest and there.digest != digest:
+            return Conflict()
+        if there.state == "done":
+            return Done()
+        if there.state == "claimed" and there.owner != owner:
+            if now < there.till or not takeover:
                 return Busy(timedelta(seconds=max(0.0, there.till - now)))
-            fence = there.fence if is_repeated else max(there.fence + 1, fence)
-            abandoned = there.abandoned + (there.state == "claimed" and not is_repeated)
-        self._write(key, _Record("claimed", fence, abandoned, *_ends(now, lease, owner), digest), now)
-        return Acquired(fence, abandoned)
+            there.abandoned += 1
+        if there.owner != owner:
+            there.fence = max(there.fence + 1, self._milliseconds(now))
+        there.owner, there.digest = owner, digest
+        self._hold(key, there, now, lease)
+        return Acquired(there.fence, there.abandoned)
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
         """Let the owner's lease begin anew; see `Store.renew`."""
         now = self._clock()
-        there = self._find(key, now)
-        if there is not None and (there.state != "claimed" or there.owner != owner):
+        there = self._find(key, owner, now)
+        if there.owner != owner or there.state not in {"claimed", "unknown"}:
             return False
-        known = there or _Record("free", self._milliseconds(now), 0, 0.0, "", 0.0)
-        ends = _ends(now, lease, owner)
-        self._write(key, _Record("claimed", known.fence, known.abandoned, *ends, known.digest), now)
+        self._hold(key, there, now, lease)
         return True
 
     async def complete(self, key: str, owner: str, keep: timedelta) -> bool:
         """Mark ``key`` as done for as long as ``keep``; see `Store.complete`."""
         now = self._clock()
-        there = self._find(key, now)
-        if there is not None and (there.state == "free" or there.owner != owner):
+        there = self._find(key, owner, now)
+        if there.owner != owner or there.state == "free":
             return False
-        fence, digest = (there.fence, there.digest) if there is not None else (self._milliseconds(now), "")
+        there.state = "done"
         self._records.pop(key, None)  # so that what is done stands in the order in which it expires
-        self._write(key, _Record("done", fence, 0, 0.0, owner, now + keep.total_seconds(), digest), now)
+        self._keep(key, there, now, keep)
         return True
 
     async def release(self, key: str, owner: str, *, forget: bool = False) -> bool:
         """Give ``key`` back; see `Store.release`."""
         now = self._clock()
-        there = self._find(key, now)
-        if there is None or there.state != "claimed" or there.owner != owner:
+        there = self._find(key, owner, now)
+        if there.owner != owner or there.state != "claimed":
             return False
-        abandoned = 0 if forget else there.abandoned
-        self._write(key, _Record("free", there.fence, abandoned, 0.0, "", now + UNFINISHED.total_seconds()), now)
+        there.state, there.owner, there.digest = "free", "", ""
+        there.abandoned *= not forget
+        self._keep(key, there, now, remembered())
         return True
 
     async def look(self) -> Sequence[str]:
         """Return nothing: that it ends with the process is what it is for."""
         return ()
 
-    def _find(self, key: str, now: float) -> _Record | None:
+    def _find(self, key: str, owner: str, now: float) -> _Record:
+        """Return what is known of a key; if that is nothing, what it would be of a key that is the owner's."""
         there = self._records.get(key)
-        return there if there is not None and now < there.expires else None
+        return there if there is not None and now < there.expires else _Record(owner, self._milliseconds(now))
 
     def _milliseconds(self, now: float) -> int:
         """Return the milliseconds since 1970 on a clock that does not jump when the machine's is set."""
@@ -113,10 +113,14 @@ class MemoryStore:
             self._epoch = time.time() - now
         return int((self._epoch + now) * 1000)
 
-    def _write(self, key: str, record: _Record, now: float) -> None:
-        """Note what is known of a key now, and forget what has expired: at the front stands what was done first."""
+    def _hold(self, key: str, record: _Record, now: float, lease: timedelta) -> None:
+        record.state, record.till = "claimed", now + lease.total_seconds()
+        self._keep(key, record, now, remembered(lease))
+
+    def _keep(self, key: str, record: _Record, now: float, time: timedelta) -> None:
+        """Keep what is known of a key now, and forget what has expired: at the front stands what was done first."""
         records = self._records
-        records[key] = record
+        records[key], record.expires = record, now + time.total_seconds()
         while records[(oldest := next(iter(records)))].expires <= now:
             del records[oldest]
         if len(records) > self._limit:
@@ -134,9 +138,3 @@ class MemoryStore:
                 "give it a larger limit, or keep marks in a RedisStore",
                 self._limit,
             )
-
-
-def _ends(now: float, lease: timedelta, owner: str) -> tuple[float, str, float]:
-    """Return when a lease ends, its owner, and when it is forgotten."""
-    length = lease.total_seconds()
-    return now + length, owner, now + max(2 * length, UNFINISHED.total_seconds())

@@ -8,12 +8,11 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from rabbitevents import ConfigurationError
 from rabbitevents.arguments import Seconds, instance, seconds, wrong
 from rabbitevents_idempotency.store import (
-    UNFINISHED,
     Acquired,
     Busy,
     Claim,
@@ -21,8 +20,9 @@ from rabbitevents_idempotency.store import (
     Done,
     KeyRefusedError,
     StoreForbiddenError,
+    remembered,
 )
-from rabbitevents_idempotency.trips import Client, Trips, untraced
+from rabbitevents_idempotency.trips import Trips, untraced
 
 if find_spec("redis") is None and find_spec("valkey") is None:
     raise ConfigurationError("RedisStore needs redis-py: pip install 'rabbitevents[redis]' (or valkey)")
@@ -33,6 +33,14 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 
 _NODES_FOUND_BY: Final = 512
 """So many keys reach every node of a cluster, if its share is not much below a hundredth."""
+
+
+class Client(Protocol):
+    """What is used of a client: ``redis.asyncio``'s, ``valkey.asyncio``'s, or another of the same make."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
+        """Send a command, and return its answer."""
+        ...
 
 
 class RedisStore:
@@ -53,12 +61,12 @@ class RedisStore:
         self._timeout = seconds("RedisStore: timeout", timeout, positive=True)
         self._is_cluster = hasattr(client, "get_node_from_key")
         self._nodes: dict[str, Trips] = {}
-        self._only = None if self._is_cluster else Trips(client, self._timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def claim(self, key: str, owner: str, lease: timedelta, *, takeover: bool = True, digest: str = "") -> Claim:
         """Make ``key`` the owner's for as long as ``lease``; see `Store.claim`."""
         step = "claim" if takeover else "ask"
-        word, *numbers = self._words(key, await self._ask(key, step, owner, _lengths(lease), digest))
+        word, *numbers = (await self._ask(key, step, owner, _lengths(lease), digest)).split()
         if word == "acquired":
             return Acquired(int(numbers[0]), int(numbers[1]))
         if word == "busy":
@@ -67,38 +75,39 @@ class RedisStore:
 
     async def renew(self, key: str, owner: str, lease: timedelta) -> bool:
         """Let the owner's lease begin anew; see `Store.renew`."""
-        return self._words(key, await self._ask(key, "renew", owner, _lengths(lease))) == ["yes"]
+        return await self._ask(key, "renew", owner, _lengths(lease)) == "yes"
 
     async def complete(self, key: str, owner: str, keep: timedelta) -> bool:
         """Mark ``key`` as done for as long as ``keep``; see `Store.complete`."""
-        return self._words(key, await self._ask(key, "complete", owner, _lengths(keep=keep))) == ["yes"]
+        return await self._ask(key, "complete", owner, _lengths(keep=keep)) == "yes"
 
     async def release(self, key: str, owner: str, *, forget: bool = False) -> bool:
         """Give ``key`` back; see `Store.release`."""
-        step = "forget" if forget else "release"
-        return self._words(key, await self._ask(key, step, owner, _lengths())) == ["yes"]
+        return await self._ask(key, "forget" if forget else "release", owner, _lengths()) == "yes"
 
     def _ask(self, key: str, step: str, owner: str, lengths: str, digest: str = "") -> Awaitable[str]:
         key = self._prefix + key
-        return (self._only or self._trips(key)).ask(key, f"{step} {lengths} {owner} {digest}\n")
-
-    def _words(self, key: str, answer: str) -> list[str]:
-        if answer == "refused":
-            raise KeyRefusedError(_taken(self._prefix + key))
-        return answer.split()
+        return self._trips(key).ask(key, f"{step} {lengths} {owner} {digest}\n")
 
     def _trips(self, key: str) -> Trips:
-        """Return the round trips to the node of a cluster that has ``key``; before nodes are known, to all at once."""
-        try:
-            node: str = self._client.get_node_from_key(key).name
-        except Exception:
-            # Nothing is known yet, or this slot is nobody's now, which each client says in its own way.
-            node = ""
+        """Return the round trips to the node that has ``key``; before a cluster's nodes are known, to all at once."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._nodes = loop, {}  # those of a loop that has ended took along who waited in it
+        node = self._node(key) if self._is_cluster else ""
         trips = self._nodes.get(node)
         if trips is None:
-            trips = Trips(self._client, self._timeout, slot_of=self._client.keyslot, partial=bool(node))
-            self._nodes[node] = trips
+            slot_of = self._client.keyslot if self._is_cluster else None
+            self._nodes[node] = trips = Trips(self._client, self._timeout, slot_of=slot_of, partial=bool(node))
         return trips
+
+    def _node(self, key: str) -> str:
+        try:
+            name: str = self._client.get_node_from_key(key).name
+        except Exception:
+            # Nothing is known yet, or this slot is nobody's now, which each client says in its own way.
+            return ""
+        return name
 
     async def look(self) -> Sequence[str]:
         """Write a key on each node. Warn if Redis may evict keys; where looking is forbidden, nothing is said.
@@ -107,35 +116,16 @@ class RedisStore:
         """
         probes = [self._prefix + "probe"]
         if self._is_cluster:
-            await asyncio.create_task(self._meet(), context=untraced())
+            await self._aside("initialize")
             probes = [f"{self._prefix}probe:{number}" for number in range(_NODES_FOUND_BY)]
-        nodes = {self._only or self._trips(key): key for key in probes}
-        question = "probe 0 1  \n"
-        asked = [trips.ask(key, question, anyway=True) for trips, key in nodes.items()]
-        for key, answer in zip(nodes.values(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
+        nodes = {self._trips(key): key for key in probes}
+        asked = [trips.ask(key, "probe 0 1  \n", anyway=True) for trips, key in nodes.items()]
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(answer, KeyRefusedError):
+                raise StoreForbiddenError(str(answer))
             if isinstance(answer, BaseException):
                 raise answer
-            if answer == "refused":
-                raise StoreForbiddenError(_taken(key))
-        return await asyncio.create_task(self._warnings(), context=untraced())
-
-    async def _meet(self) -> None:
-        """Have a cluster's client know its nodes. What it fails at, the probes will say."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._client.initialize()
-        except Exception as error:
-            # Clients have no common root of what can go wrong here, and the trips know how to say it.
-            log.debug("the cluster's nodes are not known: %s", error)
-
-    async def _warnings(self) -> Sequence[str]:
-        try:
-            async with asyncio.timeout(self._timeout):
-                memory: Mapping[str, Any] = await self._client.info("memory")
-        except Exception as error:
-            # It may be forbidden, or be no command of this server: what is needed is known to work.
-            log.debug("whether Redis may evict keys is not known: %s", error)
-            return ()
+        memory: Mapping[str, Any] = await self._aside("info", "memory") or {}
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy == "noeviction" or not memory.get("maxmemory"):
             return ()
@@ -144,13 +134,22 @@ class RedisStore:
             "is handled again when it comes again: set maxmemory-policy to noeviction",
         )
 
+    async def _aside(self, name: str, *words: str) -> Any:
+        """Have the client do what is no claim, and return what comes of it; None where it fails: the probes will say."""
+
+        async def take() -> Any:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    return await getattr(self._client, name)(*words)
+            except Exception as error:
+                # It may be forbidden, or no command of this server, and clients have no common root of such errors.
+                log.debug("%s: the client failed with %s", name, error)
+
+        return await asyncio.create_task(take(), context=untraced())
+
 
 @lru_cache
 def _lengths(lease: timedelta = timedelta(), keep: timedelta | None = None) -> str:
     """Say how long a lease is, and for how long its record is kept, in milliseconds."""
-    kept = max(2 * lease, UNFINISHED) if keep is None else keep
+    kept = remembered(lease) if keep is None else keep
     return f"{-(-lease // _MILLISECOND)} {-(-kept // _MILLISECOND)}"
-
-
-def _taken(key: str) -> str:
-    return f"Redis holds something else than a claim under {key!r}: give RedisStore a prefix= that nobody else uses"

@@ -25,9 +25,9 @@ UNFINISHED: Final = timedelta(days=1)
 """How long a store remembers at least what was claimed and never done."""
 
 
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 1.0
-"""Seconds before a store that was away is asked again: doubled each time."""
+def remembered(lease: timedelta = timedelta()) -> timedelta:
+    """Return how long a store remembers what was claimed for as long as ``lease``, and never done."""
+    return max(2 * lease, UNFINISHED)
 
 
 class Acquired(msgspec.Struct, frozen=True):

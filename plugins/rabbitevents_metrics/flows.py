@@ -5,64 +5,85 @@ Source: OpenTelemetry's semantic conventions for messaging metrics, and for Rabb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
-from urllib.parse import urlsplit
-
-from opentelemetry.metrics import Histogram
 
 from rabbitevents import DecodeError, Delivery, Message, Subscription
-from rabbitevents_metrics.instruments import Instruments
-from rabbitevents_metrics.tally import OTHER, Attributes, Count, Names, Tally
+from rabbitevents.texts import error_name
+from rabbitevents_metrics.instruments import CONSUMED, PROCESSING, SENDING, SENT, Count, Instruments, Labels
 
-MOST_TYPES: Final = 200
+MOST: Final = 200
 """Event types that a bus publishes, and classes of errors, that have a name of their own in metrics."""
+
+OTHER: Final = "_OTHER"
+"""What stands for a name that nobody expected, as in the conventions' ``error.type``."""
+
+
+class Names:
+    """A bounded set of names: those that are expected, the first few others, and `OTHER` for the rest.
+
+    What comes over the wire must not make label sets without end.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def expect(self, *names: str) -> None:
+        """Know these names from now on."""
+        self._known.update(names)
+
+    def learned(self, name: str) -> str:
+        """Return ``name`` if it is known, or is one of the first."""
+        if name not in self._known:
+            if len(self._known) >= MOST:
+                return OTHER
+            self._known.add(name)
+        return name
 
 
 class Flow:
     """Events of one type on one way, in or out: how many there were, and how long each took."""
 
-    __slots__ = ("_attributes", "_duration", "_errors", "acknowledged", "passed")
+    __slots__ = ("_duration", "_errors", "_instruments", "_labels", "_messages", "acknowledged", "passed")
 
     def __init__(
-        self,
-        attributes: Attributes,
-        passed: Count,
-        duration: Histogram,
-        errors: Names,
-        acknowledged: Count | None = None,
+        self, instruments: Instruments, errors: Names, messages: str, duration: str, labels: Labels, settled: Labels
     ) -> None:
-        self._attributes = attributes
-        self._duration = duration
+        self._instruments = instruments
         self._errors = errors
-        self.passed: Count = passed
-        self.acknowledged: Count | None = acknowledged
+        self._messages = messages
+        self._duration = instruments.histograms[duration]
+        self._labels = labels
+        self.passed: Count = instruments.count(messages, labels)
+        self.acknowledged: Count = instruments.count("rabbitevents.settled", settled) if settled else Count({})
 
-    def took(self, seconds: float) -> None:
-        """Record one that succeeded."""
-        self._duration.record(seconds, self._attributes)
+    def took(self, seconds: float, *, is_message: bool = True) -> None:
+        """Record one that succeeded, and that it was a message of its own."""
+        self._duration.record(seconds, self._labels)
+        self.passed.number += is_message
 
-    def failed(self, seconds: float, error: BaseException) -> None:
+    def failed(self, seconds: float, error: BaseException, *, is_message: bool = True) -> None:
         """Record one that failed."""
-        name = self._errors.learned(error_type(error))
-        self._duration.record(seconds, {**self._attributes, "error.type": name})
+        labels = {**self._labels, "error.type": self._errors.learned(error_name(error))}
+        self._duration.record(seconds, labels)
+        if is_message:
+            self._instruments.count(self._messages, labels).number += 1
 
 
 class Flows:
     """The flows of one bus."""
 
-    def __init__(self, instruments: Instruments, tally: Tally) -> None:
+    def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
-        self._tally = tally
-        self._servers: dict[str, dict[str, str | int]] = {}
+        self._servers: dict[str, Mapping[str, str | int]] = {}
         self._exchange = ""
         self._bound: dict[str, tuple[str, ...]] = {}
         self.names: dict[str, str] = {}
         """The subscription of each queue."""
         self._in: dict[tuple[str, str], Flow] = {}
         self._out: dict[tuple[str, str], Flow] = {}
-        self._errors = Names(MOST_TYPES)
-        self.types: Names = Names(MOST_TYPES)
+        self._errors = Names()
+        self.types: Names = Names()
 
     def bind(self, exchange: str, subscriptions: Sequence[Subscription]) -> None:
         """Learn what the bus consumes: those types have names."""
@@ -73,11 +94,9 @@ class Flows:
             self.types.expect(*subscription.routing_keys)
         self._forget()
 
-    def connected(self, connection: str, address: str) -> None:
+    def connected(self, connection: str, server: Mapping[str, str | int]) -> None:
         """Learn where the broker is that a connection leads to."""
-        parts = urlsplit(address)
-        there = {"server.address": parts.hostname, "server.port": parts.port}
-        self._servers[connection] = {name: value for name, value in there.items() if value}
+        self._servers[connection] = server
         self._forget()
 
     def _forget(self) -> None:
@@ -89,9 +108,8 @@ class Flows:
         key = self.types.learned(message.routing_key)
         found = self._out.get((message.exchange, key))
         if found is None:
-            attributes = self._attributes("publish", "send", "publish", (message.exchange, key))
-            passed = self._tally.of(self._instruments.events.sent, attributes)
-            found = Flow(attributes, passed, self._instruments.events.sending, self._errors)
+            labels = self._labels("publish", "send", "publish", (message.exchange, key))
+            found = Flow(self._instruments, self._errors, SENT, SENDING, labels, {})
             self._out[message.exchange, key] = found
         return found
 
@@ -112,17 +130,14 @@ class Flows:
             found = self._in.get((queue, key))
             if found is not None:
                 return found
-        attributes = self._attributes("process", "process", "consume", (self._exchange, key, queue))
+        labels = self._labels("process", "process", "consume", (self._exchange, key, queue))
         if _is_pattern(key):
-            attributes["messaging.destination.template"] = attributes.pop("messaging.destination.name")
-        passed = self._tally.of(self._instruments.events.consumed, attributes)
+            labels["messaging.destination.template"] = labels.pop("messaging.destination.name")
         settled = {"rabbitevents.subscription": self.names.get(queue, queue), "rabbitevents.outcome": "ack"}
-        acknowledged = self._tally.of(self._instruments.counts.settled, settled)
-        flow = Flow(attributes, passed, self._instruments.events.processing, self._errors, acknowledged)
-        self._in[queue, key] = flow
+        flow = self._in[queue, key] = Flow(self._instruments, self._errors, CONSUMED, PROCESSING, labels, settled)
         return flow
 
-    def _attributes(self, name: str, kind: str, connection: str, parts: tuple[str, ...]) -> dict[str, str | int]:
+    def _labels(self, name: str, kind: str, connection: str, parts: tuple[str, ...]) -> dict[str, str | int]:
         return {
             "messaging.system": "rabbitmq",
             "messaging.operation.name": name,
@@ -134,9 +149,3 @@ class Flows:
 
 def _is_pattern(key: str) -> bool:
     return "*" in key or "#" in key
-
-
-def error_type(error: BaseException) -> str:
-    """Name an error by its class, with the module it is from."""
-    cls = type(error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from importlib.metadata import version
 from time import perf_counter
 from typing import Any, ClassVar, Final, cast
 
-from opentelemetry import metrics
-from opentelemetry.metrics import Counter, MeterProvider
+from opentelemetry.metrics import MeterProvider
 
 from rabbitevents import (
     Consume,
+    DecodeError,
     Delivery,
     Fact,
     Host,
@@ -26,16 +26,18 @@ from rabbitevents import (
     facts,
 )
 from rabbitevents.arguments import Seconds, span, wrong
-from rabbitevents_metrics.flows import MOST_TYPES, Flows
-from rabbitevents_metrics.instruments import Instruments
-from rabbitevents_metrics.sampling import Sampling
-from rabbitevents_metrics.tally import Names, Tally
+from rabbitevents_metrics.flows import Flows, Names
+from rabbitevents_metrics.instruments import instruments
+from rabbitevents_metrics.looking import Looking
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
 """The version of the semantic conventions that the metrics follow."""
 
 MOST_ATTEMPTS: Final = 20
 """The attempt by which all later ones are counted too."""
+
+_POSTPONED: ContextVar[str] = ContextVar("rabbitevents_metrics_postponed", default="")
+"""The event that the current task handles once more, without counting it as another attempt."""
 
 
 class Metrics(Plugin):
@@ -59,63 +61,41 @@ class Metrics(Plugin):
     ) -> None:
         if not isinstance(cast("object", meter_provider), MeterProvider | None):
             raise wrong("Metrics: meter_provider", meter_provider, "say a MeterProvider of OpenTelemetry")
-        self._interval = None if interval is None else span("Metrics: interval", interval, least=1)
-        meter = metrics.get_meter(
-            "rabbitevents", version("rabbitevents"), meter_provider=meter_provider, schema_url=SCHEMA
-        )
-        self._instruments = Instruments(meter)
-        self._tally = Tally()
-        self._flows = Flows(self._instruments, self._tally)
-        self._reasons = Names(MOST_TYPES)
+        self._interval = None if interval is None else span("Metrics: interval", interval, least=1).total_seconds()
+        self._instruments = instruments(meter_provider, version("rabbitevents"), SCHEMA)
+        self._flows = Flows(self._instruments)
+        self._reasons = Names()
         self._in_flight = 0
         self._lost: set[str] = set()
         self._mine: frozenset[str] = frozenset()
         """Queues and subscriptions whose facts are counted here: every plugin hears of all, and a handler may have its own."""
         self._is_the_bus_s = True
-        self._reactions: dict[type[Fact], Callable[[Any], None]] = self._counting()
-
-    def _counting(self) -> dict[type[Fact], Callable[[Any], None]]:
-        """Return what is done about each kind of fact."""
-        counts = self._instruments.counts
-        return {
+        self._reactions: dict[type[Fact], Callable[[Any], None]] = {
             facts.Connected: self._connected,
             facts.ConnectionLost: lambda fact: self._lost.add(fact.connection),
-            facts.ConsumerLost: lambda fact: self._count(counts.consumers_lost, queue=fact.queue),
-            facts.Returned: self._returned,
-            facts.Stale: lambda fact: self._count(counts.stale, queue=fact.queue, started=fact.started),
-            facts.Held: lambda fact: self._count(counts.holds, subscription=fact.subscription),
+            facts.ConsumerLost: lambda fact: self._count("consumers.lost", queue=fact.queue),
+            facts.Returned: lambda fact: self._count("unroutable", type=self._flows.types.learned(fact.type)),
+            facts.Stale: lambda fact: self._count("stale", queue=fact.queue, started=fact.started),
+            facts.Held: lambda fact: self._count("holds", subscription=fact.subscription),
             facts.Forwarded: lambda fact: self._settled(fact.subscription, "forward"),
             facts.Retried: self._retried,
-            facts.Postponed: lambda fact: self._count(counts.postponed, subscription=fact.subscription),
-            facts.Discarded: self._discarded,
-            facts.DeadLettered: self._dead_lettered,
-            facts.Duplicate: lambda fact: self._count(counts.duplicates, subscription=fact.subscription),
+            facts.Postponed: self._postponed,
+            facts.Discarded: lambda fact: self._gave_up("discarded", fact.subscription, fact.error),
+            facts.DeadLettered: lambda fact: self._gave_up("dead_letters", fact.subscription, fact.reason),
+            facts.Tripped: lambda fact: self._count("kill_switch.trips", subscription=fact.subscription),
+            facts.Duplicate: lambda fact: self._count("duplicates", subscription=fact.subscription),
         }
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
         """Look at the bus as long as it runs."""
         self._flows.bind(host.exchange, host.subscriptions)
-        own = [each for each in host.subscriptions if self in each.plugins]
         mine = host.subscriptions_of(self)
         self._mine = frozenset(name for each in mine for name in (each.name, each.queue))
-        self._is_the_bus_s = not own
-        in_flight = None if own else lambda: self._in_flight
-        sampling = Sampling(host, mine, self._instruments, self._tally, in_flight)
-        tasks = [asyncio.create_task(sampling.sample(), name=f"{host.name} metrics")]
-        if self._interval is not None:
-            looking = sampling.look_into_queues(self._interval.total_seconds())
-            tasks.append(asyncio.create_task(looking, name=f"{host.name} queue depths"))
-        try:
+        self._is_the_bus_s = not any(self in each.plugins for each in host.subscriptions)
+        publishes = (lambda: self._in_flight) if self._is_the_bus_s else None
+        async with Looking(host, mine, self._instruments, publishes).at_work(self._interval):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            sampling.leave()
-        for error in ended:
-            if isinstance(error, Exception):  # a defect: nothing that looking may meet ends it
-                raise error
 
     # --- the chains ---
 
@@ -132,21 +112,20 @@ class Metrics(Plugin):
         else:
             flow.took(perf_counter() - started)
         finally:
-            flow.passed.number += 1
             self._in_flight -= 1
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
-        """Count an attempt, and how long it took."""
+        """Count a delivery, at its first attempt here, and how long each attempt took."""
         flow = self._flows.into(delivery)
-        flow.passed.number += 1
+        is_first = not delivery.counted and (not _POSTPONED.get() or not _again(delivery))
         started = perf_counter()
         try:
             settlement = await proceed(delivery)
         except BaseException as error:
-            flow.failed(perf_counter() - started, error)
+            flow.failed(perf_counter() - started, error, is_message=is_first)
             raise
-        flow.took(perf_counter() - started)
-        if settlement.outcome is Outcome.ACK and flow.acknowledged is not None:
+        flow.took(perf_counter() - started, is_message=is_first)
+        if settlement.outcome is Outcome.ACK:
             flow.acknowledged.number += 1
         elif settlement.outcome is not Outcome.FORWARD:  # that one is counted once it is done
             self._settled(self._flows.names.get(delivery.queue, delivery.queue), settlement.outcome.value)
@@ -165,31 +144,35 @@ class Metrics(Plugin):
         where = getattr(fact, "subscription", None) or getattr(fact, "queue", None)
         return self._is_the_bus_s or isinstance(fact, facts.Connected) if where is None else where in self._mine
 
-    def _count(self, counter: Counter, **said: str | int | bool) -> None:
-        self._tally.of(counter, {f"rabbitevents.{name}": value for name, value in said.items()}).number += 1
+    def _count(self, name: str, **said: str | int | bool) -> None:
+        labels = {f"rabbitevents.{label}": value for label, value in said.items()}
+        self._instruments.count(f"rabbitevents.{name}", labels).number += 1
 
     def _settled(self, subscription: str, outcome: str) -> None:
-        self._count(self._instruments.counts.settled, subscription=subscription, outcome=outcome)
+        self._count("settled", subscription=subscription, outcome=outcome)
 
     def _connected(self, fact: facts.Connected) -> None:
-        self._flows.connected(fact.connection, fact.address)
+        self._flows.connected(fact.connection, fact.server)
         if fact.connection in self._lost:
             self._lost.discard(fact.connection)
-            self._count(self._instruments.counts.reconnects, connection=fact.connection)
-
-    def _returned(self, fact: facts.Returned) -> None:
-        self._count(self._instruments.counts.unroutable, type=self._flows.types.learned(fact.type))
+            self._count("reconnects", connection=fact.connection)
 
     def _retried(self, fact: facts.Retried) -> None:
         attempt = min(fact.attempt, MOST_ATTEMPTS)
-        self._count(
-            self._instruments.counts.retries, subscription=fact.subscription, attempt=attempt, inline=fact.inline
-        )
+        self._count("retries", subscription=fact.subscription, attempt=attempt, inline=fact.inline)
 
-    def _discarded(self, fact: facts.Discarded) -> None:
-        reason = self._reasons.learned(fact.error)
-        self._count(self._instruments.counts.discarded, subscription=fact.subscription, reason=reason)
+    def _postponed(self, fact: facts.Postponed) -> None:
+        self._count("postponed", subscription=fact.subscription)
+        if fact.inline:
+            _POSTPONED.set(fact.id)
 
-    def _dead_lettered(self, fact: facts.DeadLettered) -> None:
-        reason = self._reasons.learned(fact.reason)
-        self._count(self._instruments.counts.dead_letters, subscription=fact.subscription, reason=reason)
+    def _gave_up(self, name: str, subscription: str, reason: str) -> None:
+        self._count(name, subscription=subscription, reason=self._reasons.learned(reason))
+
+
+def _again(delivery: Delivery) -> bool:
+    """Say whether it is the delivery that was postponed in this task."""
+    try:
+        return _POSTPONED.get() == str(delivery.id)
+    except DecodeError:
+        return False

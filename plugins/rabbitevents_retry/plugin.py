@@ -262,17 +262,17 @@ class Retry(Plugin):
         return not stopping and time.monotonic() - progress.here + wait < self._stay
 
     def _copy(self, delivery: Delivery, progress: Progress, pause: Pause) -> Message | None:
-        """Return the copy that waits; None for one that is over the limits, with what it has to carry besides."""
-        copy = _later(delivery, progress, pause)
-        if self._host is not None:
-            try:
+        """Return the copy that waits; None for one that is over the limits with what it has to carry, or would be late."""
+        try:
+            copy = _later(delivery, progress, pause)
+            if self._host is not None:
                 self._host.limits.check_message(copy)
-            except EncodeError as why:
-                log.warning(
-                    "%s cannot wait at the broker, and is given up: %s",
-                    delivery.describe(), why, extra={**event_fields(delivery), "attempt": progress.attempt},
-                )  # fmt: skip
-                return None
+        except EncodeError as why:
+            log.warning(
+                "%s cannot wait at the broker, and is given up: %s",
+                delivery.describe(), why, extra={**event_fields(delivery), "attempt": progress.attempt},
+            )  # fmt: skip
+            return None
         return copy
 
     def _give_up(self, delivery: Delivery, error: BaseException, progress: Progress) -> None:

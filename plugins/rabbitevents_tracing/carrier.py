@@ -1,16 +1,16 @@
 """What a message's headers carry of a trace: the propagators' own headers, and where the last attempt left off.
 
-What came over the wire is not trusted: only text is read, only so much of it, and what is malformed is ignored.
+What came over the wire is not trusted: only text is read, only so much of it, and what is malformed is ignored. A time
+becomes a span's beginning only if it may be one: exporters throw away the whole batch of a span that they cannot encode.
 Limits: W3C Trace Context, 3.3.1.5 (512 characters of tracestate), W3C Baggage, 3.3.2 (8,192 bytes).
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
@@ -34,6 +34,9 @@ BAGGAGE: Final = "baggage"
 LONGEST_BAGGAGE: Final = 8192
 LONGEST: Final = 512
 """Bytes of baggage, and of any other header of a trace."""
+
+OLDEST: Final = 400 * 86_400 * 1_000_000_000
+"""How long ago a header may say that something began, in ns: dead letters lie for months, and no span for centuries."""
 
 _LISTS = frozenset({BAGGAGE, "tracestate"})
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -85,6 +88,19 @@ def _bounded(key: str, value: str) -> str:
     return value if len(value) <= limit else value[: limit + 1].rpartition(",")[0]
 
 
+def _member(text: str) -> str:
+    """Return a member of baggage without blanks around its parts; "" for one that is malformed (W3C Baggage, 3.2.1).
+
+    Each part is looked at once; OpenTelemetry's propagator tries each blank at each place.
+    """
+    name, equals, rest = text.partition("=")
+    value, more, properties = rest.partition(";")
+    name, value = name.strip(), value.strip()
+    if equals and _NAME.fullmatch(name) and _VALUE.fullmatch(value) and _MORE.fullmatch(properties):
+        return f"{name}={value}{more}{properties}".rstrip()
+    return ""
+
+
 def written(context: Context) -> dict[str, str]:
     """Return ``context`` as headers, by the propagators that are configured globally."""
     carrier: dict[str, str] = {}
@@ -117,43 +133,48 @@ def previous_attempt(headers: Headers) -> SpanContext | None:
     return found if found.is_valid else None
 
 
-def replayed_at(headers: Headers) -> datetime | None:
-    """Return when the event was brought back from the dead letters, if it was."""
-    return _time(headers.get(REPLAYED_AT))
+class Times(NamedTuple):
+    """When an event set out for where it is now, in ns since 1970; 0 for what its headers do not say.
 
-
-def waited(headers: Headers, attempt: int, sent_at: int | None) -> float | None:
-    """Return for how long, in seconds, an event has been waiting: since its replay, its last copy, or its own time.
-
-    ``sent_at`` is AMQP's timestamp, for events without a time of their own. The clocks are those of two machines:
-    a time in the future is no waiting time.
+    The clocks are those of two machines: what is still to come, or was ages ago, is not said.
     """
-    replayed = replayed_at(headers) if attempt == 1 else None
-    since = replayed or _time(headers.get(FORWARDED_AT)) or _time(headers.get("event-time"))
-    if since is None and sent_at is None:
-        return None
-    began = since.timestamp() if since is not None else float(sent_at or 0)
-    return max(0.0, time.time() - began)
+
+    forwarded: int
+    """When its last copy was made, for a retry or for the dead letters."""
+    replayed: int
+    """When it was brought back from the dead letters, unless a later copy was made."""
+    since: int
+    """The last of these, or else the event's own time, or AMQP's timestamp."""
+
+    @classmethod
+    def of(cls, headers: Headers, sent_at: int | None, now: int) -> Times:
+        """Read them. ``sent_at`` is AMQP's timestamp, ``now`` the present in ns."""
+        if FORWARDED_AT not in headers and REPLAYED_AT not in headers:  # nearly always
+            said = _ns(headers.get("event-time"), now)
+            return cls(0, 0, said or _possible((sent_at or 0) * 1_000_000_000, now))
+        forwarded, replayed = _ns(headers.get(FORWARDED_AT), now), _ns(headers.get(REPLAYED_AT), now)
+        if replayed <= forwarded:
+            replayed = 0
+        return cls(forwarded, replayed, replayed or forwarded or _ns(headers.get("event-time"), now))
 
 
-def _time(text: object) -> datetime | None:
+def seconds(since: int, until: int) -> float | None:
+    """Return the seconds between two moments in ns, to the millisecond; None where the first is not known."""
+    return round((until - since) / 1e9, 3) if since else None
+
+
+def _ns(text: object, now: int) -> int:
+    """Read a time (RFC 3339) as ns since 1970; 0 for none, and for one that no span may have begun at."""
     if not isinstance(text, str) or len(text) > 64:
-        return None
+        return 0
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        return 0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return _possible(round(moment.timestamp() * 1e6) * 1000, now)
 
 
-def _member(text: str) -> str:
-    """Return a member of baggage without blanks around its parts; "" for one that is malformed (W3C Baggage, 3.2.1).
-
-    Each part is looked at once; OpenTelemetry's propagator tries each blank at each place.
-    """
-    name, equals, rest = text.partition("=")
-    value, more, properties = rest.partition(";")
-    name, value = name.strip(), value.strip()
-    if equals and _NAME.fullmatch(name) and _VALUE.fullmatch(value) and _MORE.fullmatch(properties):
-        return f"{name}={value}{more}{properties}".rstrip()
-    return ""
+def _possible(moment: int, now: int) -> int:
+    return moment if now - OLDEST < moment <= now else 0

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from rabbitevents import Subscription
+from rabbitevents_tracing.attributes import LONGEST, shown
 
 SYSTEM: Final = "rabbitmq"
 
 _KEPT = 1024
-_LONGEST = 255
-"""Characters of an AMQP name; what a header says may be longer, and is cut."""
 
 K = TypeVar("K")
 
@@ -42,7 +40,7 @@ class Destinations:
         self._patterns: dict[str, tuple[str, ...]] = {}
         self._aliases: dict[str, str] = {}
         """The exchange behind another one: events that had to wait are the same as those that did not."""
-        self._servers: dict[str, dict[str, str | int]] = {}
+        self._servers: dict[str, Mapping[str, str | int]] = {}
         self._published: dict[tuple[str, str], Destination] = {}
         self._consumed: dict[tuple[str, str, str], Destination] = {}
 
@@ -52,14 +50,9 @@ class Destinations:
         self._patterns = {subscription.queue: subscription.routing_keys for subscription in subscriptions}
         self._consumed.clear()
 
-    def connected(self, connection: str, address: str) -> None:
+    def connected(self, connection: str, server: Mapping[str, str | int]) -> None:
         """Learn where the broker is that a connection ("publish" or "consume") leads to."""
-        parts = urlsplit(address)
-        self._servers[connection] = {}
-        if parts.hostname:
-            self._servers[connection]["server.address"] = parts.hostname
-        if parts.port:
-            self._servers[connection]["server.port"] = parts.port
+        self._servers[connection] = server
         self._published.clear()
         self._consumed.clear()
 
@@ -68,8 +61,8 @@ class Destinations:
         found = self._published.get((exchange, routing_key))
         if found is None:
             _make_room(self._published)
-            name = _joined(exchange, routing_key) or "amq.default"
-            attributes = self._attributes("publish", "send", "publish", name, routing_key)
+            name = shown(_joined(exchange, routing_key), 2 * LONGEST) or "amq.default"
+            attributes = self._attributes("publish", "send", "publish", name, shown(routing_key))
             found = self._published[exchange, routing_key] = Destination(name, attributes)
         return found
 
@@ -82,7 +75,7 @@ class Destinations:
         found = self._consumed.get(key)
         if found is None:
             _make_room(self._consumed)
-            exchange, routing_key = self._aliases.get(exchange, exchange)[:_LONGEST], routing_key[:_LONGEST]
+            exchange, routing_key = shown(self._aliases.get(exchange, exchange)), shown(routing_key)
             name = _joined(exchange, routing_key, queue)
             template = self._template(exchange, routing_key, queue)
             attributes = self._attributes("process", "process", "consume", name, routing_key)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
+from rabbitevents.texts import printable
 from rabbitevents_tracing.carrier import LINK
 
 
@@ -66,9 +67,11 @@ class Step(msgspec.Struct, frozen=True):
         if self.failed and error is not None:
             where = self.attributes.get("rabbitevents.error.location")
             said.append(f"failed with {error}" + (f" at {where}" if where is not None else ""))
+        if delay := self.attributes.get("rabbitevents.delay"):
+            said.append(f"in {delay:.3g} s")
         happened = ("duplicate", "unroutable")
         said += [each for each in happened if self.attributes.get(f"rabbitevents.{each}")]
-        return ", ".join([*said, *self.events])
+        return ", ".join([*said, *(each for each in self.events if each != "exception")])
 
 
 def story(steps: Iterable[Step]) -> str:
@@ -85,10 +88,10 @@ def story(steps: Iterable[Step]) -> str:
         cause = next((each for each in (step.parent, step.producer) if each in known), "")
         below.setdefault(cause, []).append(step)
     began = ordered[0].start
-    rows = [(step, f"{branch}{_visible(step.name)}") for step, branch in _branches(below)]
+    rows = [(step, f"{branch}{printable(step.name)}") for step, branch in _branches(below)]
     width = max(len(shown) for _, shown in rows)
     return "\n".join(
-        f"{step.start - began:>9.3f} s {_duration(step.end - step.start):>9}  {shown:<{width}}  {_visible(step.notes)}".rstrip()
+        f"{step.start - began:>9.3f} s {_duration(step.end - step.start):>9}  {shown:<{width}}  {printable(step.notes)}".rstrip()
         for step, shown in rows
     )
 
@@ -103,11 +106,6 @@ def _branches(below: dict[str, list[Step]]) -> Iterator[tuple[Step, str]]:
         for place in reversed(range(len(led_to))):
             last = place == len(led_to) - 1
             left.append((led_to[place], f"{indent}{'└─ ' if last else '├─ '}", f"{indent}{'   ' if last else '│  '}"))
-
-
-def _visible(text: str) -> str:
-    """Return a text that may be a stranger's with escapes for what a terminal would obey, or not show."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _duration(seconds: float) -> str:

@@ -6,15 +6,15 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
+from time import time_ns
 from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import trace
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
     Span,
-    SpanContext,
     SpanKind,
     TracerProvider,
     get_current_span,
@@ -30,17 +30,17 @@ from rabbitevents import (
     Host,
     Limits,
     Message,
+    Outcome,
     Plugin,
     Publish,
     Settlement,
     facts,
 )
 from rabbitevents.arguments import flag, wrong
-from rabbitevents_tracing.attempts import Attempt, Stories, place_of
-from rabbitevents_tracing.attributes import error_type, fail, of_delivery, of_message, of_place
-from rabbitevents_tracing.carrier import LINK, Headers, left_behind, previous_attempt, read, written
-from rabbitevents_tracing.complaints import calm
-from rabbitevents_tracing.destinations import Destination, Destinations
+from rabbitevents_tracing.attributes import fail, ids, number, of_attempt, of_message, of_origin, of_place
+from rabbitevents_tracing.between import Arrival, Attempt, Between, place_of
+from rabbitevents_tracing.carrier import LINK, Headers, Times, left_behind, previous_attempt, read, written
+from rabbitevents_tracing.destinations import Destinations
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
 """The version of the semantic conventions that the spans follow."""
@@ -55,8 +55,8 @@ class Tracing(Plugin):
     :param tracer_provider: Stands in for the global one of OpenTelemetry.
     :param link: Whether an attempt is the root of a trace of its own, and linked to the producer's span, instead of its
         child: False.
-    :param error_text: Whether the text of an exception becomes the description of the span's status: False. Without it
-        only its class does, since the text may quote the event.
+    :param error_text: Whether the text of an exception is told, as the description of the span's status too: False.
+        Without it only its class and its stack are, since the text may quote the event.
     """
 
     role: ClassVar[str] = "trace"
@@ -72,26 +72,26 @@ class Tracing(Plugin):
         )
         self._link = flag("Tracing: link", link)
         self._error_text = flag("Tracing: error_text", error_text)
-        self._stories = Stories(self._tracer)
+        self._between = Between(self._tracer)
         self._destinations = Destinations()
         self._limits = Limits()
         self._names: dict[str, str] = {}
-        self._held: dict[tuple[str, str], SpanContext] = {}
+        self._held: dict[tuple[str, str], Attempt] = {}
         """The last attempt of each delivery that is held, by subscription and id. The core holds a bounded number."""
-        self._reactions: dict[type[Fact], Callable[[Any], None]] = {
-            facts.Connected: self._connected,
-            facts.Retried: self._retried,
+        self._reactions: dict[type[Fact], Callable[[Any], object]] = {
+            facts.Connected: lambda fact: self._destinations.connected(fact.connection, fact.server),
+            facts.Retried: lambda fact: self._goes_on_here("retry", fact),
+            facts.Postponed: lambda fact: self._goes_on_here("postpone", fact),
             facts.DeadLettered: self._dead_lettered,
-            facts.Duplicate: self._duplicate,
-            facts.Returned: self._returned,
+            facts.Duplicate: lambda fact: get_current_span().set_attribute("rabbitevents.duplicate", True),
+            facts.Returned: lambda fact: get_current_span().set_attribute("rabbitevents.unroutable", True),
             facts.Held: self._held_back,
-            facts.Released: self._released,
+            facts.Released: lambda fact: self._held.pop((fact.subscription, fact.id), None),
         }
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
-        """Learn what the bus consumes, and keep exporters from flooding the log while their collector is away."""
-        calm()
+        """Learn what the bus consumes."""
         self._destinations.bind(host.exchange, host.subscriptions)
         self._limits = host.limits
         self._names = {subscription.queue: subscription.name for subscription in host.subscriptions}
@@ -123,74 +123,86 @@ class Tracing(Plugin):
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Make the consumer span of this attempt, in the context that the event carries."""
-        headers = _headers(delivery)
-        came = read(headers)
-        here = self._here_before(delivery)
-        span = self._start(delivery, came, here or previous_attempt(headers))
-        context = set_span_in_context(span, came)
-        attempt = Attempt(self, place_of(delivery), "", 0, context)
-        token = attach(context)
+        span, attempt = self._begun(delivery)
         _ATTEMPT.set(attempt)
+        token = attach(attempt.context)
         try:
-            if span.is_recording():
-                _ATTEMPT.set(self._described(span, attempt, delivery, came, here_before=here is not None))
             settlement = await proceed(delivery)
-            span.set_attribute("rabbitevents.outcome", settlement.outcome.value)
         except BaseException as error:
             fail(span, error, with_text=self._error_text)
-            _ATTEMPT.set((_ATTEMPT.get() or attempt)._replace(error=error_type(error)))
+            _ATTEMPT.set(_named(attempt, delivery))
             raise
         else:
+            span.set_attribute("rabbitevents.outcome", settlement.outcome.value)
+            if settlement.outcome is not Outcome.ACK:
+                _ATTEMPT.set(_named(attempt, delivery))
             return settlement
         finally:
             detach(token)
             span.end()
 
-    def _described(
-        self, span: Span, attempt: Attempt, delivery: Delivery, came: Context, *, here_before: bool
-    ) -> Attempt:
-        """Say on the span which event it is, and return the attempt with its id; as it is where that cannot be read."""
+    def _begun(self, delivery: Delivery) -> tuple[Span, Attempt]:
+        """Begin the span of an attempt, and say on it which event it is, as far as that can be read."""
+        arrival = self._arrived(delivery)
+        span = self._start(arrival)
+        attempt = Attempt(self, place_of(delivery), set_span_in_context(span, arrival.came))
+        if not span.is_recording():
+            return span, attempt
+        said = of_place(delivery)
         try:
-            span.set_attributes(of_delivery(delivery, here_before=here_before))
-            event = str(delivery.id)
+            headers, times = arrival.headers, Times.of(arrival.headers, delivery.properties.timestamp, arrival.now)
+            known = {**ids(delivery.type, delivery.properties, headers), "rabbitevents.queue": delivery.queue}
+            attempt = attempt._replace(ids=known, number=number(delivery.attempt))
+            more = of_attempt(delivery, headers, times, arrival.now, is_new=arrival.before is None)
+            said.update(known)
+            said.update(more)
+            if arrival.is_root or not arrival.producer.trace_flags.sampled:
+                said.update(of_origin(delivery))
+            if arrival.before is not None or times.replayed or times.forwarded:
+                self._between.what_was(arrival, attempt, more, times)
         except DecodeError:
-            span.set_attributes(of_place(delivery))
-            return attempt
-        if not here_before and delivery.attempt == 1:
-            self._stories.replayed(came, delivery.headers, event, delivery.queue)
-        return attempt._replace(event=event, number=delivery.attempt)
+            pass  # reading it further in says so
+        span.set_attributes(said)
+        return span, attempt
 
-    def _start(self, delivery: Delivery, came: Context, previous: SpanContext | None) -> Span:
-        destination = self._from(delivery)
+    def _arrived(self, delivery: Delivery) -> Arrival:
+        try:
+            headers: Headers = delivery.headers
+        except DecodeError:
+            headers = {}  # reading it further in says so
+        came = read(headers)
+        producer = get_current_span(came).get_span_context()
+        before = self._before(delivery, headers)
+        previous = before.span if before is not None else previous_attempt(headers)
+        is_root = self._link or not producer.is_valid
+        return Arrival(delivery, headers, came, producer, before, previous, is_root, time_ns())
+
+    def _before(self, delivery: Delivery, headers: Headers) -> Attempt | None:
+        last = _ATTEMPT.get()
+        if last is not None and last.place == place_of(delivery):
+            return last
+        if self._held and headers:
+            return self._held.get((self._names.get(delivery.queue, ""), str(delivery.id)))
+        return None
+
+    def _start(self, arrival: Arrival) -> Span:
+        delivery, came, producer, previous = arrival.delivery, arrival.came, arrival.producer, arrival.previous
+        headers = arrival.headers
+        # Without headers it is no copy, and was published where it came from.
+        exchange = delivery.exchange if headers else delivery.via_exchange
+        key = delivery.routing_key if headers else delivery.via_routing_key
+        destination = self._destinations.consumed(exchange, key, delivery.queue)
         links = [Link(previous, {LINK: "previous attempt"})] if previous is not None else []
-        parent = came
-        if self._link:
-            producer = get_current_span(came).get_span_context()
-            if producer.is_valid:
-                links.insert(0, Link(producer, {LINK: "producer"}))
-            parent = set_span_in_context(INVALID_SPAN, came)
+        if self._link and producer.is_valid:
+            links.insert(0, Link(producer, {LINK: "producer"}))
         return self._tracer.start_span(
             destination.named("process"),
-            context=parent,
+            context=set_span_in_context(INVALID_SPAN, came) if self._link else came,
             kind=SpanKind.CONSUMER,
             attributes=destination.attributes,
             links=links or None,
+            start_time=arrival.now,
         )
-
-    def _from(self, delivery: Delivery) -> Destination:
-        try:
-            return self._destinations.consumed(delivery.exchange, delivery.routing_key, delivery.queue)
-        except DecodeError:
-            return self._destinations.consumed(delivery.via_exchange, delivery.via_routing_key, delivery.queue)
-
-    def _here_before(self, delivery: Delivery) -> SpanContext | None:
-        """Return the attempt before this one where that was in this process too: tried again inline, or held."""
-        last = _ATTEMPT.get()
-        if last is not None and last.place == place_of(delivery):
-            return last.span
-        if self._held and _headers(delivery):
-            return self._held.get((self._names.get(delivery.queue, ""), str(delivery.id)))
-        return None
 
     # --- between two attempts ---
 
@@ -198,11 +210,12 @@ class Tracing(Plugin):
         """Let a copy carry which attempt made it, and when; say in the trace what it is for."""
         attempt = _ATTEMPT.get()
         if attempt is None or attempt.place != place_of(delivery):  # it was decided before we saw it
-            attempt = Attempt(self, place_of(delivery), "", 0, read(message.headers))
+            known = {**ids(message.type, message.properties, message.headers), "rabbitevents.queue": delivery.queue}
+            attempt = Attempt(self, place_of(delivery), read(message.headers), known)
             previous = previous_attempt(message.headers)
         else:
             previous = attempt.span
-        self._stories.forwarded(attempt, delivery.queue, message)
+        self._between.forwarded(attempt, delivery.queue, message)
         labelled = message.replace(headers=left_behind(previous))
         try:
             self._limits.check_message(labelled)
@@ -216,34 +229,23 @@ class Tracing(Plugin):
         if reaction is not None:
             reaction(fact)
 
-    def _connected(self, fact: facts.Connected) -> None:
-        self._destinations.connected(fact.connection, fact.address)
-
-    def _retried(self, fact: facts.Retried) -> None:
+    def _goes_on_here(self, operation: str, fact: facts.Retried | facts.Postponed) -> None:
         attempt = self._attempt_of(fact.id)
         if fact.inline and attempt is not None:
-            self._stories.waits("retry", attempt, fact.subscription, fact.after)
+            self._between.goes_on(operation, attempt, fact.subscription, fact.after)
+            _ATTEMPT.set(attempt._replace(told=time_ns()))
 
     def _dead_lettered(self, fact: facts.DeadLettered) -> None:
         attempt = self._attempt_of(fact.id)
-        if attempt is not None and not attempt.buried:
-            _ATTEMPT.set(attempt._replace(buried=True))
-            self._stories.buried(attempt, f"{fact.subscription}.dead")
+        if attempt is not None and not attempt.is_buried:
+            _ATTEMPT.set(attempt._replace(is_buried=True))
+            self._between.buried(attempt, f"{fact.subscription}.dead")
 
     def _held_back(self, fact: facts.Held) -> None:
         attempt = self._attempt_of(fact.id)
         if attempt is not None:
-            self._held[fact.subscription, fact.id] = attempt.span
-            self._stories.waits("hold", attempt, fact.subscription, fact.pause or 0.0)
-
-    def _released(self, fact: facts.Released) -> None:
-        self._held.pop((fact.subscription, fact.id), None)
-
-    def _duplicate(self, fact: facts.Duplicate) -> None:
-        get_current_span().set_attribute("rabbitevents.duplicate", True)
-
-    def _returned(self, fact: facts.Returned) -> None:
-        get_current_span().set_attribute("rabbitevents.unroutable", True)
+            self._between.goes_on("hold", attempt, fact.subscription, fact.pause or 0.0)
+            self._held[fact.subscription, fact.id] = attempt._replace(told=time_ns())
 
     def _attempt_of(self, event: str) -> Attempt | None:
         """Return the attempt of the current task, if it was recorded here, and is this event's."""
@@ -253,8 +255,9 @@ class Tracing(Plugin):
         return attempt if attempt.span.trace_flags.sampled else None
 
 
-def _headers(delivery: Delivery) -> Headers:
+def _named(attempt: Attempt, delivery: Delivery) -> Attempt:
+    """Return the attempt with its event's id, by which those who decide what becomes of it report."""
     try:
-        return delivery.headers
+        return attempt._replace(event=str(delivery.id))
     except DecodeError:
-        return {}  # reading it further in says so
+        return attempt

@@ -89,7 +89,7 @@ class Delays:
             return await self._broker.publish(message, deadline)
         ms = tier(message.after)
         name, leads_to = self._family(message, ms)
-        waiting = msgspec.structs.replace(message, exchange=name, after=None)
+        waiting = msgspec.structs.replace(message.waiting(), exchange=name, after=None)
         room = waiting_room(name, leads_to, ms)
         await self._prepare(name, room, message, deadline)
         try:

@@ -2,6 +2,7 @@
 
 RABBITEVENTS_TEST_AMQP_URL gives a broker to test against: tests that have to control the node are skipped then.
 RABBITEVENTS_TEST_ROOT names the folder of another system (see scripts/rabbitmq4) whose RabbitMQ to start.
+RABBITEVENTS_TEST_CLUSTER says of how many nodes the broker is that all tests share; one, if it is not set.
 Without them the RabbitMQ that is installed here is started.
 """
 
@@ -10,10 +11,12 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from random import choice
 from typing import Protocol
 
 import pytest
 
+from tests.bed.cluster import cluster
 from tests.bed.fake_broker import FakeBroker
 from tests.bed.otlp import Collector
 from tests.bed.proxy import Proxy
@@ -44,11 +47,17 @@ def _require_own_node() -> None:
 
 
 @pytest.fixture(scope="session")
-def rabbit_node() -> Iterator[RabbitNode]:
-    """The node that all tests of the run share: leave it as it was."""
+def rabbit_cluster() -> Iterator[list[RabbitNode]]:
+    """The members of the cluster that all tests of the run share: leave them as they were."""
     _require_own_node()
-    with RabbitNode(root=_root()) as node:
-        yield node
+    with cluster(int(os.environ.get("RABBITEVENTS_TEST_CLUSTER", "1")), _root()) as members:
+        yield members
+
+
+@pytest.fixture(scope="session")
+def rabbit_node(rabbit_cluster: list[RabbitNode]) -> RabbitNode:
+    """The first node of it, which speaks for all."""
+    return rabbit_cluster[0]
 
 
 @pytest.fixture
@@ -77,10 +86,10 @@ def rabbit_url(request: pytest.FixtureRequest) -> Iterator[str]:
     if given is not None:
         yield given
         return
-    node: RabbitNode = request.getfixturevalue("rabbit_node")
-    url = node.add_vhost()
-    yield url
-    node.delete_vhost(url)
+    members: list[RabbitNode] = request.getfixturevalue("rabbit_cluster")
+    url = members[0].add_vhost()
+    yield url.replace(f":{members[0].port}/", f":{choice(members).port}/")
+    members[0].delete_vhost(url)
 
 
 @pytest.fixture

@@ -82,9 +82,12 @@ DEFAULTS = {"disk_free_limit.absolute": "1MB"}
 """What every node is told: an alarm about the machine's disk, which others use too, is no part of any test."""
 
 
-def lay_out(root: Path | None, config: Mapping[str, str], advanced: str, *, tls: bool) -> Layout:
+def lay_out(
+    root: Path | None, config: Mapping[str, str], advanced: str, *, tls: bool, beside: Layout | None = None
+) -> Layout:
     """Make a node's folder, inside of `root` if there is one, with its cookie and its configuration files.
 
+    `beside` is another node whose cookie and name server to share, as the members of a cluster do.
     Removes the folders of test runs that were killed before they could.
     """
     parent = Path(tempfile.gettempdir()) if root is None else root / "tmp"
@@ -96,11 +99,11 @@ def lay_out(root: Path | None, config: Mapping[str, str], advanced: str, *, tls:
         folder=folder,
         home=folder if root is None else Path("/") / folder.relative_to(root),
         root=root,
-        cookie=secrets.token_hex(16),
+        cookie=beside.cookie if beside else secrets.token_hex(16),
         port=free_port(),
         tls_port=free_port() if tls else None,
         distribution_port=free_port(),
-        epmd_port=free_port(),
+        epmd_port=beside.epmd_port if beside else free_port(),
     )
     _write(layout, config, advanced)
     return layout

@@ -1,5 +1,7 @@
 """The life of a broker process: start, stop, kill, suspend, resume, and two ways to talk to it from outside."""
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import itertools
@@ -16,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from tests.bed.layout import lay_out
+from tests.bed.layout import Layout, lay_out
 from tests.bed.loopback import LOOPBACK
-from tests.bed.processes import spawn, unpin
+from tests.bed.processes import spawn, suspend, unpin
 
 _BIN = "/usr/lib/rabbitmq/bin"
 _START = b"AMQP\x00\x00\x09\x01"
@@ -34,7 +36,8 @@ class Node:
     """One broker process with its data, which outlive each other: kill it, start it, and it is the same node.
 
     `config` are lines of rabbitmq.conf, `advanced` is the Erlang term of advanced.config, `tls` adds a listener
-    with a certificate for localhost, and `root` is the folder of another system whose RabbitMQ to run.
+    with a certificate for localhost, and `root` is the folder of another system whose RabbitMQ to run. `beside` is a
+    running node with which this one can form a cluster: they share a cookie and a name server, which is that node's.
     Every method blocks; each that can last has a twin that leaves the event loop running: `astart` for `start`.
     """
 
@@ -45,8 +48,11 @@ class Node:
         advanced: str = "[]",
         tls: bool = False,
         root: Path | str | None = None,
+        beside: Node | None = None,
     ) -> None:
-        self.layout = lay_out(None if root is None else Path(root).resolve(), config or {}, advanced, tls=tls)
+        folder = None if root is None else Path(root).resolve()
+        self.layout: Layout = lay_out(folder, config or {}, advanced, tls=tls, beside=beside.layout if beside else None)
+        self._has_own_epmd = beside is None
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
 
@@ -105,7 +111,9 @@ class Node:
 
     def suspend(self) -> None:
         """Stop the process (SIGSTOP): its sockets stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
+        if not self.running:
+            raise NodeError(f"{self.layout.name} does not run")
+        suspend(self.pid)
 
     def resume(self) -> None:
         """Let a suspended process go on (SIGCONT)."""
@@ -180,7 +188,7 @@ class Node:
 
     def _start_epmd(self, deadline: float) -> None:
         # A name server of its own for each node: the shared one would be a daemon that stays behind.
-        if self._epmd is not None and self._epmd.poll() is None:
+        if not self._has_own_epmd or (self._epmd is not None and self._epmd.poll() is None):
             return
         self._epmd = self._spawn("epmd", "-port", str(self.layout.epmd_port), "-address", LOOPBACK)
         while not _listens(self.layout.epmd_port):

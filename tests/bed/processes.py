@@ -3,7 +3,9 @@
 import contextlib
 import os
 import random
+import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +31,21 @@ def unpin(pid: int) -> None:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), processors)
+
+
+def suspend(pid: int) -> None:
+    """Stop a process by SIGSTOP, and wait until all of its threads stand: one that is busy runs on for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    while any(_state(thread) not in "TtZX" for thread in Path(f"/proc/{pid}/task").iterdir()):
+        time.sleep(0.001)
+
+
+def _state(thread: Path) -> str:
+    """Return the letter that proc(5) has for a thread's state; X for one that has ended meanwhile."""
+    try:
+        return (thread / "stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def _start_pinned(command: Sequence[str], environment: Mapping[str, str], output: Path) -> subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.bed.loopback import LOOPBACK, free_port
-from tests.bed.processes import spawn, unpin
+from tests.bed.processes import spawn, suspend, unpin
 
 _numbers = itertools.count(1)
 
@@ -87,7 +87,9 @@ class RedisServer:
 
     def suspend(self) -> None:
         """Stop the process (SIGSTOP): its sockets stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
+        if not self.running:
+            raise RedisError("the server does not run")
+        suspend(self.pid)
 
     def resume(self) -> None:
         """Let a suspended process go on (SIGCONT)."""

@@ -198,9 +198,11 @@ class _Declaring:
         return Declared(self._refused, info, warning)
 
     def _not_made(self, item: Exchange | Queue, lacks: frozenset[Lack]) -> TopologyError:
+        unknown = self.missing[item.name][1].code == 403
         text = (
-            f"{_name(item)} does not exist, and nothing that is missing was made, since {self._where} lacks "
-            f"{rights.said(lacks)}. {self._remedy(lacks)}. Or have it declared by somebody who may"
+            f"{_name(item)} {'may not be looked at' if unknown else 'does not exist'}, and nothing that is missing was "
+            f"made, since {self._where} lacks {rights.said(lacks)}. {self._remedy(lacks)}. Or have it declared by "
+            "somebody who may"
         )
         return TopologyError(text, name=item.name, code=403)
 

@@ -1,0 +1,137 @@
+"""Between two attempts: what they know of each other, and the spans that say what became of the event meanwhile."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
+
+from rabbitevents import Delivery, Message
+from rabbitevents_tracing.attributes import Attributes, number, shown
+from rabbitevents_tracing.carrier import LINK, Headers, Times
+from rabbitevents_tracing.destinations import SYSTEM
+
+Place = tuple[str, int, int]
+"""A delivery's queue, generation and tag: unlike its id, no other delivery has the same."""
+
+
+def place_of(delivery: Delivery) -> Place:
+    """Return what tells a delivery from every other one in this process."""
+    return delivery.queue, delivery.generation, delivery.tag
+
+
+class Attempt(NamedTuple):
+    """One attempt to handle one delivery, as those need it who come after it in the same task."""
+
+    owner: object
+    """Who traces it: a handler may have a plugin of its own, and every plugin hears of every fact."""
+    place: Place
+    context: Context
+    """With the attempt's span in it, for what happens next to be its child."""
+    ids: Attributes = MappingProxyType({})
+    """What all spans of this event say; nothing where nobody records."""
+    number: int = 0
+    event: str = ""
+    """The event's id, once it is known that the attempt was not all."""
+    told: int = 0
+    """When it was said that the event waits in this process, in ns."""
+    is_buried: bool = False
+    """Whether it was said that this was the last one."""
+
+    @property
+    def span(self) -> SpanContext:
+        """Which span is this attempt's."""
+        return get_current_span(self.context).get_span_context()
+
+
+class Arrival(NamedTuple):
+    """A delivery that came, and what led to it."""
+
+    delivery: Delivery
+    headers: Headers
+    """Nothing where they cannot be read."""
+    came: Context
+    """What the event carries."""
+    producer: SpanContext
+    before: Attempt | None
+    """The attempt before this one, where that was in this process too: tried again inline, or held."""
+    previous: SpanContext | None
+    """The span of the attempt before this one, wherever that was."""
+    is_root: bool
+    """Whether its attempt begins a trace."""
+    now: int
+    """When it came, in ns."""
+
+
+class Between:
+    """Says what became of an event: at once where an attempt led to it, with the next attempt how long it took."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def forwarded(self, attempt: Attempt, queue: str, message: Message) -> None:
+        """Say that a copy goes on, to be tried again, to the dead letters, or elsewhere."""
+        after = message.after.total_seconds() if message.after is not None else 0.0
+        to = message.exchange or message.routing_key
+        if to == f"{queue}.dead":
+            if not attempt.is_buried:
+                self.buried(attempt, to)
+        elif to == queue:
+            again = number(message.headers.get("attempt")) > attempt.number
+            self.goes_on("retry" if again else "postpone", attempt, queue, after)
+        else:
+            self.goes_on("forward", attempt, to, after)
+
+    def goes_on(self, operation: str, attempt: Attempt, to: str, after: float) -> None:
+        """Say that it goes on in ``after`` seconds."""
+        self._tell(operation, attempt, to, {"rabbitevents.delay": round(after, 3)})
+
+    def buried(self, attempt: Attempt, queue: str) -> None:
+        """Say that it was given up on."""
+        self._tell("dead-letter", attempt, queue, {})
+
+    def _tell(self, operation: str, attempt: Attempt, to: str, more: Attributes) -> None:
+        said = {**_named(operation, to), **attempt.ids, "rabbitevents.attempt": attempt.number, **more}
+        span = self._tracer.start_span(f"{operation} {shown(to)}", context=attempt.context, attributes=said)
+        if operation == "dead-letter":
+            span.set_status(Status(StatusCode.ERROR, "dead-lettered"))
+        span.end()
+
+    def what_was(self, arrival: Arrival, attempt: Attempt, said: Attributes, times: Times) -> None:
+        """Say how long the event waited for the attempt that begins: since the last one, or since it was replayed.
+
+        That stands beside the attempts, below the publish; where that is elsewhere, below the last attempt.
+        """
+        before, previous = arrival.before, arrival.previous
+        since = before.told if before is not None else times.replayed or times.forwarded
+        beside = arrival.came
+        if arrival.is_root and previous is not None:
+            beside = set_span_in_context(NonRecordingSpan(previous))
+        if not since or (arrival.is_root and previous is None):
+            return
+        operation = "replay" if before is None and times.replayed else "wait"
+        links = [Link(previous, {LINK: "previous attempt"})] if operation == "replay" and previous is not None else None
+        queue = arrival.delivery.queue
+        told = {**_named(operation, queue), **attempt.ids, **said}
+        told.pop("rabbitevents.wait", None)  # that is how long it is
+        name = f"{operation} {queue}"
+        self._tracer.start_span(name, context=beside, attributes=told, links=links, start_time=since).end(arrival.now)
+
+
+def _named(operation: str, to: str) -> dict[str, Any]:
+    return {
+        "messaging.system": SYSTEM,
+        "messaging.operation.name": operation,
+        "messaging.destination.name": shown(to),
+    }

@@ -1,0 +1,288 @@
+"""Run the tests on the versions that users have, a cell at a time, and write the table: `matrix.py [CELL...]`.
+
+A cell is a Debian with its Python and its RabbitMQ, and what is different in there: other versions of what the library
+depends on, another event loop, a cluster. Each runs in a root folder of its Debian below .work/, in a clone of HEAD,
+for LIMIT seconds at most. What failed runs once more, alone: it counts as failed if it fails again, and as "alone" if
+not. What was seen is kept in docs/matrix.json, and shown in docs/matrix.md.
+
+Without names, every cell runs that was not seen with HEAD's sources. `matrix.py --page` writes the page only,
+`--list` says what there is. It needs root, as scripts/in-debian does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+HERE = Path(__file__).resolve().parent.parent
+SEEN = HERE / "docs" / "matrix.json"
+PAGE = HERE / "docs" / "matrix.md"
+LIMIT = 3600
+"""Seconds for a whole cell: its root folder, its environment, the tests, and what failed once more."""
+
+SOURCES = ("rabbitevents", "plugins", "tests", "pyproject.toml", "constraints-dev.txt")
+BROKER = "$(grep -lE 'rabbit_(url|node|cluster)' tests/test_*.py)"
+REDIS = "$(grep -lE 'redis_server|RedisServer' tests/test_*.py)"
+PROCESSES = "tests/test_cli*.py tests/test_demo*.py tests/test_soc*.py tests/test_sup*.py tests/test_health.py"
+
+
+def requirements() -> list[tuple[str, str]]:
+    """Return what the library and its extras depend on: each package with its range, such as (attrs, >=24.3,<27)."""
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    of_extras = [each for name, needed in extras.items() if name != "all" for each in needed]
+    found = [re.fullmatch(r"([a-z-]+)(.*)", each) for each in (*project["dependencies"], *of_extras)]
+    return [(match[1], match[2]) for match in found if match]
+
+
+def lowest() -> str:
+    """Return the lowest version of each range, as pip takes them."""
+    return " ".join(f"{name}=={re.findall(r'>=([^,]+)', versions)[0]}" for name, versions in requirements())
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One place to run in.
+
+    `install` are words for pip, after the versions of constraints-dev.txt were installed; `first` is a line of shell
+    that runs before the tests, `tests` which files run (all of them, if not said), and `environ` their environment.
+    """
+
+    name: str
+    debian: str
+    what: str
+    install: str = ""
+    first: str = ":"
+    tests: str = ""
+    environ: str = ""
+
+
+_VALKEY = """printf 'import valkey_as_redis\\n' >$(echo .venv/lib/python*/site-packages)/valkey_as_redis.pth
+.venv/bin/python -m pip -qq uninstall -y redis
+cp tests/bed/valkey_as_redis.py .venv/lib/python*/site-packages/
+ln -sf /usr/bin/valkey-server .venv/bin/redis-server; export PATH=$PWD/.venv/bin:$PATH"""
+
+CELLS = (
+    Cell("python-3.11", "bookworm", "the pinned versions"),
+    Cell("python-3.13", "trixie", "the pinned versions"),
+    Cell("python-3.14", "sid", "the pinned versions"),
+    Cell("lowest", "bookworm", "the lowest version of every range", f"{lowest()} --group dev"),
+    Cell("newest", "sid", "the newest version in every range", "--upgrade --upgrade-strategy eager .[all,test]"),
+    Cell("uvloop", "bookworm", "every test on uvloop", environ="RABBITEVENTS_TEST_LOOP=uvloop"),
+    Cell(
+        "no-uvloop",
+        "bookworm",
+        "uvloop is not installed: commands and their processes",
+        first=".venv/bin/python -m pip -qq uninstall -y uvloop",
+        tests=PROCESSES,
+    ),
+    Cell(
+        "cluster-3.10",
+        "bookworm",
+        "a cluster of three nodes: the tests that use RabbitMQ",
+        tests=BROKER,
+        environ="RABBITEVENTS_TEST_CLUSTER=3",
+    ),
+    Cell(
+        "cluster-4.3",
+        "sid",
+        "a cluster of three nodes: the tests that use RabbitMQ",
+        tests=BROKER,
+        environ="RABBITEVENTS_TEST_CLUSTER=3",
+    ),
+    Cell("redis-6", "bookworm", "redis-py 6: the tests that use Redis", "redis==6.*", tests=REDIS),
+    Cell("redis-7", "bookworm", "redis-py 7: the tests that use Redis", "redis==7.*", tests=REDIS),
+    Cell("redis-8", "trixie", "redis-py 8: the tests that use Redis", "redis==8.*", tests=REDIS),
+    Cell("valkey", "trixie", "Valkey and its client: the tests that use Redis", "valkey", _VALKEY, tests=REDIS),
+)
+
+# What runs inside. The tests' own settings forbid a cache; here it is what knows which tests to run once more.
+COMMANDS = """
+scripts/debian-packages rabbitmq-server redis-server util-linux {packages}
+make --silent venv-dev
+if [[ -n '{install}' ]]; then .venv/bin/python -m pip -qq --disable-pip-version-check install {install}; fi
+{first}
+mkdir -p .work
+.venv/bin/python - >.work/versions.json <<'END'
+import importlib.metadata as metadata, json, platform
+found = {{each.name.lower().replace('_', '-'): each.version for each in metadata.distributions()}}
+print(json.dumps({{'python': platform.python_version(), **found}}))
+END
+for package in rabbitmq-server redis-server valkey-server; do dpkg-query -W -f '${{Package}} ${{Version}}\\n' $package || true; done \\
+    >.work/servers 2>/dev/null
+run='.venv/bin/python -m pytest -q -o addopts= --strict-markers --strict-config -o cache_dir=.work/cache'
+export {environ} RABBITEVENTS_MATRIX=1
+$run --numprocesses 2 --dist loadfile --junitxml .work/first.xml {tests} ||
+    $run --last-failed --junitxml .work/second.xml -rf {tests}
+"""
+
+
+def sources() -> str:
+    """Return what changes when a source does, as HEAD has them."""
+    names = [f"HEAD:{name}" for name in SOURCES]
+    done = subprocess.run(["git", "rev-parse", *names], cwd=HERE, capture_output=True, text=True, check=True)
+    return "-".join(line[:7] for line in done.stdout.split())
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Run a cell, and return what was seen. What it printed is in .work/matrix/CELL.log."""
+    folder, log = HERE / ".work" / f"matrix-{cell.debian}", HERE / ".work" / "matrix" / f"{cell.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    inside = folder / "srv" / "rabbitevents" / ".work"
+    packages = "valkey-server" if cell.name == "valkey" else ""
+    commands = COMMANDS.format(
+        install=cell.install,
+        first=cell.first,
+        tests=cell.tests,
+        environ=cell.environ,
+        packages=packages,
+    )
+    began = time.monotonic()
+    environ = {**os.environ, "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
+    with log.open("w") as said:
+        command = [str(HERE / "scripts" / "in-debian"), cell.debian, str(folder)]
+        status = subprocess.run(command, cwd=HERE, env=environ, stdout=said, stderr=said, check=False).returncode
+    minutes = round((time.monotonic() - began) / 60, 1)
+    print(f"{cell.name}: {minutes} min, status {status}; {log.relative_to(HERE)}", flush=True)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "sources": sources(),
+        "minutes": minutes,
+        **counts(inside),
+        **versions(inside),
+    }
+
+
+def counts(inside: Path) -> dict[str, Any]:
+    """Count from pytest's own reports what passed, what passed alone only, what failed and what was skipped."""
+    if not (inside / "first.xml").exists():
+        return {"finished": False}
+    first = ElementTree.parse(inside / "first.xml").getroot()[0].attrib
+    bad = int(first["failures"]) + int(first["errors"])
+    failed: list[str] = []
+    if bad and not (inside / "second.xml").exists():
+        return {"finished": False}
+    if bad:
+        again = ElementTree.parse(inside / "second.xml").getroot()
+        cases = [
+            case
+            for case in again.iter("testcase")
+            if case.find("failure") is not None or case.find("error") is not None
+        ]
+        failed = sorted({f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}" for case in cases})
+    skipped = int(first["skipped"])
+    passed = int(first["tests"]) - bad - skipped
+    alone = bad - len(failed)
+    return {"finished": True, "passed": passed, "alone": alone, "failed": failed, "skipped": skipped}
+
+
+def versions(inside: Path) -> dict[str, Any]:
+    """Return the versions that were there: Python's, the servers', and those of what the library depends on."""
+    if not (inside / "versions.json").exists():
+        return {}
+    found: dict[str, str] = json.loads((inside / "versions.json").read_text())
+    servers = dict(line.split() for line in (inside / "servers").read_text().splitlines() if line.count(" ") == 1)
+    upstream = {name: re.sub(r"^\d+:|[-+~].*", "", version) for name, version in servers.items()}
+    wanted = ("python", "uvloop", "valkey", *(name for name, _ in requirements()))
+    return {"servers": upstream, "versions": {name: found[name] for name in wanted if name in found}}
+
+
+def page(seen: dict[str, Any]) -> str:
+    """Return the page that says what was seen."""
+    cells = [(cell, seen[cell.name]) for cell in CELLS if cell.name in seen]
+    failed = [f"* `{cell.name}`: `{name}`\n" for cell, saw in cells for name in saw.get("failed", [])]
+    rows = [row(cell, saw) for cell, saw in cells]
+    return HEAD + table(CAPTIONS, rows) + (FAILED + "".join(failed) if failed else "") + RANGES + ranges(seen)
+
+
+def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
+    """Return what the table says of a cell."""
+    servers, python = saw.get("servers", {}), saw.get("versions", {}).get("python", "")
+    store = servers.get("valkey-server" if cell.name == "valkey" else "redis-server", "")
+    where = [f"`{cell.name}`", cell.what, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
+    if not saw["finished"]:
+        return [*where, "not finished", "", "", ""]
+    return [*where, str(saw["passed"]), str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
+
+
+def ranges(seen: dict[str, Any]) -> str:
+    """Return the table of what the library depends on: the range, and what was in it at its ends."""
+    cells = ("lowest", "python-3.11", "newest")
+    found = [seen.get(cell, {}).get("versions", {}) for cell in cells]
+    rows = [[f"`{name}`", f"`{wanted}`", *(each.get(name, "") for each in found)] for name, wanted in requirements()]
+    return table(("package", "range", *(f"`{cell}`" for cell in cells)), rows)
+
+
+def table(captions: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [captions, ["---"] * len(captions), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+CAPTIONS = (
+    "cell",
+    "what is different",
+    "Python",
+    "RabbitMQ",
+    "Redis, Valkey",
+    "seen",
+    "passed",
+    "alone",
+    "failed",
+    "skipped",
+)
+HEAD = """# What it runs on
+
+`make test-matrix` runs the tests in each of these places, and writes this page. They are Debian 12, Debian 13 and Debian
+sid, each with its own Python, RabbitMQ and Redis; `make test-matrix CELL=lowest` runs one of them.
+
+*Alone* are tests that failed beside others on a busy machine, and passed when they ran once more by themselves.
+
+"""
+FAILED = "\nWhat failed:\n\n"
+RANGES = """
+## What it depends on
+
+The ranges that `pip install rabbitevents` and its extras accept, and the versions that three of the cells had.
+
+"""
+
+
+def seen_before() -> dict[str, Any]:
+    """Return what was seen up to now, by the cell's name."""
+    return json.loads(SEEN.read_text()) if SEEN.exists() else {}
+
+
+def main(names: list[str]) -> int:
+    """Run the cells that are named, or those that were not seen with these sources; return the exit status."""
+    if unknown := set(names) - {cell.name for cell in CELLS} - {"--list", "--page"}:
+        print(f"matrix: no such cell: {', '.join(sorted(unknown))}; there are {', '.join(cell.name for cell in CELLS)}")
+        return 2
+    if "--list" in names:
+        print("\n".join(f"{cell.name:14} {cell.debian:9} {cell.what}" for cell in CELLS))
+        return 0
+    now, seen = sources(), seen_before()
+    due = [
+        cell for cell in CELLS if cell.name in names or (not names and seen.get(cell.name, {}).get("sources") != now)
+    ]
+    for cell in due:
+        saw = run(cell)
+        seen = {**seen_before(), cell.name: saw}  # another run may have been on another Debian meanwhile
+        SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
+        PAGE.write_text(page(seen))
+    PAGE.write_text(page(seen))
+    return int(any(not seen[cell.name]["finished"] or seen[cell.name]["failed"] for cell in due))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

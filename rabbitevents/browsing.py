@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -34,8 +34,8 @@ class Browsing:
     """One look into a queue, bounded by what it held when the look began: iterate over it for its deliveries.
 
     Each is kept until it is acknowledged, and whatever was not goes back to its place at the end. While ``hold`` are
-    kept, no further one comes, and the iteration ends; after `pass_over` it goes on. Made by `Bus.browse`, as an async
-    context manager. Wherever it is cut off, nothing is left at the broker.
+    kept, no further one comes, and the iteration ends; after `pass_over` it goes on, and `through` does both. Made by
+    `Bus.browse`, as an async context manager. Wherever it is cut off, nothing is left at the broker.
     """
 
     def __init__(self, broker: Broker, queue: str, hold: int, home: Home) -> None:
@@ -132,6 +132,15 @@ class Browsing:
         else:
             self._earlier.append(self._consumer)
             self._consumer = await self._consume()
+
+    async def through(self) -> AsyncGenerator[Delivery]:
+        """Yield all that the queue held, however many: `pass_over` wherever no more can be kept."""
+        while True:
+            async for delivery in self:
+                yield delivery
+            if not self.full or self._seen >= self.depth:
+                return
+            await self.pass_over()
 
     def __aiter__(self) -> Self:
         return self

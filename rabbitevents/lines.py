@@ -10,13 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from traceback import TracebackException, walk_tb
-from types import FrameType
 from typing import Any, Final, cast
 
-from rabbitevents.texts import printable
-
-_MACHINERY: Final = frozenset({"asyncio", "concurrent", "contextlib", "rabbitevents", "tenacity", "threading"})
-"""The packages that stand between an event and its handler; plugins (``rabbitevents_*``) besides."""
+from rabbitevents.texts import printable, text_of, users_frames
 
 STRUCTURE: Final = frozenset(
     {
@@ -51,12 +47,7 @@ class LineFilter(logging.Filter):
 
 
 def _plain(said: object) -> object:
-    if isinstance(said, BaseException):
-        try:
-            said = str(said)
-        except Exception as error:
-            # An exception that cannot say its text must not keep its event from being logged.
-            said = f"({type(error).__name__} in its __str__)"
+    said = text_of(said) if isinstance(said, BaseException) else said
     return printable(said) if isinstance(said, str) else said
 
 
@@ -84,17 +75,9 @@ def _tidy(told: TracebackException, error: BaseException, *, whole: bool) -> Non
 
 def _before_the_user(error: BaseException, told: int) -> int:
     """Count the frames before the first one of the user's; 0 where there is none: then ours are what matters."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    if len(frames) != told:  # sys.tracebacklimit
-        return 0
-    return next((number for number, frame in enumerate(frames) if not _is_machinery(frame)), 0)
-
-
-def _is_machinery(frame: FrameType) -> bool:
-    module = str(frame.f_globals.get("__name__", ""))
-    package = module.partition(".")[0]
-    is_ours = package in _MACHINERY or package.startswith("rabbitevents_")
-    return is_ours and not module.startswith("rabbitevents.demo.")
+    theirs = len(users_frames(error))
+    is_whole = told == sum(1 for _ in walk_tb(error.__traceback__))  # with sys.tracebacklimit it is not
+    return told - theirs if theirs and is_whole else 0
 
 
 def _indent_notes(told: TracebackException) -> None:

@@ -243,6 +243,11 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
         return self.channel is not None and not self.channel.open
 
     @property
+    def place(self) -> tuple[str, int, int]:
+        """What tells it from every other delivery in this process, also of the same event: queue, generation, tag."""
+        return self.queue, self.generation, self.tag
+
+    @property
     def properties(self) -> Properties:
         """AMQP's basic properties, their headers read when somebody asks. Raises `DecodeError` for broken ones."""
         known = self._properties

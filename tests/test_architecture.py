@@ -53,9 +53,7 @@ TYPES_ONLY = frozenset(
 
 CLIENT_LIBRARIES = frozenset({"aio_pika", "aiormq", "pamqp"})
 
-PUBLIC_MODULES = frozenset(
-    {CORE, f"{CORE}.arguments", f"{CORE}.failures", f"{CORE}.testing", f"{CORE}.texts", f"{CORE}.cli"}
-)
+PUBLIC_MODULES = frozenset({CORE, *(f"{CORE}.{room}" for room in ("arguments", "cli", "failures", "testing", "texts"))})
 """What a plugin may import of the core: names that these modules list in ``__all__``."""
 
 CHECKOUT = Path(__file__).parent.parent

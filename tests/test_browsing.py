@@ -287,6 +287,20 @@ async def test_a_look_that_passes_over_what_it_keeps_sees_all_of_a_queue_and_lea
 
 
 @pytest.mark.parametrize("channel", [1, 10_000])
+async def test_a_look_goes_through_all_however_little_it_keeps(
+    channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browsing, "CHANNEL", channel)
+    await fill(bus, 10)
+
+    async with bus.browse(QUEUE, hold=4) as look:
+        seen = [int(delivery.body) async for delivery in look.through()]
+
+    assert seen == list(range(10))
+    assert await bodies(bus) == [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize("channel", [1, 10_000])
 async def test_what_was_passed_over_can_still_be_acknowledged(
     channel: int, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

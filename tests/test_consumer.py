@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -534,7 +534,7 @@ async def test_a_wait_ends_as_soon_as_the_bus_is_told_to_stop() -> None:
 
     class Patient(Plugin):
         @asynccontextmanager
-        async def lifespan(self, host: Host) -> AsyncIterator[None]:
+        async def lifespan(self, host: Host) -> AsyncGenerator[None]:
             self.host = host
             yield
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from rabbitevents import ConfigurationError, DecodeError, Delivery, HeaderValue, Properties, Timestamp
 from rabbitevents.properties import decode_properties, encode_properties
+from rabbitevents.texts import cut, printable
 from rabbitevents_deadletter import DeadLetterMessage, Lines, Selection, read_lines
-from rabbitevents_deadletter.harmless import excerpt, harmless
-from rabbitevents_deadletter.labels import LABELS, cut
-from rabbitevents_deadletter.lines import read_line, write_line
-from rabbitevents_deadletter.selection import age
+from rabbitevents_deadletter.commands.rendering import excerpt
+from rabbitevents_deadletter.labels import LABELS
+from rabbitevents_deadletter.workbench.lines import read_line, write_line
+from rabbitevents_deadletter.workbench.selection import age
 from tests.deadletters import DEAD
 
 # Text as it comes off the wire: bytes that are no UTF-8 are there as surrogate escapes.
@@ -251,13 +252,13 @@ def test_ages_are_read_with_their_units() -> None:
 
 @given(st.text() | wire_text)
 def test_a_harmless_text_is_printable_whatever_it_was(text: str) -> None:
-    assert harmless(text).isprintable()
-    assert harmless(text, lines=True).replace("\n", "").replace("\t", "").isprintable()
-    assert harmless(text) == text or not text.isprintable()
+    assert printable(text).isprintable()
+    assert printable(text, lines=True).replace("\n", "").replace("\t", "").isprintable()
+    assert printable(text) == text or not text.isprintable()
 
 
 def test_what_would_move_a_terminal_is_shown_as_an_escape() -> None:
-    assert harmless("\x1b[2J \u202eevil\u2066 \x07\r\n\x9b1m\x00 \u200b \udcff") == (
+    assert printable("\x1b[2J \u202eevil\u2066 \x07\r\n\x9b1m\x00 \u200b \udcff") == (
         r"\x1b[2J \u202eevil\u2066 \x07\r\n\x9b1m\x00 \u200b \xff"
     )
 
@@ -292,4 +293,4 @@ def test_any_headers_make_a_letter(headers: dict[str, HeaderValue], exchange: st
 
 
 def test_letters_that_show_nothing_are_shown() -> None:
-    assert harmless("a\u3164\u115f\u1160\uffa0\u2800b") == "a\\u3164\\u115f\\u1160\\uffa0\\u2800b"
+    assert printable("a\u3164\u115f\u1160\uffa0\u2800b") == "a\\u3164\\u115f\\u1160\\uffa0\\u2800b"

@@ -47,7 +47,6 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look after dead letter queues without long pauses."""
     monkeypatch.setattr(tending, "FIRST", 0.01)
     monkeypatch.setattr(tending, "PAUSE", 0.05)
-    monkeypatch.setattr(tending, "AGAIN", 0.1)
 
 
 class Noted(Plugin):

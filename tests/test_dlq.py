@@ -26,8 +26,9 @@ from rabbitevents import (
     UnroutableError,
 )
 from rabbitevents.testing import EmbeddedBroker
-from rabbitevents_deadletter import DeadLetterMessage, DeadLetters, Lines, Result, Selection, read_lines, workbench
+from rabbitevents_deadletter import DeadLetterMessage, DeadLetters, Lines, Result, Selection, read_lines
 from rabbitevents_deadletter.labels import LABELS
+from rabbitevents_deadletter.workbench import deadletters
 from tests.deadletters import (
     DEAD,
     QUEUE,
@@ -391,7 +392,7 @@ async def test_cancelled_between_a_publish_and_its_confirm_it_waits_for_the_conf
 async def test_interrupted_while_the_broker_takes_nothing_a_replay_gives_its_event_up_and_keeps_its_letter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workbench, "ENDING", 0.1)
+    monkeypatch.setattr(deadletters, "ENDING", 0.1)
     server, sending = EmbeddedBroker(), asyncio.Event()
     await fill(server, 2)
 

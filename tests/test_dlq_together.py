@@ -13,8 +13,9 @@ import pytest
 
 from rabbitevents import BrokerError, Bus, Properties
 from rabbitevents.testing import EmbeddedBroker
-from rabbitevents_deadletter import DeadLetterMessage, DeadLetters, Lines, Selection, read_lines, workbench
-from rabbitevents_deadletter.edits import edited
+from rabbitevents_deadletter import DeadLetterMessage, DeadLetters, Lines, Selection, read_lines
+from rabbitevents_deadletter.workbench import deadletters
+from rabbitevents_deadletter.workbench.lines import edited
 from tests.deadletters import (
     DEAD,
     QUEUE,
@@ -77,7 +78,7 @@ async def test_a_look_says_that_somebody_else_holds_letters(place: Place) -> Non
 async def test_while_somebody_replays_nothing_else_is_replayed_or_discarded(
     what: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workbench, "PATIENCE", 0.3)
+    monkeypatch.setattr(deadletters, "PATIENCE", 0.3)
     await fill(place, 1_500)
 
     async with slow_replay(place), tools(place) as dead:
@@ -106,7 +107,7 @@ async def test_somebody_elses_short_look_is_waited_for(place: Place) -> None:
 async def test_of_two_replays_at_once_each_event_is_replayed_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workbench, "PATIENCE", 0.0)
+    monkeypatch.setattr(deadletters, "PATIENCE", 0.0)
     await fill(place, 300)
 
     async with tools(place) as one, tools(place) as other:
@@ -272,7 +273,7 @@ async def bodies(place: Place) -> list[bytes]:
 async def test_a_slow_replay_looks_again_and_again_and_replays_each_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workbench, "LONGEST", 0.05)
+    monkeypatch.setattr(deadletters, "LONGEST", 0.05)
     await fill(place, 12)
     told: list[DeadLetterMessage] = []
     async with service(place, failing()) as bus:
@@ -287,7 +288,7 @@ async def test_a_slow_replay_looks_again_and_again_and_replays_each_once(
 
 
 async def test_a_replay_of_several_looks_ends_at_its_limit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench, "LONGEST", 0.0)
+    monkeypatch.setattr(deadletters, "LONGEST", 0.0)
     await fill(place, 6)
 
     async with tools(place) as dead:
@@ -299,7 +300,7 @@ async def test_a_replay_of_several_looks_ends_at_its_limit(place: Place, monkeyp
 
 
 async def test_what_dies_during_a_slow_replay_is_not_replayed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench, "LONGEST", 0.05)
+    monkeypatch.setattr(deadletters, "LONGEST", 0.05)
     await fill(place, 5)
 
     async with service(place, failing()) as bus:

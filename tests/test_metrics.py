@@ -447,6 +447,7 @@ async def everything(measured: Measured) -> AsyncGenerator[None]:
         probe.bus.report(facts.Held(RESERVE, "t", "1", "E", None))
         probe.bus.report(facts.Postponed(RESERVE, "t", "1", 1, 5.0, "E", False))
         probe.bus.report(facts.Discarded(RESERVE, "t", "1", 1, "GoneError"))
+        probe.bus.report(facts.Tripped(RESERVE, 10, 20, "ConnectionError"))
         await eventually(lambda: measured.value("rabbitevents.consumers.expected") == 1, "a look")
         broker.go_down()
         await eventually(lambda: measured.value("rabbitevents.queue.looks.failed") > 0, "a look that failed")

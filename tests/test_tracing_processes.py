@@ -221,7 +221,8 @@ async def test_one_order_is_one_trace(otlp: Collector, rabbit_url: str, tmp_path
     assert {span.trace for span in otlp.spans} == {request.trace}
     assert len(otlp.spans) == 13
     assert {span.service for span in otlp.spans} == {"shop", *SERVICES}
-    assert [(span.name, span.parent) for span in (placed, reserve, reserved, first, retry, wait, second, dead, replay, third, paid, sent)] == [
+    spans = (placed, reserve, reserved, first, retry, wait, second, dead, replay, third, paid, sent)
+    assert [(span.name, span.parent) for span in spans] == [
         (placed.name, request.id),
         (reserve.name, placed.id),
         (reserved.name, reserve.id),

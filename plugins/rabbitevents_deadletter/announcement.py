@@ -35,9 +35,8 @@ def announce(delivery: Delivery, failed: EventProcessingFailed, source: str) -> 
 
     Its id is the same when the same failure is announced again, after a crash in between.
     """
-    which = f"{failed.queue} {failed.attempts} {delivery.headers.get(REPLAY_COUNT, 0)}"
     return Event(
-        id=uuid5(delivery.id, which),
+        id=uuid5(delivery.id, f"{failed.queue} {failed.attempts} {delivery.headers.get(REPLAY_COUNT, 0)}"),
         type=PROCESSING_FAILED,
         version=1,
         entity_type="event",

@@ -1,4 +1,4 @@
-"""The headers on a dead letter, which say why, where and when its event was given up on, and the texts in them.
+"""The headers on a dead letter, which say why, where and when its event was given up on.
 
 They are laid over the event's own headers, all of one family, and taken off again when it is replayed. The table in
 `docs/howto/dead-letters.md` is the contract.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from traceback import FrameSummary, StackSummary, walk_tb
-from types import FrameType
+from traceback import StackSummary, walk_tb
 from typing import Final, cast
+
+from rabbitevents.texts import name_of, users_frames
 
 ERROR: Final = "dead-letter-error"
 MESSAGE: Final = "dead-letter-message"
@@ -62,72 +62,33 @@ def moment(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def cut(text: str, limit: int) -> str:
-    """Return ``text`` as at most ``limit`` bytes of UTF-8; halves of surrogate pairs are written as escapes."""
-    data = text.encode("utf-8", "backslashreplace")
-    if len(data) <= limit:
-        return data.decode()
-    return f"{data[: limit - 3].decode('utf-8', 'ignore')}..."
-
-
-# --- what an exception says of itself --------------------------------------------------------------------------------
-
-
-def name_of(error: BaseException) -> str:
-    """Name an exception's class, with its module unless it is Python's own."""
-    kind = type(error)
-    return cut(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}", 255)
-
-
-def text_of(error: BaseException) -> str:
-    """Return what an exception says, shortened. Raises nothing, whatever its ``__str__`` does."""
-    try:
-        return cut(str(error), MESSAGE_LIMIT)
-    except Exception as failure:
-        # An exception that cannot say its text must not keep its event from being dead-lettered.
-        return f"({type(failure).__name__} in its __str__)"
-
-
 def traceback_of(error: BaseException) -> str:
-    """Return where an exception came from: the innermost frames, without the library's own, and without its text.
+    """Return where an exception came from, and what led to it: the innermost frames of the user's, without any text.
 
     The text may hold personal data, and has a header of its own, which can be left out.
     """
-    text = "\ncaused by\n".join(f"{''.join(_stack(each).format())}{_named(each)}" for each in _causes(error))
-    data = text.encode("utf-8", "backslashreplace")
+    said: list[str] = []
+    known: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in known and len(said) < _CHAIN:
+        frames = users_frames(each) or list(walk_tb(each.__traceback__))[-2:]
+        stack = StackSummary.extract(iter(frames[-_FRAMES:]))
+        for frame in stack:
+            frame.filename = _short(frame.filename)
+        said.append(f"{''.join(stack.format())}{_named(each)}")
+        known.add(id(each))
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    data = "\ncaused by\n".join(said).encode("utf-8", "backslashreplace")
     return (data if len(data) <= TRACEBACK_LIMIT else b"..." + data[3 - TRACEBACK_LIMIT :]).decode("utf-8", "ignore")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception, what caused it, what caused that, and so on: a few, each once."""
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and len(seen) < _CHAIN and not any(current is each for each in seen):
-        yield current
-        seen.append(current)
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def _named(error: BaseException) -> str:
     """Name an exception; a group with what is in it."""
-    name = name_of(error)
     if not isinstance(error, BaseExceptionGroup):
-        return name
-    inner = [name_of(each) for each in cast("BaseExceptionGroup[BaseException]", error).exceptions]
-    return f"{name} of {', '.join(inner[:5])}{', ...' if len(inner) > 5 else ''}"
-
-
-def _stack(error: BaseException) -> StackSummary:
-    """Return the innermost frames, without the library's at the outside; the last two where there are no others."""
-    frames = list(walk_tb(error.__traceback__))
-    theirs = next((i for i, (frame, _) in enumerate(frames) if not _is_library(frame)), len(frames) - 2)
-    kept = StackSummary.extract(iter(frames[max(theirs, 0) :][-_FRAMES:]))
-    return StackSummary.from_list(FrameSummary(_short(f.filename), f.lineno, f.name, line=f.line) for f in kept)
-
-
-def _is_library(frame: FrameType) -> bool:
-    module = str(frame.f_globals.get("__name__", ""))
-    return module.startswith(("rabbitevents.", "rabbitevents_")) and not module.startswith("rabbitevents.demo.")
+        return name_of(error)
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    inner = [name_of(each) for each in group.exceptions]
+    return f"{name_of(group)} of {', '.join(inner[:5])}{', ...' if len(inner) > 5 else ''}"
 
 
 def _short(filename: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any, Final, Self
 import msgspec
 
 from rabbitevents import DecodeError, Delivery, Headers, HeaderValue, Message
+from rabbitevents.texts import printable
 from rabbitevents_deadletter import labels
-from rabbitevents_deadletter.harmless import harmless
 from rabbitevents_deadletter.labels import DEAD, LOST, moment
 
 FAILED: Final = "failed"
@@ -58,20 +58,15 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     @classmethod
     def of(cls, delivery: Delivery) -> Self:
         """Read what was delivered from ``<queue>.dead``. Raises nothing, whatever that is."""
-        queue = delivery.queue.removesuffix(DEAD)
-        if delivery.queue == LOST:  # the broker left both on it: the exchange it came out of, and its key there
-            queue = delivery.via_routing_key if delivery.via_exchange == _DUE else ""
         digest = f"body:{sha256(delivery.body).hexdigest()[:16]}"
         try:
             headers = delivery.headers
         except DecodeError as error:
             # Nothing of it can be read but how it came: through the exchange that only the broker's dead letters take.
             reason = "rejected" if delivery.via_exchange else UNKNOWN
-            return cls(delivery=delivery, queue=queue, id=digest, reason=reason, unreadable=str(error))
-        if delivery.queue == LOST and not delivery.via_exchange:
-            queue = _text(headers.get(labels.QUEUE))
+            return cls(delivery=delivery, queue=_queue(delivery, {}), id=digest, reason=reason, unreadable=str(error))
+        queue = _queue(delivery, headers)
         death = _death(delivery, queue)
-        told = _told_by_broker(death, delivery) if death is not None else _told_by_plugin(headers)
         exchange, routing_key = _origin(delivery, death)
         return cls(
             delivery=delivery,
@@ -82,7 +77,7 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             routing_key=routing_key,
             replayed=_number(headers.get(labels.REPLAY_COUNT)) or 0,
             replayed_at=_time(headers.get(labels.REPLAYED_AT)),
-            **told,
+            **_told(delivery, headers, death),
         )
 
     @property
@@ -120,34 +115,19 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     def describe(self) -> str:
         """Name it for logs and errors, with nothing in it that a terminal could take amiss; never the body."""
-        return harmless(f"{self.type or '(no type)'} {self.id} in {self.dead_queue!r}")
+        return printable(f"{self.type or '(no type)'} {self.id} in {self.dead_queue!r}")
 
     def digest(self, *, body: bool = True) -> bytes:
         """Return what tells this letter from others, at every look at it; without its body, after that was edited."""
-        said = (
-            self.dead_queue,
-            self.id,
-            self.type,
-            self.cause,
-            self.failed_at,
-            self.replayed,
-            self.attempts,
-            self.host,
-        )
-        head = repr(said).encode("utf-8", "backslashreplace")
-        return blake2b(head + self.body if body else head, digest_size=16).digest()
+        which = self.dead_queue, self.id, self.type, self.cause
+        head = repr((*which, self.failed_at, self.replayed, self.attempts, self.host))
+        return blake2b(head.encode("utf-8", "backslashreplace") + self.body * body, digest_size=16).digest()
 
     def labelled(self) -> Message:
         """Return a letter that the broker brought as one that says itself why it is here. Raises `DecodeError`."""
-        headers: dict[str, HeaderValue] = {
-            **dict.fromkeys(labels.LABELS),
-            labels.REASON: self.reason,
-            labels.QUEUE: self.queue,
-            labels.FAILED_AT: moment(self.failed_at or datetime.now(UTC)),
-            labels.ORIGIN_EXCHANGE: self.exchange,
-            labels.ORIGIN_ROUTING_KEY: self.routing_key,
-        }
-        return Message.copy_of(self.delivery, queue=self.dead_queue, headers=headers)
+        said = {labels.REASON: self.reason, labels.QUEUE: self.queue}
+        said[labels.FAILED_AT] = moment(self.failed_at or datetime.now(UTC))
+        return Message.copy_of(self.delivery, queue=self.dead_queue, headers=self._headers(said))
 
     def replay(self, *, body: bytes | None = None, to: str | None = None) -> Message:
         """Return the event as it goes back to the one queue whose handler failed: its first attempt, without labels.
@@ -155,49 +135,53 @@ class DeadLetterMessage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         ``body`` stands in for its own, and a header says so if it is another one; ``to`` is another queue, such as the
         renamed one. Raises `DecodeError` for one whose properties cannot be read, or whose body was not kept.
         """
-        if body == self.body and not self.delivery.oversize:
-            body = None
-        if body is None and self.delivery.oversize:
-            raise DecodeError(f"its body of {self.size:,} bytes is over the limit of Bus(limits=...), and was not kept")
-        headers: dict[str, HeaderValue] = {
-            **dict.fromkeys(labels.LABELS),
+        edited = body is not None and (body != self.body or self.delivery.oversize > 0)
+        said: dict[str, HeaderValue] = {
             labels.ATTEMPT: 1,
-            labels.ORIGIN_EXCHANGE: self.exchange,
-            labels.ORIGIN_ROUTING_KEY: self.routing_key,
             labels.REPLAY_COUNT: self.replayed + 1,
             labels.REPLAYED_AT: moment(datetime.now(UTC)),
-            labels.REPLAY_EDITED: True if body is not None else None,
+            labels.REPLAY_EDITED: edited or None,
         }
-        queue = to or self.queue
-        message = Message.copy_of(
-            self.delivery, queue=queue, exchange=self.exchange, routing_key=self.routing_key, headers=headers
+        return Message.copy_of(
+            msgspec.structs.replace(self.delivery, body=body, oversize=0) if edited else self.delivery,
+            queue=to or self.queue,
+            exchange=self.exchange,
+            routing_key=self.routing_key,
+            headers=self._headers(said),
         )
-        return message if body is None else msgspec.structs.replace(message, body=body)
 
+    def _headers(self, said: Headers) -> Headers:
+        """Return what is laid over its event's own headers: no label of before, where it was published first, ``said``."""
+        origin = {labels.ORIGIN_EXCHANGE: self.exchange, labels.ORIGIN_ROUTING_KEY: self.routing_key}
+        return {**dict.fromkeys(labels.LABELS), **origin, **said}
 
-_NOTHING: Mapping[str, HeaderValue] = {}
 
 _DUE: Final = "delay.due"
 """The core's exchange that leads a retry back to its queue, whose name is the key."""
 
 
-def _told_by_plugin(headers: Headers) -> dict[str, Any]:
+def _queue(delivery: Delivery, headers: Headers) -> str:
+    """Return the queue whose handler failed. On what is lost the broker left the exchange it came out of, and its key there."""
+    if delivery.queue != LOST:
+        return delivery.queue.removesuffix(DEAD)
+    if delivery.via_exchange:
+        return delivery.via_routing_key if delivery.via_exchange == _DUE else ""
+    return _text(headers.get(labels.QUEUE))
+
+
+def _told(delivery: Delivery, headers: Headers, death: Mapping[str, HeaderValue] | None) -> dict[str, Any]:
+    """Return why it is here: as the broker says it, which brought it, or else as its labels do."""
+    if death is not None:
+        reason = GONE if delivery.queue == LOST else _text(death.get("reason")) or UNKNOWN
+        return {"reason": reason, "failed_at": _time(death.get("time"))}
     error = _text(headers.get(labels.ERROR))
     return {
         "reason": FAILED if error else _text(headers.get(labels.REASON)) or UNKNOWN,
         "error": error,
-        "message": _text(headers.get(labels.MESSAGE)),
-        "traceback": _text(headers.get(labels.TRACEBACK)),
         "failed_at": _time(headers.get(labels.FAILED_AT)),
         "attempts": _number(headers.get(labels.ATTEMPTS)),
-        "handler": _text(headers.get(labels.HANDLER)),
-        "host": _text(headers.get(labels.HOST)),
+        **{name: _text(headers.get(f"dead-letter-{name}")) for name in ("message", "traceback", "handler", "host")},
     }
-
-
-def _told_by_broker(death: Mapping[str, HeaderValue], delivery: Delivery) -> dict[str, Any]:
-    reason = GONE if delivery.queue == LOST else _text(death.get("reason")) or UNKNOWN
-    return {"reason": reason, "failed_at": _from_seconds(_number(death.get("time")))}
 
 
 def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
@@ -209,7 +193,7 @@ def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
     deaths = delivery.headers.get("x-death") if delivery.via_exchange else None
     entries = [each for each in deaths if isinstance(each, Mapping)] if isinstance(deaths, list) else []
     if delivery.queue == LOST and delivery.via_exchange:  # it left the queue that it waited in
-        return next(iter(entries), _NOTHING)
+        return entries[0] if entries else {}
     return next((each for each in entries if each.get("queue") == queue), None)
 
 
@@ -233,15 +217,11 @@ def _number(value: HeaderValue) -> int | None:
 
 
 def _time(value: HeaderValue) -> datetime | None:
+    """Read a time: RFC 3339, or the broker's seconds since 1970. None for what is none."""
     try:
-        time = datetime.fromisoformat(_text(value))
-    except ValueError:
-        return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-
-
-def _from_seconds(seconds: int | None) -> datetime | None:
-    try:
-        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        if not isinstance(value, str):
+            return datetime.fromtimestamp(value, UTC) if isinstance(value, int) else None
+        time = datetime.fromisoformat(value)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         return None

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import os
 import platform
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from rabbitevents import (
     Bus,
@@ -23,7 +23,6 @@ from rabbitevents import (
     EncodeError,
     Fact,
     Headers,
-    HeaderValue,
     Host,
     LineFilter,
     Message,
@@ -37,10 +36,10 @@ from rabbitevents import (
     forward,
 )
 from rabbitevents.arguments import Seconds, flag, span
+from rabbitevents.texts import cut, name_of, text_of
 from rabbitevents_deadletter import labels
 from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
-from rabbitevents_deadletter.harmless import harmless
-from rabbitevents_deadletter.labels import DEAD, MESSAGE, TRACEBACK, cut, moment, name_of, text_of, traceback_of
+from rabbitevents_deadletter.labels import DEAD, MESSAGE, MESSAGE_LIMIT, TRACEBACK, moment, traceback_of
 from rabbitevents_deadletter.letters import DeadLetterMessage
 from rabbitevents_deadletter.tending import Tending
 
@@ -52,9 +51,6 @@ _ATTEMPT: ContextVar[int] = ContextVar("rabbitevents_deadletter_attempt", defaul
 
 _SHORTER = ((), (TRACEBACK,), (TRACEBACK, MESSAGE))
 """What is left off, step by step, where the labels do not fit beside an event's own headers."""
-
-LEAVING: Final = 5.0
-"""Seconds that a stop waits at most for a look that is under way: the broker may be away."""
 
 
 class DeadLetter(Plugin):
@@ -90,7 +86,7 @@ class DeadLetter(Plugin):
             raise ConfigurationError(
                 f"DeadLetter(archive={str(archive)!r}): there is no such folder, or it cannot be written"
             )
-        self._keep: timedelta | None = None if keep is None else span("DeadLetter: keep", keep, positive=True)
+        self._keep = None if keep is None else span("DeadLetter: keep", keep, positive=True)
         self._archive = None if archive is None else Path(archive)
         self._with_traceback = flag("DeadLetter: traceback", traceback)
         self._with_message = flag("DeadLetter: message", message)
@@ -105,20 +101,13 @@ class DeadLetter(Plugin):
         """Learn what the bus consumes, and look after its dead letter queues."""
         self._running = host
         self._subscriptions = {each.queue: each for each in host.subscriptions}
-        own = [each.queue for each in host.subscriptions if self in each.plugins]
-        mine = own or [q for q, each in self._subscriptions.items() if not any(map(_is_one, each.plugins))]
+        mine = [each.queue for each in host.subscriptions_of(self)]
         if not isinstance(host, Bus) or not mine:
             yield
             return
         self._tending = Tending(host, mine, self._found, self._keep, self._archive)
-        task = asyncio.create_task(self._tending.run(), name=f"{host.name} dead letters")
-        try:
+        async with self._tending.at_work():
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task}, timeout=LEAVING)
-        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            raise error  # a defect: nothing that looking may meet ends it
 
     def health(self) -> Iterable[Check]:
         """Say how many dead letters there are; none of them keeps the service from its work."""
@@ -143,6 +132,12 @@ class DeadLetter(Plugin):
                 raise
             return await self._give_up(delivery, error)
 
+    @property
+    def _host(self) -> Host:
+        if self._running is None:
+            raise ConfigurationError("DeadLetter() has no bus: put it into Bus(plugins=[...])")
+        return self._running
+
     def _is_a_stop(self, error: BaseException) -> bool:
         """Say whether a handler was broken off, because the process stops; whatever it made of the cancellation."""
         task = asyncio.current_task()
@@ -154,10 +149,21 @@ class DeadLetter(Plugin):
         settlement, why_not = self._settlement(delivery, failed, error)
         if self._tending is not None:
             self._tending.sent(delivery.queue)
-        self._report(failed, type(error).__name__)
-        self._log(delivery, failed, error, why_not)
-        if self._announces and failed.event_id:
-            await self._announce(delivery, failed)
+        # Our own errors name no value; below any other one stands its traceback.
+        ours = isinstance(error, RabbitEventsError)
+        log.error(
+            "%s was given up on after %d %s, because of %s%s; it goes to %s (rabbitevents dlq)%s",
+            delivery.describe(),
+            failed.attempts,
+            "attempt" if failed.attempts == 1 else "attempts",
+            failed.error,
+            f": {text_of(error)}" if isinstance(error, DecodeError) or (self._with_message and ours) else "",
+            delivery.queue + DEAD,
+            f", without a label, as no copy can be made: {why_not}" if why_not else "",
+            extra={**event_fields(delivery), "attempt": failed.attempts},
+            exc_info=error if self._with_message and not ours else None,
+        )
+        await self._tell(delivery, failed, type(error).__name__)
         return settlement
 
     async def _found(self, letter: DeadLetterMessage) -> None:
@@ -165,22 +171,10 @@ class DeadLetter(Plugin):
         delivery, queue, type = letter.delivery, letter.queue or letter.dead_queue, letter.type
         when, handler = letter.failed_at or datetime.now(UTC), self._handler(queue, type)
         failed = EventProcessingFailed(str(delivery.id), type, queue, handler, letter.cause, delivery.attempt, when)
-        self._report(failed, letter.cause)
-        said = (letter.describe(), letter.cause, letter.dead_queue)
+        said = letter.describe(), letter.cause, letter.dead_queue
         fields = event_fields(delivery)
         log.error("%s was given up on by the broker (%s), and is in %s (rabbitevents dlq)", *said, extra=fields)
-        if self._announces:
-            await self._announce(delivery, failed)
-
-    def _report(self, failed: EventProcessingFailed, reason: str) -> None:
-        fact = facts.DeadLettered(failed.queue, failed.event_type, failed.event_id, failed.attempts, reason)
-        self._host.report(fact)
-
-    @property
-    def _host(self) -> Host:
-        if self._running is None:
-            raise ConfigurationError("DeadLetter() has no bus: put it into Bus(plugins=[...])")
-        return self._running
+        await self._tell(delivery, failed, letter.cause)
 
     def _failure(self, delivery: Delivery, error: BaseException) -> EventProcessingFailed:
         """Say what failed; without ids where they cannot be read."""
@@ -188,8 +182,7 @@ class DeadLetter(Plugin):
             type, id, attempt = delivery.type, str(delivery.id), int(delivery.attempt)
         except DecodeError:
             type, id, attempt = "", "", 1
-        handler = self._handler(delivery.queue, type)
-        attempts = max(attempt, _ATTEMPT.get())
+        handler, attempts = self._handler(delivery.queue, type), max(attempt, _ATTEMPT.get())
         return EventProcessingFailed(id, type, delivery.queue, handler, name_of(error), attempts, datetime.now(UTC))
 
     def _handler(self, queue: str, type: str) -> str:
@@ -205,70 +198,38 @@ class DeadLetter(Plugin):
         module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
         return f"{module}.{name}" if module and name else named[0].name
 
-    # --- the copy ---
-
     def _settlement(
         self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException
     ) -> tuple[Settlement, str]:
-        """Return the copy to the dead letter queue; or else the rejection, and why no copy can be made."""
-        try:
-            if delivery.oversize:
-                raise DecodeError("its body is over the limit of Bus(limits=...), and was not kept")
-            return forward(self._copy(delivery, failed, error), error=error), ""
-        except (DecodeError, EncodeError) as why:
-            return Settlement(Outcome.REJECT, None, error), str(why)
+        """Return the copy, with as many of its labels as fit; or else the rejection, and why no copy can be made."""
+        why_not = ""
+        said = {**dict.fromkeys(labels.LABELS), **self._labels(failed, error)}
+        for dropped in _SHORTER:
+            try:
+                headers = {**said, **dict.fromkeys(dropped)}
+                copy = Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=headers)
+                self._host.limits.check_message(copy)
+                return forward(copy, error=error), ""
+            except (DecodeError, EncodeError) as why:
+                why_not = str(why)
+        return Settlement(Outcome.REJECT, None, error), why_not
 
-    def _copy(self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException) -> Message:
-        """Return the copy with as many of its labels as fit. Raises `EncodeError` when not even the shortest do."""
-        said = self._labels(failed, error)
-        for dropped in _SHORTER[:-1]:
-            with suppress(EncodeError):
-                return self._checked(delivery, said, dropped)
-        return self._checked(delivery, said, _SHORTER[-1])
-
-    def _checked(self, delivery: Delivery, said: Headers, dropped: Sequence[str]) -> Message:
-        """Return the copy, with nothing of the family but these labels. Raises `DecodeError` and `EncodeError`."""
-        headers: Headers = {**dict.fromkeys(labels.LABELS), **said, **dict.fromkeys(dropped)}
-        copy = Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=headers)
-        self._host.limits.check_message(copy)
-        return copy
-
-    def _labels(self, failed: EventProcessingFailed, error: BaseException) -> dict[str, HeaderValue]:
-        said: dict[str, HeaderValue] = {
+    def _labels(self, failed: EventProcessingFailed, error: BaseException) -> Headers:
+        return {
             labels.ERROR: failed.error,
             labels.FAILED_AT: moment(failed.failed_at),
             labels.ATTEMPTS: failed.attempts,
             labels.HANDLER: cut(failed.handler, 255),
             labels.HOST: self._hostname,
+            MESSAGE: cut(text_of(error), MESSAGE_LIMIT) if self._with_message else None,
+            TRACEBACK: traceback_of(error) if self._with_traceback else None,
         }
-        if self._with_message:
-            said[MESSAGE] = text_of(error)
-        if self._with_traceback:
-            said[TRACEBACK] = traceback_of(error)
-        return said
 
-    # --- saying so ---
-
-    def _log(self, delivery: Delivery, failed: EventProcessingFailed, error: BaseException, why_not: str) -> None:
-        log.error(
-            "%s was given up on after %d %s, because of %s%s; it goes to %s (rabbitevents dlq)%s",
-            delivery.describe(),
-            failed.attempts,
-            "attempt" if failed.attempts == 1 else "attempts",
-            failed.error,
-            f": {harmless(text_of(error))}" if self._may_say(error) else "",
-            delivery.queue + DEAD,
-            f", without a label, as no copy can be made: {why_not}" if why_not else "",
-            extra={**event_fields(delivery), "attempt": failed.attempts},
-            exc_info=error if self._with_message and not isinstance(error, RabbitEventsError) else None,
-        )
-
-    def _may_say(self, error: BaseException) -> bool:
-        """Say whether the line has an exception's text: ours names no value; below another one stands its traceback."""
-        return isinstance(error, DecodeError) or (self._with_message and isinstance(error, RabbitEventsError))
-
-    async def _announce(self, delivery: Delivery, failed: EventProcessingFailed) -> None:
-        if failed.event_type == PROCESSING_FAILED:
+    async def _tell(self, delivery: Delivery, failed: EventProcessingFailed, reason: str) -> None:
+        """Report what was given up on, and announce it to whoever wants to know; but no failure of those."""
+        type, id = failed.event_type, failed.event_id
+        self._host.report(facts.DeadLettered(failed.queue, type, id, failed.attempts, reason))
+        if not self._announces or not id or type == PROCESSING_FAILED:
             return
         try:
             await self._host.publish(announce(delivery, failed, self._host.name))
@@ -280,7 +241,3 @@ class DeadLetter(Plugin):
                 name_of(error),
                 extra={**event_fields(delivery), "attempt": failed.attempts},
             )
-
-
-def _is_one(plugin: Plugin) -> bool:
-    return isinstance(plugin, DeadLetter)

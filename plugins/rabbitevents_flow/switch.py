@@ -166,8 +166,6 @@ class KillSwitch(Plugin):
 
     def _counts(self, error: Exception) -> bool:
         """Say whether a failure says that something is away."""
-        if self._host is None or self._host.stopping:
-            return False
         return any(isinstance(each, self._counting) and not isinstance(each, NEVER) for each in members(error))
 
     def _is_enough(self, results: Results) -> bool:

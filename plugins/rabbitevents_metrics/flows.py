@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rabbitevents import DecodeError, Delivery, Message, Subscription
-from rabbitevents.texts import error_name
+from rabbitevents.texts import name_of
 from rabbitevents_metrics.instruments import CONSUMED, PROCESSING, SENDING, SENT, Count, Instruments, Labels
 
 MOST: Final = 200
@@ -64,7 +64,7 @@ class Flow:
 
     def failed(self, seconds: float, error: BaseException, *, is_message: bool = True) -> None:
         """Record one that failed."""
-        labels = {**self._labels, "error.type": self._errors.learned(error_name(error))}
+        labels = {**self._labels, "error.type": self._errors.learned(name_of(error))}
         self._duration.record(seconds, labels)
         if is_message:
             self._instruments.count(self._messages, labels).number += 1

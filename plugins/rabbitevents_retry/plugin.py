@@ -50,8 +50,6 @@ _GIVEN_UP_KEPT = 1000
 EXHAUSTED_TIMEOUT: Final = 10.0
 """Seconds that what is told of an event that is given up on may take."""
 
-Place = tuple[str, int, int]
-
 Exhausted = Callable[[Delivery, BaseException], Awaitable[object] | None]
 """Is told of an event that is given up on, once, with the exception."""
 
@@ -145,7 +143,7 @@ class Retry(Plugin):
         self._inline_below = seconds("Retry: inline_below", inline_below)
         self._stay = float("inf")
         self._host: Host | None = None
-        self._given_up: dict[Place, Progress] = {}
+        self._given_up: dict[tuple[str, int, int], Progress] = {}
 
     def timetable(self) -> Timetable:
         """Return the whole policy, with its waits attempt by attempt; ``print()`` it."""
@@ -172,7 +170,7 @@ class Retry(Plugin):
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Handle a delivery, and again where the wait is short; the answer may be that it comes back later."""
-        progress = self._given_up.pop(_place(delivery), None) if self._given_up else None
+        progress = self._given_up.pop(delivery.place, None) if self._given_up else None
         if progress is not None:  # held by the core since it was given up on: no new start, but one attempt more
             delivery = _next(delivery, progress)
         was_given_up = progress is not None
@@ -281,7 +279,7 @@ class Retry(Plugin):
             "%s failed with %s at attempt %d and is given up", delivery.describe(), _named(error), progress.attempt,
             extra={**event_fields(delivery), "attempt": progress.attempt},
         )  # fmt: skip
-        self._given_up[_place(delivery)] = progress
+        self._given_up[delivery.place] = progress
         if len(self._given_up) > _GIVEN_UP_KEPT:
             del self._given_up[next(iter(self._given_up))]
 
@@ -297,11 +295,6 @@ class Retry(Plugin):
             kind = facts.Retried if pause.is_attempt else facts.Postponed
             type, id = delivery.type, str(delivery.id)
             self._host.report(kind(delivery.queue, type, id, progress.attempt, pause.seconds, _named(error), inline))
-
-
-def _place(delivery: Delivery) -> Place:
-    """Return what tells a delivery from every other one in this process."""
-    return delivery.queue, delivery.generation, delivery.tag
 
 
 def _next(delivery: Delivery, progress: Progress) -> Delivery:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from opentelemetry.trace import Span, Status, StatusCode
 
 from rabbitevents import Delivery, Message, RabbitEventsError
-from rabbitevents.texts import error_name, printable
+from rabbitevents.texts import name_of, printable
 from rabbitevents_tracing.carrier import Headers, Times, seconds
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -111,7 +111,7 @@ def fail(span: Span, error: BaseException, *, with_text: bool) -> None:
     """
     if not span.is_recording():
         return
-    name = shown(error_name(error))
+    name = shown(name_of(error))
     text = shown(str(error), _LONGEST_ERROR) if with_text or isinstance(error, RabbitEventsError) else ""
     stack = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)][-FRAMES:]
     lines = (shown(f'File "{code.co_filename}", line {line}, in {code.co_qualname}') for code, line in stack)

@@ -16,7 +16,7 @@ from rabbitevents.errors import ConfigurationError, DecodeError, EncodeError, Ra
 from rabbitevents.facts import Fact, Held, Paused, Released, Resumed
 from rabbitevents.fields import event_fields
 from rabbitevents.message import Delivery
-from rabbitevents.texts import printable
+from rabbitevents.texts import printable, text_of
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
@@ -137,7 +137,7 @@ def is_final(error: BaseException) -> bool:
 def named(error: BaseException) -> str:
     """Name an error; the text of one that is not ours may hold what was in the event, and is left to the log."""
     name = type(error).__name__
-    return f"{name}: {printable(str(error))}" if isinstance(error, RabbitEventsError) else name
+    return f"{name}: {printable(text_of(error))}" if isinstance(error, RabbitEventsError) else name
 
 
 def _first_attempt(delivery: Delivery) -> int:

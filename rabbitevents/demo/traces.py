@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from platform import node
+from socket import gethostname
 from typing import Final
+from uuid import uuid4
 
 import msgspec
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -51,8 +52,8 @@ class Traces:
 
     def plugin(self, service: str) -> Tracing:
         """Return the plugin that traces a service."""
-        resource = Resource.create({"service.name": f"shop.{service}", "host.name": node()})
-        provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
+        which = {"service.name": f"shop.{service}", "service.instance.id": str(uuid4()), "host.name": gethostname()}
+        provider = TracerProvider(ALWAYS_ON, Resource.create(which), shutdown_on_exit=False)
         for processor in self._processors:
             provider.add_span_processor(processor)
         return Tracing(tracer_provider=provider)

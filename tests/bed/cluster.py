@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _SPREAD = {"queue_leader_locator": "balanced"}  # a leader is not where the clie
 
 
 @contextmanager
-def cluster(size: int, root: Path | None = None) -> Iterator[list[RabbitNode]]:
+def cluster(size: int, root: Path | None = None) -> Generator[list[RabbitNode]]:
     """Start `size` nodes that are one cluster (some 5 s each); a size of 1 is a node as any other."""
     with ExitStack() as stack:
         config = _SPREAD if size > 1 else {}

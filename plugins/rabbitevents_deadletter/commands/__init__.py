@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
+from collections.abc import Awaitable
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -12,18 +13,14 @@ from typing import Any, get_args
 
 import click
 
-from rabbitevents import ConfigurationError
 from rabbitevents.cli import out, run, say
-from rabbitevents_deadletter import rendering, targets
-from rabbitevents_deadletter.edits import Edits, edited
-from rabbitevents_deadletter.harmless import harmless
+from rabbitevents.texts import printable
+from rabbitevents_deadletter.commands import rendering, targets
+from rabbitevents_deadletter.commands.progress import NOT_ALL, Progress
+from rabbitevents_deadletter.commands.targets import FILE, NAMES_ONLY, Target
 from rabbitevents_deadletter.letters import DeadLetterMessage
-from rabbitevents_deadletter.lines import Lines, read_lines
-from rabbitevents_deadletter.progress import NOT_ALL, Progress
-from rabbitevents_deadletter.results import By, Result, Summary
-from rabbitevents_deadletter.selection import EVERY, Selection
-from rabbitevents_deadletter.targets import FILE, NAMES_ONLY, Target
-from rabbitevents_deadletter.workbench import DeadLetters
+from rabbitevents_deadletter.workbench import EVERY, By, DeadLetters, Lines, Result, Selection, Summary, read_lines
+from rabbitevents_deadletter.workbench.lines import Edits, edited
 
 
 @click.group(
@@ -45,8 +42,7 @@ def dlq() -> None:
 
 
 @dlq.command("list")
-@targets.target
-@targets.selection
+@targets.letters
 @click.option("--by", type=click.Choice([by for by in get_args(By) if by]), help="Count by this alone.")
 @click.option("--json", "as_json", is_flag=True, help="Write the counts as JSON.")
 def list_(where: Target, selection: Selection, by: By | None, as_json: bool) -> int:
@@ -61,22 +57,21 @@ def list_(where: Target, selection: Selection, by: By | None, as_json: bool) -> 
             return [await each.summary(selection, by=by or "") for each in queues]
 
     found = run(summaries())
+    partial = [each for each in found if each.partial]
     if as_json:
-        click.echo(rendering.summary_json(found))
+        click.echo(rendering.as_json(found))
     elif any(each.groups for each in found):
         rendering.put(out, rendering.summary_table(found, by or ""))
-    elif not any(each.partial for each in found):
+    elif not partial:
         out.print(_nothing(selection))
-    for each in found:
-        if each.partial:
-            held = f"; {rendering.HELD}" if each.others else ""
-            say.print(f"{each.queue}: counted {each.looked_at:,} of {each.there:,}{held}")
+    for each in partial:
+        say.print(*rendering.outcome(each, ""))
     if where.is_blind:
         say.print(
             "AMQP tells nobody which queues there are: name them with --queue, or the bus as MODULE:BUS; "
             "at the broker, `rabbitmqctl list_queues name messages` lists them (those of dead letters end with .dead)"
         )
-    return NOT_ALL if where.is_blind or any(each.partial for each in found) else 0
+    return NOT_ALL if where.is_blind or partial else 0
 
 
 def _nothing(selection: Selection) -> str:
@@ -84,38 +79,31 @@ def _nothing(selection: Selection) -> str:
 
 
 @dlq.command()
-@targets.target
-@targets.selection
-@targets.limit(1, "Show")
+@targets.letters
+@targets.LIMIT
 @click.option("--json", "as_json", is_flag=True, help="Write each as a line of JSON.")
-def show(where: Target, selection: Selection, limit: int, as_json: bool) -> int:
+def show(where: Target, selection: Selection, limit: int | None, as_json: bool) -> int:
     """Show the first dead letter in full, or others."""
     found: list[DeadLetterMessage] = []
-    limit = max(limit, len(selection.ids))
-    progress = Progress("", selection, limit=limit)
-
-    async def step(letters: DeadLetters, most: int | None) -> Result:
-        return await letters.look(selection, limit=most, take=found.append, watch=progress)
-
-    code = progress.go(where, step, "")
+    progress = Progress("", selection, max(limit or 1, len(selection.ids)))
+    code = progress.go(where, DeadLetters.look, "", take=found.append)
     for number, letter in enumerate(found):
         if as_json:
             click.echo(rendering.letter_json(letter))
             continue
         if number:
             out.rule()
-        rendering.put(out, rendering.whole(letter))
+        rendering.put(out, *rendering.whole(letter))
     if not found and not selection.ids and not code:
         say.print(_nothing(selection))
     return code
 
 
 @dlq.command()
-@targets.target
-@targets.selection
-@targets.limit(None, "Replay")
+@targets.letters
+@targets.LIMIT
 @click.option("--rate", metavar="N", type=float, help="Replay at most N a second.")
-@click.option("--at", metavar="TIME", callback=targets.begin, help="Wait until then: 02:30, or a date and time.")
+@click.option("--at", metavar="TIME", type=targets.begin, help="Wait until then: 02:30, or a date and time.")
 @click.option("--to", metavar="QUEUE", help="Send them to this queue, such as the renamed one.")
 @click.option("--dry-run", is_flag=True, help="Say what would be replayed, and leave it.")
 @click.option("--edit", "edits", metavar="FILE", type=FILE, help="Give events the bodies in FILE.")
@@ -124,12 +112,11 @@ def replay(
     where: Target,
     selection: Selection,
     limit: int | None,
-    rate: float | None,
     at: datetime | None,
-    to: str | None,
     dry_run: bool,
     edits: Path | None,
     source: Path | None,
+    **how: Any,
 ) -> int:
     """Send dead letters back to their handlers.
 
@@ -144,44 +131,32 @@ def replay(
     if edits is not None and source is not None:
         raise click.UsageError("--edit changes what is in the queues; with --from, change that file itself")
     edit = Edits(selection) if edits is None else edited(edits, selection)
-    numbers = Counter[str]() if source is None else _lines_by_queue(source)
+    # The whole file is read before anything of it is sent.
+    numbers = Counter(letter.dead_queue for letter in read_lines(source)) if source is not None else Counter[str]()
     if at is not None:
         say.print(f"waiting until {at:%Y-%m-%d %H:%M:%S %z}")
-        run(_until(at))
-    progress = Progress("replaying", edit.selection, limit=limit, names=dry_run)
+        run(asyncio.sleep(max(0.0, (at - datetime.now(at.tzinfo)).total_seconds())))
+    progress = Progress("replaying", edit.selection, limit, names=dry_run)
+    word = "would be replayed" if dry_run else "replayed"
+    if source is None:
+        how |= {"bodies": edit.bodies, "only": edit.only}
+        return progress.go(where, DeadLetters.replay, word, dry_run=dry_run, **how)
 
-    async def step(letters: DeadLetters, most: int | None) -> Result:
-        how: dict[str, Any] = {"limit": most, "rate": rate, "dry_run": dry_run, "to": to, "watch": progress}
-        if source is None:
-            return await letters.replay(edit.selection, bodies=edit.bodies, only=edit.only, **how)
+    def exported(letters: DeadLetters, **how: Any) -> Awaitable[Result]:
         theirs = (each for each in read_lines(source) if each.dead_queue == letters.dead_queue)
-        return await letters.replay_exported(theirs, edit.selection, **how)
+        return letters.replay_exported(theirs, **how)
 
-    code = progress.go(where, step, "would be replayed" if dry_run else "replayed")
-    foreign = numbers.keys() - set(progress.queues)
-    for queue in sorted(foreign):
-        say.print(
-            f"{source} has {numbers[queue]:,} of queue {harmless(queue)!r}, which is not meant: they are left out"
-        )
+    code = progress.go(where, exported, word, dry_run=dry_run, **how)
+    foreign = sorted(numbers.keys() - set(progress.queues))
+    for queue in foreign:
+        of = f"{numbers[queue]:,} of queue {printable(queue)!r}"
+        say.print(f"{source} has {of}, which is not meant: they are left out")
     return NOT_ALL if foreign and not where.queues else code
 
 
-async def _until(at: datetime) -> None:
-    await asyncio.sleep(max(0.0, (at - datetime.now(at.tzinfo)).total_seconds()))
-
-
-def _lines_by_queue(source: Path) -> Counter[str]:
-    """Read the whole file before anything of it is sent. Raises `ConfigurationError` for a line that cannot be read."""
-    try:
-        return Counter(letter.dead_queue for letter in read_lines(source))
-    except OSError as error:
-        raise ConfigurationError(f"{source} cannot be read: {error.strerror}") from error
-
-
 @dlq.command()
-@targets.target
-@targets.selection
-@targets.limit(None, "Discard")
+@targets.letters
+@targets.LIMIT
 @click.option("--export", "export_to", metavar="FILE", type=FILE, help="Write each to FILE first (a new file).")
 @click.option("--dry-run", is_flag=True, help="Say what would be discarded, and leave it.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -193,27 +168,20 @@ def discard(
     It counts them first, and asks; what comes meanwhile is not discarded. With
     --export, each is on disk before it is gone; `replay --from` brings it back.
     """
-    only: set[bytes] | None = None
+    seen: set[bytes] | None = None
     if dry_run or not yes:
-        looking = Progress("looking at", selection, limit=limit, names=dry_run, remember=not dry_run)
+        looking = Progress("looking at", selection, limit, names=dry_run, remember=not dry_run)
 
-        async def look(letters: DeadLetters, most: int | None) -> Result:
-            return await letters.discard(selection, limit=most, dry_run=True, watch=looking)
-
-        code = looking.go(where, look, "would be discarded")
+        code = looking.go(where, DeadLetters.discard, "would be discarded", dry_run=True)
         if dry_run or not looking.shown:
             return code
         if not _agreed():
             say.print("nothing was discarded")
             return NOT_ALL
-        only = looking.shown
-    progress = Progress("discarding", selection, limit=limit)
+        seen = looking.shown
     with nullcontext() if export_to is None else Lines(export_to) as lines:
-
-        async def step(letters: DeadLetters, most: int | None) -> Result:
-            return await letters.discard(selection, limit=most, lines=lines, only=only, watch=progress)
-
-        return progress.go(where, step, "discarded")
+        progress = Progress("discarding", selection, limit)
+        return progress.go(where, DeadLetters.discard, "discarded", lines=lines, only=seen)
 
 
 def _agreed() -> bool:
@@ -226,9 +194,8 @@ def _agreed() -> bool:
 
 
 @dlq.command()
-@targets.target
-@targets.selection
-@targets.limit(None, "Export")
+@targets.letters
+@targets.LIMIT
 @click.option("--to", "to", metavar="FILE", type=FILE, required=True, help="The new file; - is stdout.")
 def export(where: Target, selection: Selection, limit: int | None, to: Path) -> int:
     """Write dead letters to a file, as JSON lines.
@@ -236,10 +203,5 @@ def export(where: Target, selection: Selection, limit: int | None, to: Path) -> 
     They stay where they are. A body that is JSON can be read and edited in its
     line; `replay --edit` and `replay --from` take the file.
     """
-    progress = Progress("exporting", selection, limit=limit)
     with Lines(to) as lines:
-
-        async def step(letters: DeadLetters, most: int | None) -> Result:
-            return await letters.export(lines, selection, limit=most, watch=progress)
-
-        return progress.go(where, step, "exported")
+        return Progress("exporting", selection, limit).go(where, DeadLetters.export, "exported", lines=lines)

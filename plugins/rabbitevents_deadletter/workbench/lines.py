@@ -8,23 +8,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 import msgspec
 
 from rabbitevents import ConfigurationError, DecodeError, Delivery, encode_properties
-from rabbitevents_deadletter.labels import DEAD, cut, dead_queue_of, moment
+from rabbitevents.texts import cut
+from rabbitevents_deadletter.labels import DEAD, dead_queue_of, moment
 from rabbitevents_deadletter.letters import DeadLetterMessage
+from rabbitevents_deadletter.workbench.selection import Selection
 
 FORMAT: Final = "dead-letter/2"
 
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+"""A file that was not there; its owner alone may read it: bodies are nobody else's business."""
 
-class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One line. What stands between the queue and the address is for people, and not read again."""
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What comes of reading what is no JSON, or not the one that it should be."""
+
+
+class Head(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What every line of every version has."""
 
     rabbitevents: str
+
+
+class Line(Head, kw_only=True, omit_defaults=True):
+    """One line. What stands between the queue and the address is for people, and not read again."""
+
     queue: str
     id: str = ""
     type: str = ""
@@ -35,6 +49,13 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     properties: bytes | None = None
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     body_base64: bytes | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The body, byte for byte. Raises `DecodeError`."""
+        if self.body_base64 is None and not isinstance(self.body, msgspec.Raw):
+            raise DecodeError("it has no body")
+        return bytes(self.body) if isinstance(self.body, msgspec.Raw) else self.body_base64 or b""
 
 
 def write_line(letter: DeadLetterMessage) -> bytes:
@@ -62,15 +83,12 @@ def _bytes(text: str) -> bytes:
 
 def _with_body(line: Line, body: bytes) -> bytes:
     """Put the body in: as it is, where it is JSON and comes out of the line again as the same bytes."""
-    if b"\n" not in body:
-        try:
-            msgspec.json.decode(body)
-            line.body = msgspec.Raw(body)
-            data = msgspec.json.encode(line)
-            if _body_of(msgspec.json.decode(data, type=Line)) == body:
-                return data
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            pass  # it is no JSON, or none that everybody could read
+    with suppress(*_UNREADABLE):  # it is no JSON, or none that everybody could read
+        msgspec.json.decode(body)
+        line.body = msgspec.Raw(body)
+        data = msgspec.json.encode(line)
+        if b"\n" not in body and msgspec.json.decode(data, type=Line).content == body:
+            return data
     line.body, line.body_base64 = msgspec.UNSET, body
     return msgspec.json.encode(line)
 
@@ -78,40 +96,20 @@ def _with_body(line: Line, body: bytes) -> bytes:
 def read_line(data: bytes) -> DeadLetterMessage:
     """Read what `write_line` wrote, or what somebody made of it. Raises `DecodeError`."""
     try:
+        version = msgspec.json.decode(data, type=Head).rabbitevents
+        if version != FORMAT:
+            raise DecodeError(f"it is {version[:40]!r}, and not {FORMAT!r}: take the version that wrote it")
         line = msgspec.json.decode(data, type=Line)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise DecodeError(f"it is no line of an export: {error}") from error
-    if line.rabbitevents != FORMAT:
-        raise DecodeError(f"it is {line.rabbitevents[:40]!r}, and not {FORMAT!r}: take the version that wrote it")
     if line.properties is None:
         raise DecodeError("it has no properties")
     exchange, routing_key = (word.decode("utf-8", "surrogateescape") for word in line.address)
-    properties = line.properties
     letter = DeadLetterMessage.of(
-        Delivery(dead_queue_of(line.queue), 0, 0, False, exchange, routing_key, _body_of(line), properties)
+        Delivery(dead_queue_of(line.queue), 0, 0, False, exchange, routing_key, line.content, line.properties)
     )
     # One that has no id of its own is named by its body, which may have been changed since.
     return msgspec.structs.replace(letter, id=line.id) if letter.is_nameless and line.id else letter
-
-
-def _body_of(line: Line) -> bytes:
-    if line.body_base64 is not None:
-        return line.body_base64
-    if not isinstance(line.body, msgspec.Raw):
-        raise DecodeError("it has no body")
-    return bytes(line.body)
-
-
-def is_export(first: bytes) -> bool:
-    """Say whether the first line of a file is one of an export."""
-    try:
-        return msgspec.json.decode(first.removeprefix(_MARK), type=_Head).rabbitevents.startswith("dead-letter/")
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-
-
-class _Head(msgspec.Struct):
-    rabbitevents: str
 
 
 _MARK: Final = b"\xef\xbb\xbf"
@@ -120,7 +118,7 @@ _MARK: Final = b"\xef\xbb\xbf"
 
 def read_lines(path: Path) -> Iterator[DeadLetterMessage]:
     """Read a file of lines, one after the other. Raises `ConfigurationError`, which names the line."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, data in enumerate(file, 1):
             text = data.removeprefix(_MARK).strip()
             try:
@@ -131,6 +129,54 @@ def read_lines(path: Path) -> Iterator[DeadLetterMessage]:
                 raise ConfigurationError(f"{path}, line {number}: {error}{torn}") from error
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class Edits(msgspec.Struct, frozen=True):
+    """What is meant, and with which bodies, as `DeadLetters.replay` takes it."""
+
+    selection: Selection
+    bodies: dict[str, bytes] = {}
+    only: frozenset[bytes] | None = None
+
+
+def edited(path: Path, selection: Selection) -> Edits:
+    """Return the bodies in a file that a person has changed, and the selection narrowed to their letters.
+
+    The file is an export, with a line for each letter, however many are of one event; or else it is one body, for the one
+    event that is selected by its id. Raises `ConfigurationError`.
+    """
+    with _opened(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+    if not _is_export(first):
+        if len(selection.ids) != 1:
+            raise ConfigurationError(
+                f"{path} is one body (no export): say with --id which event it is for, and only one"
+            )
+        return Edits(selection, {selection.ids[0].lower(): path.read_bytes()})
+    bodies: dict[bytes, bytes] = {}
+    ids: dict[str, None] = {}
+    for letter in filter(Selection(ids=selection.ids).takes, read_lines(path)):
+        ids[letter.id] = None
+        if bodies.setdefault(letter.digest(body=False), letter.body) != letter.body:
+            raise ConfigurationError(f"{path} has two bodies for one letter of {letter.describe()}: leave one out")
+    if not bodies:
+        raise ConfigurationError(f"{path} has none of the events that --id names")
+    narrowed = msgspec.structs.replace(selection, ids=tuple(ids))
+    return Edits(narrowed, {digest.hex(): body for digest, body in bodies.items()}, frozenset(bodies))
+
+
+def _is_export(first: bytes) -> bool:
+    try:
+        return msgspec.json.decode(first.removeprefix(_MARK), type=Head).rabbitevents.startswith("dead-letter/")
+    except _UNREADABLE:
+        return False
+
+
 class Lines:
     """A new file of lines, for one ``with``. What `sync` has returned for survives the machine; an empty one is taken away.
 
@@ -139,12 +185,11 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_empty = True
         self._is_stream = str(path) == "-"
         if self._is_stream and os.isatty(1):
             raise ConfigurationError("stdout is a terminal, which bodies could harm: name a file, or pipe it")
         try:
-            self._file = os.dup(1) if self._is_stream else os.open(path, _NEW, 0o600)
+            self._file: BinaryIO = os.fdopen(os.dup(1) if self._is_stream else os.open(path, _NEW, 0o600), "wb")
         except FileExistsError as error:
             raise ConfigurationError(f"{path} is there already, and is not written over: name another file") from error
         except OSError as error:
@@ -156,31 +201,23 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._file:
             self.sync()
-        finally:
-            os.close(self._file)
-            if self._is_empty and not self._is_stream:
-                self.path.unlink(missing_ok=True)
+        if not self._is_stream and not self.path.stat().st_size:
+            self.path.unlink()
 
     def write(self, letter: DeadLetterMessage) -> None:
         """Add a line. Raises `DecodeError` for a letter whose body was not kept, and OSError."""
-        data = memoryview(write_line(letter) + b"\n")
-        self._is_empty = False
-        while data:
-            data = data[os.write(self._file, data) :]
+        self._file.write(write_line(letter) + b"\n")
 
     def sync(self) -> None:
         """Have the disk keep what was written, and the file's name."""
+        self._file.flush()
         if self._is_stream:
             return
-        os.fsync(self._file)
+        os.fsync(self._file.fileno())
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-"""A file that was not there, readable by its owner alone: bodies are nobody else's business."""

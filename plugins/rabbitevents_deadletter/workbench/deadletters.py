@@ -7,21 +7,21 @@ is acknowledged only once its event is confirmed in its queue, or is on disk, or
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Container, Iterable, Mapping
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from rabbitevents import BrokerError, Browsing, Bus, ConfigurationError, DecodeError, EncodeError
+from rabbitevents import BrokerError, Browsing, Bus, ConfigurationError, Message
 from rabbitevents.arguments import instance, text, whole
-from rabbitevents_deadletter.course import Course, Pace, Watch, nobody
 from rabbitevents_deadletter.labels import dead_queue_of
 from rabbitevents_deadletter.letters import DeadLetterMessage
-from rabbitevents_deadletter.lines import Lines
-from rabbitevents_deadletter.results import By, Groups, Result, Summary
-from rabbitevents_deadletter.selection import EVERY, Selection
+from rabbitevents_deadletter.workbench.course import Course, Pace, Watch, nobody
+from rabbitevents_deadletter.workbench.lines import Lines
+from rabbitevents_deadletter.workbench.results import By, Group, Result, Summary, count
+from rabbitevents_deadletter.workbench.selection import EVERY, Selection
 
 HOLD: Final = 999
 """How many letters a look keeps in memory, at most (and the broker may send one ahead)."""
@@ -36,13 +36,11 @@ LONGEST = 600.0
 ENDING = 5.0
 """Seconds that the current event has to be confirmed when a replay is interrupted."""
 
-PATIENCE = 5.0
-"""Seconds that somebody else's look is waited for by who replays or discards."""
+PATIENCE, COURTESY = 5.0, 1.0
+"""Seconds that somebody else's look is waited for: by who replays or discards, and by who only looks."""
 
-COURTESY = 1.0
-"""Seconds that it is waited for by who only looks."""
-
-_NO_BODIES: Mapping[str, bytes] = MappingProxyType({})
+Deal = Callable[[DeadLetterMessage, Browsing], Awaitable[object]]
+"""Does with one letter what is to be done, and says so to the course."""
 
 
 class DeadLetters:
@@ -68,9 +66,10 @@ class DeadLetters:
 
     async def summary(self, selection: Selection = EVERY, *, by: By = "") -> Summary:
         """Count what is there by error and type, or ``by`` one of them."""
-        groups = Groups(by)
-        result = await self.look(selection, take=groups.add)
-        return Summary(**msgspec.structs.asdict(result), groups=groups.sorted())
+        groups: dict[tuple[str, str], Group] = {}
+        result = await self.look(selection, take=lambda letter: count(groups, letter, by))
+        ordered = sorted(groups.values(), key=lambda group: (-group.count, group.error, group.type))
+        return Summary(**msgspec.structs.asdict(result), groups=tuple(ordered))
 
     async def find(self, selection: Selection = EVERY, *, limit: int = 10) -> list[DeadLetterMessage]:
         """Return the first letters that are meant, the oldest first."""
@@ -101,15 +100,12 @@ class DeadLetters:
     ) -> Result:
         """Hand out the letters that are meant, one after the other, to ``take``; all stay where they are."""
         course = Course(self.dead_queue, selection, limit, watch)
-        await self._others_have_left(COURTESY)
-        async with self._browse() as look:
-            async for letter in course.letters(look):
-                try:
-                    take(letter)
-                    course.did(letter)
-                except DecodeError as error:
-                    course.refused(letter, error)
-        return course.ended()
+
+        async def deal(letter: DeadLetterMessage, look: Browsing) -> None:
+            take(letter)
+            course.did(letter)
+
+        return await self._go(course, deal, alone=False)
 
     # --- doing something about it ---
 
@@ -120,7 +116,7 @@ class DeadLetters:
         limit: int | None = None,
         rate: float | None = None,
         dry_run: bool = False,
-        bodies: Mapping[str, bytes] = _NO_BODIES,
+        bodies: Mapping[str, bytes] | None = None,
         only: Container[bytes] | None = None,
         to: str | None = None,
         watch: Watch = nobody,
@@ -134,20 +130,15 @@ class DeadLetters:
         acknowledged. A cancellation lets the current one be confirmed first.
         """
         pace = Pace(rate)
-        edited = {id.lower(): body for id, body in bodies.items()}
+        edited = {name.lower(): body for name, body in (bodies or {}).items()}
         course = Course(self.dead_queue, selection, limit, watch, only)
-        now, going = asyncio.get_running_loop().time, True
-        while going:
-            going, end = False, now() + LONGEST
-            async with self._alone() if not dry_run else self._browse() as look:
-                async for letter in course.letters(look):
-                    if dry_run:
-                        course.passed(letter)
-                        continue
-                    await self._send(letter, _edit_of(letter, edited), to, pace, course, look)
-                    if going := now() > end and not course.complete:
-                        break
-        return course.ended()
+
+        async def deal(letter: DeadLetterMessage, look: Browsing) -> None:
+            names = (letter.id.lower(), letter.digest(body=False).hex()) if edited else ()
+            body = next((edited[name] for name in names if name in edited), None)
+            await self._send(letter, letter.replay(body=body, to=to), pace, course, look)
+
+        return await self._go(course, None if dry_run else deal)
 
     async def replay_exported(
         self,
@@ -169,12 +160,12 @@ class DeadLetters:
         for letter in letters:
             if letter.dead_queue != self.dead_queue:
                 raise ConfigurationError(f"{letter.describe()} is of another queue, and is not sent to {self.queue!r}")
-            if not course.takes(letter):
-                continue
-            if dry_run:
-                course.passed(letter)
-            else:
-                await self._send(letter, None, to, pace, course, None)
+            if course.takes(letter):
+                with course.trying(letter):
+                    if dry_run:
+                        course.passed(letter)
+                    else:
+                        await self._send(letter, letter.replay(to=to), pace, course, None)
             if course.complete:
                 break
         return course.ended()
@@ -194,32 +185,67 @@ class DeadLetters:
         With ``lines``, each is on disk before it is acknowledged; one that cannot be written stays. ``only`` narrows to
         letters by their digests: those that somebody has seen.
         """
-        batch: list[DeadLetterMessage] = []
         course = Course(self.dead_queue, selection, limit, watch, only)
-        async with self._alone() if not dry_run else self._browse() as look:
-            async for letter in course.letters(look):
-                if dry_run:
-                    course.passed(letter)
-                elif _written(letter, lines, course):
-                    batch.append(letter)
-                if len(batch) >= min(BATCH, self._hold):
-                    await _acknowledge(look, batch, lines, course)
-            await _acknowledge(look, batch, lines, course)
+        size = 1 if lines is None else min(BATCH, self._hold)
+        written: list[DeadLetterMessage] = []
+
+        async def let_go(look: Browsing) -> None:
+            if lines is not None and written:
+                await asyncio.to_thread(lines.sync)
+            for letter in written:
+                look.acknowledge(letter.delivery)
+                course.did(letter)
+            written.clear()
+
+        async def deal(letter: DeadLetterMessage, look: Browsing) -> None:
+            if lines is not None:
+                lines.write(letter)
+            written.append(letter)
+            if len(written) >= size:
+                await let_go(look)
+
+        return await self._go(course, None if dry_run else deal, at_the_end=let_go)
+
+    # --- the way that all of them take ---
+
+    async def _go(
+        self,
+        course: Course,
+        deal: Deal | None,
+        *,
+        alone: bool = True,
+        at_the_end: Callable[[Browsing], Awaitable[object]] | None = None,
+    ) -> Result:
+        """Have each letter that is meant dealt with, in as many looks as the course wants; without ``deal``, leave it."""
+        alone = alone and deal is not None
+        while course.goes_on:
+            async with self._looking(alone=alone) as look:
+                async for letter in course.letters(look, LONGEST if alone else math.inf):
+                    with course.trying(letter):
+                        if deal is None:
+                            course.passed(letter)
+                        else:
+                            await deal(letter, look)
+                if at_the_end is not None:
+                    await at_the_end(look)
         return course.ended()
 
-    def _browse(self) -> Browsing:
-        """Return a look that holds all that it may: what was not held when a look ends stands before what was (3.10)."""
-        return self._bus.browse(self.dead_queue, hold=self._hold)
-
     @asynccontextmanager
-    async def _alone(self) -> AsyncGenerator[Browsing]:
-        """Look into the queue as its only consumer. Raises `BrokerError` where there are others, also at the same moment."""
-        if not await self._others_have_left(PATIENCE):
-            raise _others(self.dead_queue)
-        async with self._browse() as look:
-            depth = await self._bus.depth(self.dead_queue)
+    async def _looking(self, *, alone: bool) -> AsyncGenerator[Browsing]:
+        """Look into the queue; ``alone``: as its only consumer. Raises `BrokerError` where there are others, also at the same moment.
+
+        It holds all that it may: what was not held when a look ends stands before what was (3.10).
+        """
+        others = BrokerError(
+            f"somebody else looks at queue {self.dead_queue!r}, or replays what is in it: it was left to them; try again when "
+            "they have ended"
+        )
+        if not await self._others_have_left(PATIENCE if alone else COURTESY) and alone:
+            raise others
+        async with self._bus.browse(self.dead_queue, hold=self._hold) as look:
+            depth = await self._bus.depth(self.dead_queue) if alone else None
             if depth is not None and depth.consumers > (look.depth > 0):
-                raise _others(self.dead_queue)
+                raise others
             yield look
 
     async def _others_have_left(self, patience: float) -> bool:
@@ -232,73 +258,26 @@ class DeadLetters:
         return True
 
     async def _send(
-        self,
-        letter: DeadLetterMessage,
-        body: bytes | None,
-        to: str | None,
-        pace: Pace,
-        course: Course,
-        look: Browsing | None,
+        self, letter: DeadLetterMessage, message: Message, pace: Pace, course: Course, look: Browsing | None
     ) -> None:
-        """Send one event back, and only then acknowledge its letter; also when we are cancelled in between."""
-        try:
-            message = letter.replay(body=body, to=to)
-            await pace.turn()
-            sending = asyncio.ensure_future(self._bus.send(message))
-            try:
-                await asyncio.shield(sending)
-            except asyncio.CancelledError:
-                await asyncio.wait({sending}, timeout=ENDING)
-                if _is_confirmed(sending):
-                    _sent(letter, course, look)
-                raise
-        except (DecodeError, EncodeError) as error:
-            course.refused(letter, error)
-        else:
-            _sent(letter, course, look)
+        """Send one event back, and only then take its letter out of the queue; what is in a file stays there."""
+
+        async def moved() -> None:
+            await self._bus.send(message)
+            if look is not None:
+                look.acknowledge(letter.delivery)
+            course.did(letter)
+
+        await pace.turn()
+        await _unbroken(moved())
 
 
-def _edit_of(letter: DeadLetterMessage, edited: Mapping[str, bytes]) -> bytes | None:
-    names = (letter.id.lower(), letter.digest(body=False).hex()) if edited else ()
-    return next((edited[name] for name in names if name in edited), None)
-
-
-def _sent(letter: DeadLetterMessage, course: Course, look: Browsing | None) -> None:
-    """Take the letter of an event that is confirmed out of its queue; what is in a file stays there."""
-    if look is not None:
-        look.acknowledge(letter.delivery)
-    course.did(letter)
-
-
-def _is_confirmed(sending: asyncio.Future[None]) -> bool:
-    """Say whether a publish has ended well; one that has not ended is left to itself."""
-    if not sending.done():
-        sending.cancel()
-        return False
-    return not sending.cancelled() and sending.exception() is None
-
-
-def _others(queue: str) -> BrokerError:
-    return BrokerError(
-        f"somebody else looks at queue {queue!r}, or replays what is in it: it was left to them; try again when they have ended"
-    )
-
-
-def _written(letter: DeadLetterMessage, lines: Lines | None, course: Course) -> bool:
+async def _unbroken(doing: Coroutine[Any, Any, None]) -> None:
+    """Do what must not be broken off in the middle: when we are cancelled, it has a while to come to its end first."""
+    task = asyncio.ensure_future(doing)
     try:
-        if lines is not None:
-            lines.write(letter)
-    except DecodeError as error:
-        course.refused(letter, error)
-        return False
-    return True
-
-
-async def _acknowledge(look: Browsing, batch: list[DeadLetterMessage], lines: Lines | None, course: Course) -> None:
-    """Take a batch out of the queue, once the disk has it."""
-    if lines is not None and batch:
-        await asyncio.to_thread(lines.sync)
-    for letter in batch:
-        look.acknowledge(letter.delivery)
-        course.did(letter)
-    batch.clear()
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=ENDING)
+        task.cancel()
+        raise

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from rabbitevents import ConfigurationError
-from rabbitevents_deadletter.harmless import harmless
+from rabbitevents.texts import printable
 from rabbitevents_deadletter.letters import DeadLetterMessage
 
 
@@ -31,23 +31,18 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
     def takes(self, letter: DeadLetterMessage, now: datetime | None = None) -> bool:
         """Say whether ``letter`` is meant, at the time ``now``."""
-        if self.ids and not {letter.id.lower(), harmless(letter.id).lower()} & {each.lower() for each in self.ids}:
+        if self.ids and not {letter.id.lower(), printable(letter.id).lower()} & {each.lower() for each in self.ids}:
             return False
         if self.types and not _fits((letter.type,), self.types):
             return False
         if self.errors and not _fits((letter.cause, letter.cause.rpartition(".")[2]), self.errors):
             return False
-        return self._is_of_age(letter.failed_at, now or datetime.now(UTC))
-
-    def _is_of_age(self, failed_at: datetime | None, now: datetime) -> bool:
         if self.older_than is None and self.newer_than is None:
             return True
-        if failed_at is None:
+        if letter.failed_at is None:
             return False
-        age = now - failed_at
-        return (self.older_than is None or age >= self.older_than) and (
-            self.newer_than is None or age <= self.newer_than
-        )
+        age = (now or datetime.now(UTC)) - letter.failed_at
+        return (self.older_than or age) <= age <= (self.newer_than or age)
 
 
 EVERY: Final = Selection()

@@ -28,7 +28,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     queue: str
     """The dead letter queue."""
-    there: int
+    there: int = 0
     """How many messages were ready when it began; what comes later is not looked at."""
     others: int = 0
     """How many consumers others had there then, as the broker counts them: what those hold was not seen, and is not
@@ -61,9 +61,9 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     """The exception's class, or the broker's reason; empty where letters are counted by type alone."""
     type: str
-    count: int
-    oldest: datetime | None
-    newest: datetime | None
+    count: int = 0
+    oldest: datetime | None = None
+    newest: datetime | None = None
 
 
 class Summary(Result, frozen=True, kw_only=True):
@@ -72,23 +72,12 @@ class Summary(Result, frozen=True, kw_only=True):
     groups: tuple[Group, ...]
 
 
-class Groups:
-    """Counts letters, by error and type or by one of them."""
-
-    def __init__(self, by: By) -> None:
-        self._by = by
-        self._found: dict[tuple[str, str], Group] = {}
-
-    def add(self, letter: DeadLetterMessage) -> None:
-        """Count a letter."""
-        key = ("" if self._by == "type" else letter.cause, "" if self._by == "error" else letter.type)
-        if key not in self._found and len(self._found) >= MOST_GROUPS:
-            key = ("(others)", "(others)")
-        there = self._found.get(key) or Group(error=key[0], type=key[1], count=0, oldest=None, newest=None)
-        times = [each for each in (there.oldest, there.newest, letter.failed_at) if each is not None]
-        oldest, newest = min(times, default=None), max(times, default=None)
-        self._found[key] = msgspec.structs.replace(there, count=there.count + 1, oldest=oldest, newest=newest)
-
-    def sorted(self) -> tuple[Group, ...]:
-        """Return what was counted, the most frequent first."""
-        return tuple(sorted(self._found.values(), key=lambda group: (-group.count, group.error, group.type)))
+def count(groups: dict[tuple[str, str], Group], letter: DeadLetterMessage, by: By) -> None:
+    """Count a letter into its group."""
+    key = ("" if by == "type" else letter.cause, "" if by == "error" else letter.type)
+    if key not in groups and len(groups) >= MOST_GROUPS:
+        key = ("(others)", "(others)")
+    there = groups.get(key) or Group(error=key[0], type=key[1])
+    times = [each for each in (there.oldest, there.newest, letter.failed_at) if each is not None]
+    oldest, newest = min(times, default=None), max(times, default=None)
+    groups[key] = msgspec.structs.replace(there, count=there.count + 1, oldest=oldest, newest=newest)

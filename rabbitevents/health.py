@@ -112,7 +112,11 @@ class HealthServer:
 
     async def __aenter__(self) -> Self:
         try:
-            self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=HEAD_LIMIT)
+            self._server = await self._listening(self.port)
+            ports = [each.getsockname()[1] for each in self._server.sockets]
+            if len(set(ports)) > 1:  # port 0 was another free one for IPv4 than for IPv6
+                self._server.close()
+                self._server = await self._listening(ports[0])
         except (OSError, OverflowError) as error:
             raise ConfigurationError(
                 f"health cannot be served on {_place(self._host, self.port)}: {error}; say another port, or 0 for any that is free"
@@ -129,6 +133,9 @@ class HealthServer:
             connection.cancel()
         if self._open:
             await asyncio.wait(self._open, timeout=DEADLINE)
+
+    async def _listening(self, port: int) -> asyncio.Server:
+        return await asyncio.start_server(self._accept, self._host, port, limit=HEAD_LIMIT)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._open) >= MOST_CONNECTIONS and not self._drop_a_silent_one():

@@ -403,6 +403,21 @@ async def test_a_port_that_cannot_be_had_is_named(server: HealthServer, port: in
             pass
 
 
+async def test_a_free_port_is_the_same_for_every_address_of_the_machine() -> None:
+    async with HealthServer(lambda: ALL_WELL, 0) as server:
+        reader, writer = await asyncio.open_connection(LOOPBACK, server.port)
+        writer.write(b"GET /live HTTP/1.1\r\n\r\n")
+        answers = [await reader.read()]
+        writer.close()
+        with suppress(OSError):  # a machine without IPv6
+            reader, writer = await asyncio.open_connection("::1", server.port)
+            writer.write(b"GET /live HTTP/1.1\r\n\r\n")
+            answers.append(await reader.read())
+            writer.close()
+
+    assert all(b"200 OK" in each for each in answers)
+
+
 async def test_a_service_is_live_but_not_ready_while_it_looks_for_its_broker_and_while_it_stops() -> None:
     port, let_go = free_port(), asyncio.Event()
     effects = Effects()

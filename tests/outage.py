@@ -12,11 +12,13 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -97,7 +99,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--events", type=int, default=500)
     told = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
-    with RabbitNode() as node:
+    root = os.environ.get("RABBITEVENTS_TEST_ROOT")
+    with RabbitNode(root=Path(root) if root is not None else None) as node:
         away = timedelta(minutes=told.minutes).total_seconds()
         found = asyncio.run(outage(node.url, away=away, events=told.events))
         version = node.eval("rabbit_misc:version()")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -211,8 +212,10 @@ class Claims:
                 return None
             self._waiting += 1
             try:
+                # Not all at once: a trip fails as a whole, and a full Redis answers those that only ask.
+                pause = LONGEST_PAUSE * random.uniform(0.5, 1.0)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_back.wait(), LONGEST_PAUSE)
+                    await asyncio.wait_for(self._is_back.wait(), pause)
             finally:
                 self._waiting -= 1
 

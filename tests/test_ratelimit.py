@@ -189,6 +189,35 @@ def _mend(server: RedisServer, trouble: str) -> None:
         server.command("CONFIG", "SET", "min-replicas-to-write", "0")
 
 
+async def test_while_redis_hangs_one_at_a_time_asks_and_the_others_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rabbitevents_flow.budget.AGAIN", 0.05)
+    asking, most = [0], [0]
+
+    class Hanging:
+        """A client whose server answers nothing."""
+
+        def register_script(self, text: str) -> Any:
+            async def script(**_: object) -> None:
+                asking[0] += 1
+                most[0] = max(most[0], asking[0])
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    asking[0] -= 1
+
+            return script
+
+    budget = InRedis(Hanging(), "limit", 1e-6, 1)
+    await budget.take()
+
+    for _ in range(3):
+        await asyncio.sleep(0.06)  # so long it is not asked
+        await asyncio.gather(*(budget.take() for _ in range(20)))
+
+    assert most == [1]
+    assert budget.away == "TimeoutError"
+
+
 async def test_the_limit_in_redis_leaves_nothing_behind(redis_server: RedisServer) -> None:
     async with connected(redis_server) as client:
         budget = InRedis(client, "limit", 0.01, 1)

@@ -70,8 +70,10 @@ class InRedis:
 
     async def take(self) -> float:
         """Take one."""
-        if self.away and monotonic() < self._again:
-            return await self._here.take()
+        if self.away:
+            if monotonic() < self._again:
+                return await self._here.take()
+            self._again = monotonic() + 2 * AGAIN  # one asks, and nobody else waits for the answer
         try:
             async with asyncio.timeout(AGAIN):
                 microseconds = float(await self._script(keys=[self._key], args=self._lengths))

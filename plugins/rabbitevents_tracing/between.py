@@ -22,21 +22,14 @@ from rabbitevents_tracing.attributes import Attributes, number, shown
 from rabbitevents_tracing.carrier import LINK, Headers, Times
 from rabbitevents_tracing.destinations import SYSTEM
 
-Place = tuple[str, int, int]
-"""A delivery's queue, generation and tag: unlike its id, no other delivery has the same."""
-
-
-def place_of(delivery: Delivery) -> Place:
-    """Return what tells a delivery from every other one in this process."""
-    return delivery.queue, delivery.generation, delivery.tag
-
 
 class Attempt(NamedTuple):
     """One attempt to handle one delivery, as those need it who come after it in the same task."""
 
     owner: object
     """Who traces it: a handler may have a plugin of its own, and every plugin hears of every fact."""
-    place: Place
+    place: tuple[str, int, int]
+    """Which delivery it is of."""
     context: Context
     """With the attempt's span in it, for what happens next to be its child."""
     ids: Attributes = MappingProxyType({})

@@ -38,7 +38,7 @@ from rabbitevents import (
 )
 from rabbitevents.arguments import flag, wrong
 from rabbitevents_tracing.attributes import fail, ids, number, of_attempt, of_message, of_origin, of_place
-from rabbitevents_tracing.between import Arrival, Attempt, Between, place_of
+from rabbitevents_tracing.between import Arrival, Attempt, Between
 from rabbitevents_tracing.carrier import LINK, Headers, Times, left_behind, previous_attempt, read, written
 from rabbitevents_tracing.destinations import Destinations
 
@@ -145,7 +145,7 @@ class Tracing(Plugin):
         """Begin the span of an attempt, and say on it which event it is, as far as that can be read."""
         arrival = self._arrived(delivery)
         span = self._start(arrival)
-        attempt = Attempt(self, place_of(delivery), set_span_in_context(span, arrival.came))
+        attempt = Attempt(self, delivery.place, set_span_in_context(span, arrival.came))
         if not span.is_recording():
             return span, attempt
         said = of_place(delivery)
@@ -179,7 +179,7 @@ class Tracing(Plugin):
 
     def _before(self, delivery: Delivery, headers: Headers) -> Attempt | None:
         last = _ATTEMPT.get()
-        if last is not None and last.place == place_of(delivery):
+        if last is not None and last.place == delivery.place:
             return last
         if self._held and headers:
             return self._held.get((self._names.get(delivery.queue, ""), str(delivery.id)))
@@ -209,9 +209,9 @@ class Tracing(Plugin):
     def forward(self, delivery: Delivery, message: Message) -> Message:
         """Let a copy carry which attempt made it, and when; say in the trace what it is for."""
         attempt = _ATTEMPT.get()
-        if attempt is None or attempt.place != place_of(delivery):  # it was decided before we saw it
+        if attempt is None or attempt.place != delivery.place:  # it was decided before we saw it
             known = {**ids(message.type, message.properties, message.headers), "rabbitevents.queue": delivery.queue}
-            attempt = Attempt(self, place_of(delivery), read(message.headers), known)
+            attempt = Attempt(self, delivery.place, read(message.headers), known)
             previous = previous_attempt(message.headers)
         else:
             previous = attempt.span

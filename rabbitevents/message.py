@@ -6,7 +6,6 @@ consumer settles, once, in one place.
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from enum import Enum
 from typing import Final, Protocol
@@ -15,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from rabbitevents.errors import DecodeError, EncodeError
+from rabbitevents.expiration import EXPIRES_AT, ends, milliseconds, now
 from rabbitevents.ids import as_uuid, new_id, says_no_id
 from rabbitevents.properties import NO_HEADERS, Headers, HeaderValue, Properties, Table, decode_properties
 from rabbitevents.texts import printable
@@ -26,10 +26,6 @@ from version to version (RabbitMQ 3.10 to 4.3) and are never taken for it."""
 ORIGIN_EXCHANGE: Final = "origin-exchange"
 ORIGIN_ROUTING_KEY: Final = "origin-routing-key"
 """Where a copy was first published: a copy that comes back to one queue keeps what its event was routed by."""
-
-EXPIRES_AT: Final = "expires-at"
-"""The header with the moment after which an event must not be handled any more, in milliseconds since 1970: what waits
-at the broker has no expiration there, which would end its wait instead."""
 
 NEVER_COPIED = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count", "x-delay"})
 """Headers that would route a copy elsewhere, or count against it; ``x-death`` and its like besides, by prefix."""
@@ -72,12 +68,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     def waiting(self) -> Message:
         """Return it as it waits at the broker: it expires no earlier than its wait ends, by a header."""
-        expiration = _milliseconds(self.properties.expiration)
-        if self.properties.expiration is None or expiration is None or self.after is None:
+        lasts = milliseconds(self.properties.expiration)
+        if lasts is None or self.after is None:
             return self
-        ends = self.headers.get(EXPIRES_AT, _now() + round(self.after.total_seconds() * 1000) + expiration)
+        over = self.headers.get(EXPIRES_AT, now() + round(self.after.total_seconds() * 1000) + lasts)
         properties = msgspec.structs.replace(
-            self.properties, expiration=None, headers={**self.headers, EXPIRES_AT: ends}
+            self.properties, expiration=None, headers={**self.headers, EXPIRES_AT: over}
         )
         return msgspec.structs.replace(self, properties=properties)
 
@@ -136,7 +132,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         kept.pop(EXPIRES_AT, None)
         left = _time_left(delivery, after) if queue == delivery.queue else None
         if left is not None:
-            kept[EXPIRES_AT] = _now() + left
+            kept[EXPIRES_AT] = now() + left
         kept[ORIGIN_EXCHANGE] = delivery.exchange
         kept[ORIGIN_ROUTING_KEY] = delivery.routing_key
         properties = msgspec.structs.replace(
@@ -156,37 +152,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _milliseconds(said: object) -> int | None:
-    """Read a number of milliseconds, be it a header or an expiration; None for what is none."""
-    if isinstance(said, str):
-        said = int(said) if len(said) < 20 and said.isdecimal() else None
-    return said if isinstance(said, int) and not isinstance(said, bool) and 0 <= said < 2**53 else None
-
-
-def expires_at(delivery: Delivery) -> int | None:
-    """Return when an event's time is over, in milliseconds since 1970; None where it has no expiration.
-
-    It is counted from AMQP's timestamp, up to the end of its second, or else from now: the broker says how long an event
-    may wait, and not since when it has. Raises `DecodeError` when the headers cannot be read.
-    """
-    ends = _milliseconds(delivery.peek(EXPIRES_AT))
-    lasts = _milliseconds(delivery.properties.expiration)
-    if ends is not None or lasts is None:
-        return ends
-    sent, now = delivery.properties.timestamp, _now()
-    return (min(now, sent * 1000 + 999) if sent else now) + lasts
-
-
 def _time_left(delivery: Delivery, after: timedelta | None) -> int | None:
     """Return how much of its time an event has, in milliseconds. Raises `EncodeError` where that is less than ``after``."""
-    ends = expires_at(delivery)
-    if ends is None:
+    over = delivery.expires_at
+    if over is None:
         return None
-    left = max(0, ends - _now())
+    left = max(0, over - now())
     if after is not None and after.total_seconds() * 1000 >= left:
         wait = round(after.total_seconds(), 3)
         raise EncodeError(
@@ -241,6 +212,12 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     def stale(self) -> bool:
         """Whether its channel is gone: the broker delivers it again, and nothing can be settled here any more."""
         return self.channel is not None and not self.channel.open
+
+    @property
+    def expires_at(self) -> int | None:
+        """When its time is over, in milliseconds since 1970; None without expiration. Raises `DecodeError`."""
+        properties = self.properties
+        return ends(self.peek(EXPIRES_AT), properties.expiration, properties.timestamp)
 
     @property
     def place(self) -> tuple[str, int, int]:

@@ -16,7 +16,10 @@ DEAD_LETTER_LIMIT: Final = 1_000_000
 """The delivery limit of queues that hold dead letters. On 4.3 the count travels with a dead letter, and a default
 limit would lose it at the first look; -1 drops at the first requeue on 3.10 (both measured)."""
 
-DELAY_DUE: Final = "delay.due"
+DUE: Final = ".due"
+"""How the names of all exchanges end that something comes out of which has waited."""
+
+DELAY_DUE: Final = f"delay{DUE}"
 """The direct exchange that leads a copy whose wait is over back to the one queue that it is for."""
 
 DELAY_LOST: Final = "delay.lost"
@@ -121,7 +124,7 @@ def due_exchange(exchange: str) -> str:
 
     Every handler's queue is bound to it as it is to the events exchange; its alternate exchange leads to `DELAY_LOST`.
     """
-    return f"{exchange}.due"
+    return f"{exchange}{DUE}"
 
 
 def quorum(**arguments: Argument) -> dict[str, Argument]:

@@ -24,7 +24,19 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     (
         "values",
         frozenset(
-            {"errors", "arguments", "failures", "properties", "ids", "events", "message", "facts", "states", "texts"}
+            {
+                "errors",
+                "arguments",
+                "expiration",
+                "failures",
+                "properties",
+                "ids",
+                "events",
+                "message",
+                "facts",
+                "states",
+                "texts",
+            }
         ),
     ),
     ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topics", "topology", "fields", "lines"})),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import time_ns
 from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from rabbitevents.errors import DecodeError
+from rabbitevents.expiration import now
 from rabbitevents.ids import as_uuid, new_id, says_no_id
-from rabbitevents.message import Delivery, expires_at
+from rabbitevents.message import Delivery
 from rabbitevents.properties import Properties, glance
+from rabbitevents.topology import DUE
 from rabbitevents.wire.amqp import EVENT_VERSION, JSON
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers, read_binary, read_structured
 from rabbitevents.wire.document import DOCUMENT, document_in, read_document
@@ -38,22 +39,26 @@ def read(delivery: Delivery) -> Received:
 
     A delivery that `identify` has seen is not read a second time.
     """
-    check_time(delivery)
+    _check_time(delivery)
+    return _received(delivery)
+
+
+def _received(delivery: Delivery) -> Received:
     found = delivery.found
     if not isinstance(found, Found):
         found = _find(delivery, delivery.properties)
     return Received(delivery, found.type, found.version, found.body, found.stated)
 
 
-def check_time(delivery: Delivery) -> None:
+def _check_time(delivery: Delivery) -> None:
     """Raise `DecodeError` for what waited at the broker until its expiration was over: it must not be handled late.
 
     Only what waited is looked at: anything else the broker looks after itself.
     """
-    if delivery.via_exchange.endswith(".due"):
-        ends = expires_at(delivery)
-        if ends is not None and ends <= (now := time_ns() // 1_000_000):
-            raise DecodeError(f"its expiration was over {(now - ends) / 1000:g} s ago", type=delivery.type)
+    if delivery.via_exchange.endswith(DUE):
+        over = delivery.expires_at
+        if over is not None and (late := now() - over) >= 0:
+            raise DecodeError(f"its expiration was over {late / 1000:g} s ago", type=delivery.type)
 
 
 def glean(delivery: Delivery) -> Received:
@@ -62,9 +67,9 @@ def glean(delivery: Delivery) -> Received:
     For handlers that ask for no payload. Raises `DecodeError` where not even AMQP's own words can be read, or the body
     was not kept; and for what is late.
     """
-    check_time(delivery)
+    _check_time(delivery)
     try:
-        return read(delivery)
+        return _received(delivery)
     except DecodeError:
         if delivery.oversize:
             raise

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 
 from rabbitevents.brokers.rabbitmq.address import Address
-from rabbitevents.topology import DELAY_DUE, Binding, Exchange, Queue, Topology
+from rabbitevents.topology import DELAY_DUE, DUE, Binding, Exchange, Queue, Topology
 
 Right = Literal["configure", "write", "read"]
 
@@ -110,10 +110,9 @@ def _pattern(topology: Topology, right: Right) -> str:
 
 def _waiting_queues(things: Iterable[Exchange | Queue]) -> list[str]:
     """Return patterns of the families of queues that events wait in."""
-    ways_out = [item.name for item in things if isinstance(item, Exchange) and item.name.endswith(".due")]
+    ways_out = [item.name for item in things if isinstance(item, Exchange) and item.name.endswith(DUE)]
     return [
-        rf"{_escaped('delay' if name == DELAY_DUE else name.removesuffix('.due') + '.delay')}\.[0-9]+"
-        for name in ways_out
+        rf"{_escaped('delay' if name == DELAY_DUE else name.removesuffix(DUE) + '.delay')}\.[0-9]+" for name in ways_out
     ]
 
 

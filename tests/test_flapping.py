@@ -90,6 +90,21 @@ def test_a_cut_between_the_end_of_a_run_and_its_acknowledgement_may_double_a_dea
     assert list(thrice["faults"]) == [DOUBLE]
 
 
+def test_a_cut_that_nobody_has_heard_of_yet_may_double_a_dead_letter_and_repeat_a_run() -> None:
+    runs = [run(1, 0), run(2, 2), run(3, 4), *(run(n, 6 + 2 * n, place=2) for n in (1, 2, 3))]
+    again = [run(1, 0, failed=False), run(1, 2, place=2, failed=False)]
+
+    heard_late = judge(ledger(*runs, cuts=(4.999,), delivered=2, dead=2))
+    long_before = judge(ledger(*runs, cuts=(4.5,), delivered=2, dead=2))
+    repeated = judge(ledger(*again, cuts=(-0.001,), said=1, dead=0, delivered=2))
+    repeated_uncut = judge(ledger(*again, cuts=(-0.5,), said=1, dead=0, delivered=2))
+
+    assert (heard_late["faults"], heard_late["doubled"]) == ({}, 1)
+    assert list(long_before["faults"]) == [DOUBLE]
+    assert repeated["faults"] == {}
+    assert list(repeated_uncut["faults"]) == ["repeated without a cut"]
+
+
 @pytest.mark.parametrize(
     ("known", "fault"),
     [

@@ -139,13 +139,18 @@ class Case:
         failed = [
             run for run in self.runs if run.copy == after and run.attempt == (self.said if self.inline else after)
         ]
-        return self.copies(attempt) > self.copies(after) + sum(map(self._cut_before_it_was_settled, failed))
+        return self.copies(attempt) > self.copies(after) + sum(map(self._more_by_a_cut, failed))
 
-    def _cut_before_it_was_settled(self, run: Run) -> bool:
+    def _more_by_a_cut(self, run: Run) -> int:
+        """Count the copies that a cut can have made more of: by a run that is repeated, and by a publish that is.
+
+        A copy that was under way when the wire was cut is published again, since nobody knows whether it came; and its
+        delivery, which was not settled, comes again besides.
+        """
         if run.ended_stale:
-            return False
+            return 0
         safe = min((at for id, at in self._ledger.forwarded if id == self.id and at >= run.ended), default=float("inf"))
-        return self._cut_between(run.ended, safe + TAKEN)
+        return self._cut_between(run.ended, safe + TAKEN) + self._cut_between(run.ended, safe)
 
     def _ran_otherwise(self) -> bool:
         if self.copied_more_than_once:

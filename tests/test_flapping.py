@@ -43,7 +43,7 @@ def ledger(*runs: Run, dead: int = 1, cuts: tuple[float, ...] = (), said: int = 
         confirmed={"e": said},
         in_process={"e"},
         runs=list(runs),
-        forwarded=[("e", runs[-1].ended + 0.01)] if runs and dead else [],
+        forwarded=[("e", run.ended + 0.01) for run in runs if run.attempt == said] if dead else [],
         cuts=list(cuts),
         copies=Counter({("e", 1): 1, ("e", 0): dead}),
         delivered=Counter({("e", 1): delivered}),
@@ -103,6 +103,16 @@ def test_a_cut_that_nobody_has_heard_of_yet_may_double_a_dead_letter_and_repeat_
     assert list(long_before["faults"]) == [DOUBLE]
     assert repeated["faults"] == {}
     assert list(repeated_uncut["faults"]) == ["repeated without a cut"]
+
+
+def test_a_cut_while_a_copy_is_under_way_may_have_it_published_again_besides() -> None:
+    runs = [run(1, 0), run(2, 2), run(3, 4), *(run(n, 6 + 2 * n, place=2) for n in (1, 2, 3))]
+
+    under_way = judge(ledger(*runs, cuts=(5.005,), delivered=2, dead=3))
+    one_too_many = judge(ledger(*runs, cuts=(5.005,), delivered=2, dead=4))
+
+    assert under_way["faults"] == {}
+    assert list(one_too_many["faults"]) == [DOUBLE]
 
 
 @pytest.mark.parametrize(

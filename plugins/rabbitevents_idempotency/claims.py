@@ -201,7 +201,7 @@ class Claims:
         self, step: Callable[[], Awaitable[T]], patience: float = math.inf, *, leaves: bool = False
     ) -> T | None:
         """Do ``step`` until the store answers, and return that; None where patience ended, or the bus stops."""
-        end = self._now() + min(patience, self._patience)
+        pause, end = FIRST_PAUSE, self._now() + min(patience, self._patience)
         while True:
             try:
                 return await step()
@@ -212,12 +212,12 @@ class Claims:
                 return None
             self._waiting += 1
             try:
-                # Not all at once: a trip fails as a whole, and a full Redis answers those that only ask.
-                pause = LONGEST_PAUSE * random.uniform(0.5, 1.0)
+                # Soon again, and not all at once: a trip fails as a whole, and a full Redis answers what only asks.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_back.wait(), pause)
+                    await asyncio.wait_for(self._is_back.wait(), pause * random.uniform(0.5, 1.0))
             finally:
                 self._waiting -= 1
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _lost(self, error: StoreUnavailableError) -> None:
         """Begin an outage, if there is none. What failed again soon is given time at once, so that nothing flaps."""

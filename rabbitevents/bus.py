@@ -574,6 +574,14 @@ class Bus:
         await self._chain()(message)
         return event
 
+    async def publish_message(self, message: Message, /) -> None:
+        """Publish what `prepare` wrote through the whole publish chain; return, or raise, as `publish` does.
+
+        :param message: As for `send`.
+        """
+        _ = self._running
+        await self._chain()(check_message(message))
+
     def prepare(self, payload: P | Event[P], /, **told: Any) -> tuple[Event[P], Message]:
         """Put a payload into its envelope and write it as a message, as `publish` does, without sending it.
 
@@ -618,12 +626,12 @@ class Bus:
     async def send_many(self, messages: Sequence[Message], /) -> list[Exception | None]:
         """Publish messages past every plugin, in flight together; return for each what kept it from being confirmed.
 
-        One that reached no queue is an `UnroutableError`, whatever the bus's ``unroutable`` says. Raises `EncodeError`
-        for a field that cannot be written.
+        One that reached no queue is an `UnroutableError`, whatever the bus's ``unroutable`` says; one that cannot be
+        written, an `EncodeError`.
 
         :param messages: As for `send`.
         """
-        return await self._running.forward_all([check_message(message) for message in messages])
+        return await self._running.forward_all(messages)
 
     @property
     def _running(self) -> Publishing:

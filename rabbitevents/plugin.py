@@ -92,6 +92,10 @@ class Host(Protocol):
         """Put a payload into its envelope and write it as a message, as publishing it would; ``told`` as there."""
         ...
 
+    async def publish_message(self, message: Message, /) -> None:
+        """Publish what `prepare` wrote through the whole publish chain."""
+        ...
+
     async def send(self, message: Message, /) -> None:
         """Publish a message past every plugin; return when it is confirmed, or raise a `PublishError`."""
         ...

@@ -267,7 +267,7 @@ class Outbox(Plugin):
                 f"outbox.publish(session, ...): the session is of {theirs.render_as_string()}, and the outbox's tables are in "
                 f"{where(self.engine)}: one transaction is in one database"
             )
-        if isinstance(session, Connection) and session.get_isolation_level() == "AUTOCOMMIT":
+        if isinstance(session, Connection) and session.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             raise TransactionError(
                 "outbox.publish(connection, ...): the connection commits each statement by itself (AUTOCOMMIT); publish in a "
                 "transaction"

@@ -247,5 +247,5 @@ def test_it_counts_from_the_last_attempt_or_from_the_event_s_time(
 
 @pytest.mark.parametrize("link", [None, 600, "always", timedelta(seconds=-1)])
 def test_what_is_no_answer_to_when_to_link_is_refused(link: Any) -> None:
-    with pytest.raises(ConfigurationError, match="Tracing: link.*say True .always., False .never."):
+    with pytest.raises(ConfigurationError, match=r"Tracing: link.*say True .always., False .never."):
         Tracing(link=link)

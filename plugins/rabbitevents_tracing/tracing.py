@@ -12,7 +12,7 @@ from time import time_ns
 from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import trace
-from opentelemetry.context import attach, detach
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,

@@ -183,12 +183,12 @@ class Tracing(Plugin):
         return span, attempt
 
     def _arrived(self, delivery: Delivery) -> Arrival:
-        now = time_ns()
+        now, is_late = time_ns(), False
         try:
             headers: Headers = delivery.headers
             is_late = is_idle(headers, delivery.properties.timestamp, now, self._longest)
         except DecodeError:
-            headers, is_late = {}, False  # reading it further in says so
+            headers = {}  # reading it further in says so
         came = read(headers)
         before = self._before(delivery, headers)
         if before is not None:

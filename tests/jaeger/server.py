@@ -42,6 +42,8 @@ class Span:
     start: float
     duration: float
     tags: dict[str, Any]
+    process: dict[str, Any]
+    """What is said of the process that it was in."""
     logs: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
 
@@ -167,6 +169,7 @@ def _span(said: dict[str, Any], processes: dict[str, Any]) -> Span:
         start=said["startTime"] / 1e6,
         duration=said["duration"] / 1e6,
         tags=_values(said["tags"]),
+        process=_values(processes[said["processID"]]["tags"]),
         logs=tuple(_values(each["fields"]) for each in said["logs"]),
         warnings=tuple(said["warnings"] or ()),
     )

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -172,6 +173,15 @@ def test_dead_letters_and_replays_are_found_by_operation_and_order(shop: Shop, o
     found = shop.jaeger.find("shop.inventory", operation, {"rabbitevents.entity.id": shop.order})
 
     assert [trace[0].trace for trace in found] == [shop.story[0].trace]
+
+
+def test_which_replica_it_was_is_said_and_can_be_searched_for(shop: Shop) -> None:
+    before, after = (span.process["service.instance.id"] for span in attempts(shop.story, RESERVE))
+
+    assert before != after  # the services were started again for the replay
+    found = shop.jaeger.find("shop.inventory", tags={"service.instance.id": after})
+    assert len(found) == 5 + 1
+    assert {span.process["host.name"] for trace in found for span in trace} == {gethostname()}
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ demo: venv-demo ## a shop of five services, every effect counted; ARGS="--orders
 
 test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
 	@$(run) pytest $(workers) $(TESTS)
+	@$(if $(TESTS),,echo "what Jaeger shows was not looked at (tests/jaeger was skipped): make test-jaeger does, and needs Go")
 
 check: lint types test ## all that CI runs
 

@@ -26,6 +26,8 @@ PROGRAM: Final = "RABBITEVENTS_TEST_JAEGER"
 """The environment variable that says where the program is; ``make test-jaeger`` sets it."""
 
 CONFIGURATION: Final = Path(__file__).with_name("jaeger.yaml")
+PAGE_SETTINGS: Final = Path(__file__).parent.parent.parent / "docs" / "compose" / "jaeger-ui.json"
+"""What compose.yaml gives to Jaeger's page."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Jaeger:
             "JAEGER_OTLP_HTTP_PORT": str(self._otlp),
             "JAEGER_OTLP_GRPC_PORT": str(free_port()),
             "JAEGER_MAX_TRACES": str(most),
+            "JAEGER_UI": str(PAGE_SETTINGS),
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -116,9 +119,12 @@ class Jaeger:
 
     def ask(self, path: str, **query: object) -> Any:
         """Ask the API, and return its answer as it is."""
-        url = f"http://{LOOPBACK}:{self._query}{path}?{urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)
+        return json.loads(self.get(f"{path}?{urlencode(query)}"))
+
+    def get(self, path: str) -> str:
+        """Return what a browser gets."""
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{self._query}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
 
     # --- what people ask ---
 

@@ -19,6 +19,7 @@ from rabbitevents.testing import running
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_retry import Retry
 from rabbitevents_tracing import Tracing
+from tests.jaeger.outline import on_the_page, outline, without_numbers
 from tests.jaeger.server import Jaeger, Span
 from tests.shop import eventually
 from tests.test_tracing import OrderPlaced, inventory, replay
@@ -42,10 +43,10 @@ def names(trace: list[Span]) -> list[str]:
 
 async def test_an_order_that_waited_and_lay_dead_for_long_is_linked_traces(jaeger: Jaeger, rabbit_url: str) -> None:
     retry = Retry(stop=stop_after_attempt(2), wait=wait_fixed(2))
-    tracing = Tracing(tracer_provider=exporting(jaeger, "long.waits"), link=SHORT)
+    tracing = Tracing(tracer_provider=exporting(jaeger, "inventory"), link=SHORT)
 
     def seen(name: str) -> bool:
-        return name in jaeger.operations("long.waits")
+        return name in jaeger.operations("inventory")
 
     async with Bus(rabbit_url, inventory(fail=2), plugins=[DeadLetter(), retry, tracing]) as bus:
         await bus.publish(OrderPlaced("o-1"))
@@ -54,7 +55,7 @@ async def test_an_order_that_waited_and_lay_dead_for_long_is_linked_traces(jaege
         await replay(bus, "inventory.reserve")
         await eventually(lambda: seen("publish events:stock.reserved"), "the end of it", 20)
 
-    traces = jaeger.find("long.waits", tags={"rabbitevents.entity.id": "o-1"})
+    traces = jaeger.find("inventory", tags={"rabbitevents.entity.id": "o-1"})
     traces.sort(key=lambda trace: trace[0].start)
     first, second, third = traces
     assert names(first) == ["publish", "process", "retry"]
@@ -65,6 +66,9 @@ async def test_an_order_that_waited_and_lay_dead_for_long_is_linked_traces(jaege
     assert second[0].id in third[0].links
     assert second[0].tags["rabbitevents.wait"] >= 1.9
     assert third[0].tags["rabbitevents.dead_for"] >= 1.4
+    shown = on_the_page("events:order.placed|replay inventory.reserve")
+    assert len(shown) == 8
+    assert shown - without_numbers(map(outline, traces)) == set()
     for trace in traces:
         assert max(span.end for span in trace) - trace[0].start < 1
         assert [warning for span in trace for warning in span.warnings] == []

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from tests.bed.rabbitmq import RabbitNode
-from tests.jaeger.server import Jaeger, Span
+from tests.documents import blocks
+from tests.jaeger.outline import PAGE, on_the_page, outline, without_numbers
+from tests.jaeger.server import PAGE_SETTINGS, Jaeger, Span
 
 ROOT = Path(__file__).parent.parent.parent
 SERVICES = {"shop.order", "shop.inventory", "shop.payment", "shop.notification", "shop.analytics"}
@@ -272,6 +274,36 @@ def test_nothing_begins_before_what_led_to_it(shop: Shop) -> None:
         assert len(by_id) == len(trace)
         early = [span.name for span in trace if span.parent and span.start < by_id[span.parent].start]
         assert early == []
+
+
+# --- what the pages say --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["publish shop:order.placed$", "publish shop:inventory.reserved$"])
+def test_the_page_shows_what_there_is_to_be_seen(shop: Shop, first: str) -> None:
+    shown = on_the_page(first)
+
+    assert len(shown) >= 8
+    assert shown - without_numbers(map(outline, shop.traces)) == set()
+
+
+def test_the_answers_on_the_page_are_jaeger_s(shop: Shop) -> None:
+    operations, said = (json.loads(block.text) for block in blocks(PAGE, "json")[:2])
+    died = attempts(shop.story, RESERVE)[0]
+
+    assert {each["name"] for each in operations["data"]} == shop.jaeger.operations("shop.payment")
+    assert said["operationName"] == died.name
+    assert {each["key"] for each in said["tags"]} <= set(died.tags)
+    for name in ("error.type", "rabbitevents.outcome", "rabbitevents.attempt", "rabbitevents.event.type"):
+        (value,) = (each["value"] for each in said["tags"] if each["key"] == name)
+        assert value == died.tags[name]
+
+
+def test_what_compose_says_of_the_page_jaeger_takes(shop: Shop) -> None:
+    assert (
+        f"JAEGER_CONFIG = {json.dumps(json.loads(PAGE_SETTINGS.read_text()), separators=(',', ':'))}"
+        in shop.jaeger.get("/search")
+    )
 
 
 def test_a_span_has_25_tags_at_most(shop: Shop) -> None:

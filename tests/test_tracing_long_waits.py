@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import baggage, context
 from tenacity import stop_after_attempt, wait_fixed
@@ -219,6 +219,7 @@ times = st.one_of(st.none(), st.text(max_size=40), st.integers(), st.datetimes()
 @given(
     st.dictionaries(st.sampled_from(["forwarded-at", "event-time", "replay-at"]), times), st.integers(-(2**63), 2**63)
 )
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_whatever_a_stranger_says_of_times_there_is_an_answer(headers: dict[str, Any], sent_at: int) -> None:
     assert is_idle(headers, sent_at, NOW, float("inf")) is False
     assert is_idle(headers, sent_at, NOW, 6e11) in (True, False)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import baggage, context
+from opentelemetry.sdk.trace import ReadableSpan
 from tenacity import stop_after_attempt, wait_fixed
 
 from rabbitevents import Bus, ConfigurationError, Delivery, Event, Message, Metadata, Plugin, Properties, Router
@@ -57,6 +58,11 @@ class Aged(Plugin):
 def placed_before(ago: timedelta) -> Event[OrderPlaced]:
     time, id = datetime.now(UTC) - ago, uuid4()
     return Event(id, "order.placed", 1, "order", "o-1", time, OrderPlaced("o-1"), Metadata(correlation_id=str(id)))
+
+
+def flags_of(span: ReadableSpan) -> int:
+    assert span.context is not None
+    return int(span.context.trace_flags)
 
 
 def service(traces: Traces, aged: Aged, *, fail: int, attempts: int = 5, link: Any = None) -> Bus:
@@ -168,6 +174,52 @@ async def test_a_retry_in_the_process_stays_in_the_trace_that_began_after_a_long
     assert len({trace_of(span) for span in (*attempts, *traces.all(RETRY), *traces.all(WAIT))}) == 1
     assert trace_of(attempts[0]) != trace_of(traces.one(PUBLISH))
     assert [linked(span, "previous attempt") for span in attempts[1:]] == [[id_of(span)] for span in attempts[:2]]
+
+
+async def test_a_wait_in_the_process_that_is_long_begins_a_trace_too(traces: Traces) -> None:
+    retry = Retry(stop=stop_after_attempt(5), wait=wait_fixed(0.1))
+    tracing = Tracing(tracer_provider=traces.provider, link=timedelta(milliseconds=50))
+    async with running(Bus("memory://", inventory(fail=1), plugins=[retry, tracing])) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.settled()
+
+    first, second = traces.all(PROCESS)
+    assert trace_of(first) != trace_of(second)
+    assert parent_of(second) is None
+    assert linked(second, "previous attempt") == [id_of(first)]
+    assert traces.all(WAIT) == []
+
+
+async def test_the_state_of_a_trace_stays_with_it(traces: Traces) -> None:
+    seen: list[object] = []
+    router = Router("inventory")
+
+    @router.on(OrderPlaced)
+    async def reserve(order: OrderPlaced, delivery: Delivery) -> None:
+        seen.append((delivery.headers["traceparent"], delivery.headers.get("tracestate")))
+        if len(seen) < 3:
+            raise LookupError
+
+    placed = f"00-{'a' * 32}-{'b' * 16}-01"
+    foreign = Message(
+        exchange="events",
+        routing_key="order.placed",
+        body=b'{"order_id":"o-1"}',
+        properties=Properties(
+            type="order.placed",
+            content_type="application/json",
+            headers={"traceparent": placed, "tracestate": "vendor=1"},
+        ),
+    )
+    retry = Retry(stop=stop_after_attempt(5), wait=wait_fixed(30))
+    plugins = [Aged(HOUR), retry, Tracing(tracer_provider=traces.provider)]
+    async with running(Bus("memory://", router, plugins=plugins)) as probe:
+        await probe.bus.send(foreign)
+        await probe.advance(timedelta(minutes=5))
+
+    assert seen[:2] == [(placed, "vendor=1")] * 2
+    _, second, _ = traces.all(PROCESS)
+    assert seen[2] == (f"00-{trace_of(second):032x}-{id_of(second):016x}-{flags_of(second):02x}", None)
 
 
 async def test_an_event_that_came_without_a_trace_is_one_trace_with_all_its_attempts(traces: Traces) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -21,6 +21,8 @@ from rabbitevents.testing import EmbeddedBroker, Probe, running
 from rabbitevents_outbox import Outbox, Tables, TransactionError
 from tests.bed.postgres import PostgresServer
 from tests.shop import OrderPlaced, eventually
+
+T = TypeVar("T")
 
 
 @event("order.priced", entity="order", key="order_id")
@@ -464,7 +466,7 @@ async def dead(engine: AsyncEngine) -> int:
         return await connection.scalar(select(func.count()).where(row.dead_at.is_not(None))) or 0
 
 
-async def until(look: Any, fits: Any, seconds: float = 15) -> None:
+async def until(look: Callable[[], Awaitable[T]], fits: Callable[[T], bool], seconds: float = 15) -> None:
     """Look, until what is seen fits."""
     end = asyncio.get_running_loop().time() + seconds
     while not fits(seen := await look()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
@@ -30,7 +30,7 @@ def backend_of(engine: AsyncEngine | Engine) -> Backend:
     name = engine.dialect.name
     if name not in ("postgresql", "sqlite"):
         raise ConfigurationError(f"the engine leads to {name}: outbox and inbox are on PostgreSQL or SQLite")
-    return cast("Backend", name)
+    return "postgresql" if name == "postgresql" else "sqlite"
 
 
 _TURNS: WeakKeyDictionary[Engine, asyncio.Lock] = WeakKeyDictionary()

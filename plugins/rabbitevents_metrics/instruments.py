@@ -47,6 +47,8 @@ GAUGES: Final = {
     "rabbitevents.deliveries.queued": ("{delivery}", "Deliveries that wait for a worker."),
     "rabbitevents.deliveries.running": ("{delivery}", "Deliveries that are being handled."),
     "rabbitevents.deliveries.held": ("{delivery}", "Deliveries that are held."),
+    "rabbitevents.connections.down": ("{connection}", "Connections that are lost and not back yet."),
+    "rabbitevents.connections.blocked": ("{connection}", "Connections that the broker takes no events from."),
     "rabbitevents.consumers.expected": ("{consumer}", "Consumers there should be."),
     "rabbitevents.consumers.running": ("{consumer}", "Consumers there are."),
     "rabbitevents.queue.depth": ("{message}", "Events that are ready in a queue."),

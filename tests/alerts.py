@@ -19,10 +19,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Final, Self
-
-import yaml
+from typing import Any, Final, Self
 
 from rabbitevents import Bus
 from tests import alerting
@@ -31,6 +30,8 @@ from tests.bed.prometheus import Alert, Prometheus, scaled
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
 from tests.test_cli import environment
+
+yaml: Any = import_module("yaml")  # it has no types
 
 RULES: Final = Path(__file__).parent.parent / "docs" / "alerts.yaml"
 
@@ -94,18 +95,19 @@ class Watch:
 
 
 class Service:
-    """A service of `tests.alerting`, run by ``rabbitevents run`` in ``folder``, with its metrics on ``port``."""
+    """A bus that ``rabbitevents run`` runs in ``folder``, with its metrics on ``port``."""
 
-    def __init__(self, folder: Path, name: str, workers: int, **settings: str) -> None:
+    def __init__(self, folder: Path, reference: str, workers: int, **settings: str) -> None:
         self.port = free_port()
-        self._folder, self._name, self._settings = folder, name, settings
+        self._folder, self._reference, self._settings = folder, reference, settings
+        self._log = folder / f"{reference}.log"
         self._options = ["--workers", str(workers), "--health", str(self.port)]
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        with (self._folder / f"{self._name}.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "rabbitevents", "run", f"tests.alerting:{self._name}", *self._options),
+                *(sys.executable, "-m", "rabbitevents", "run", self._reference, *self._options),
                 cwd=self._folder,
                 env=environment(**self._settings),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -125,7 +127,7 @@ class Service:
     async def __aexit__(self, kind: object, *_: object) -> None:
         await self.stop()
         if kind is not None:
-            print((self._folder / f"{self._name}.log").read_text()[-5000:], file=sys.stderr)
+            print(self._log.read_text()[-5000:], file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -269,8 +271,8 @@ async def see(node: RabbitNode, url: str, folder: Path, minute: float) -> tuple[
     interval = str(max(1.0, minute / 4))
     async with (
         Proxy.before(url) as proxy,
-        Service(folder, "shop", 2, URL=url, INTERVAL=interval) as shop,
-        Service(folder, "warehouse", 1, URL=proxy.url_for(its_url), INTERVAL=interval) as warehouse,
+        Service(folder, "tests.alerting:shop", 2, URL=url, INTERVAL=interval) as shop,
+        Service(folder, "tests.alerting:warehouse", 1, URL=proxy.url_for(its_url), INTERVAL=interval) as warehouse,
     ):
         jobs = {"shop": shop.port, "warehouse": warehouse.port}
         with Prometheus(jobs, every=max(0.5, minute / 4), rules=rules) as prometheus:

@@ -305,6 +305,30 @@ async def test_a_reconnect_is_counted_and_the_first_connection_is_not(measured: 
     assert measured.value("rabbitevents.reconnects") == 1
 
 
+async def test_connections_that_are_down_or_blocked_are_gauges(measured: Measured) -> None:
+    broker = EmbeddedBroker()
+
+    def seen() -> tuple[float, float]:
+        return measured.value("rabbitevents.connections.down"), measured.value("rabbitevents.connections.blocked")
+
+    async with Bus(broker.client(), plugins=[Metrics(meter_provider=measured.provider)]) as bus:
+        at_first = seen()
+        bus.report(facts.Blocked("low on memory"))
+        blocked = seen()
+        broker.go_down()  # nobody says that it is not blocked any more
+        await eventually(lambda: seen() == (1, 0), "the loss")
+        broker.come_up()
+        await eventually(lambda: seen() == (0, 0), "the connection")
+        bus.report(facts.Blocked("low on memory"))
+        bus.report(facts.ConnectionLost("consume", "amqp://localhost", "cut"))
+        other = seen()
+        bus.report(facts.Unblocked())
+        at_last = seen()
+
+    assert (at_first, blocked, other, at_last) == ((0, 0), (0, 1), (1, 1), (1, 0))
+    assert measured.value("rabbitevents.reconnects") == 1
+
+
 async def test_what_is_under_way_is_looked_at(measured: Measured) -> None:
     router, go_on = Router("inventory"), asyncio.Event()
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from asyncio import to_thread
 from collections.abc import Mapping
@@ -18,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
-
-import yaml
 
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.processes import spawn, unpin
@@ -74,8 +73,9 @@ class Prometheus:
             "rule_files": ["rules.yaml"],
             "scrape_configs": scraped,
         }
-        (self.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        (self.folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules or {"groups": []})))
+        # JSON is YAML.
+        (self.folder / "prometheus.yaml").write_text(json.dumps(config))
+        (self.folder / "rules.yaml").write_text(json.dumps(rules or {"groups": []}))
 
     def __enter__(self) -> Self:
         try:

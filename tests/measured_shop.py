@@ -128,7 +128,8 @@ class Books:
                 yield self._into(again), 1
 
     def _failures(self) -> Iterator[tuple[Series, int]]:
-        for each in (*self._retried(), *self._gave_up()):
+        failures: tuple[Retried | GivenUp, ...] = (*self._retried(), *self._gave_up())
+        for each in failures:
             yield {**self._into(each), "error_type": each.error}, 1
 
     def _forwarded(self) -> int:

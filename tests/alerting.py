@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +19,13 @@ from opentelemetry import metrics
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import stop_after_attempt, wait_fixed
 
-from rabbitevents import Bus, Router, event
+from rabbitevents import Bus, Plugin, Router, event
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_metrics import Metrics
+from rabbitevents_outbox import Outbox, prepare_sqlite
 from rabbitevents_retry import Fatal, Retry
 
 PATIENT: Final = Retry(stop=stop_after_attempt(100_000), wait=wait_fixed(1), inline_below=0.5)
@@ -164,16 +168,30 @@ def hold_the_loop(seconds: float) -> None:
 async def shelve(box: BoxMoved) -> None: ...
 
 
+@asynccontextmanager
+async def database(folder: Path) -> AsyncGenerator[AsyncEngine]:
+    """Open the warehouse's database, where its outbox is."""
+    engine = _engine(folder)
+    yield engine
+    await engine.dispose()
+
+
+def _engine(folder: Path) -> AsyncEngine:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{folder}/warehouse.db")
+    prepare_sqlite(engine)
+    return engine
+
+
 def shop() -> Bus:
     return _bus(orders)
 
 
 def warehouse() -> Bus:
-    return _bus(store)
+    return _bus(store, Outbox(_engine(Path())))
 
 
-def _bus(router: Router) -> Bus:
+def _bus(router: Router, *others: Plugin) -> Bus:
     resource = Resource.create({"service.name": router.name})
     metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()], resource))
-    plugins = [DeadLetter(), Retry(), Metrics(interval=float(os.environ["INTERVAL"]))]
+    plugins = [DeadLetter(), Retry(), Metrics(interval=float(os.environ["INTERVAL"])), *others]
     return Bus(os.environ["URL"], router, plugins=plugins, grace=1)

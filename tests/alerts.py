@@ -4,7 +4,7 @@
 a second. It prints a table: what was done, which alert fired after how many seconds, and how many seconds after the thing
 was mended it was resolved. It ends with 1 where one did not fire, or another one did that has no cause.
 
-`tests/alerting.py` has the services. There is no cause yet for the alert about an outbox.
+`tests/alerting.py` has the services.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Self
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from rabbitevents import Bus
+from rabbitevents_outbox import Outbox, Tables
 from tests import alerting
 from tests.bed.loopback import free_port
 from tests.bed.prometheus import Alert, Prometheus, scaled
@@ -43,6 +46,8 @@ SLACK: Final = 60.0
 
 KEEPER: Final = "keeper"
 """The user of the warehouse, and his password."""
+
+OUTBOX: Final = Tables().outbox.name
 
 Labels = dict[str, str]
 
@@ -142,20 +147,30 @@ class Scene:
     watch: Watch
     minute: float
 
-    async def tried(self, alert: str, cause: str, at_work: AbstractAsyncContextManager[None], **labels: str) -> Seen:
-        """Bring a cause about until its alert fires, mend it, and wait until the alert is resolved.
+    async def tried(
+        self, cause: str, at_work: AbstractAsyncContextManager[None], *expected: tuple[str, Labels]
+    ) -> list[Seen]:
+        """Bring a cause about until its alerts fire, mend it, and wait until they are resolved.
 
-        ``labels`` are among the alert's own; those of the library without what they begin with, ``rabbitevents_``.
+        The labels are among an alert's own; those of the library without what they begin with, ``rabbitevents_``.
         """
-        now, patience = asyncio.get_running_loop().time, LONGEST * self.minute + SLACK
-        wanted = {name if name == "job" else f"rabbitevents_{name}": value for name, value in labels.items()}
+        now = asyncio.get_running_loop().time
+        alerts = [(name, {_in_full(label): value for label, value in labels.items()}) for name, labels in expected]
         began = now()
         async with at_work:
-            await self.watch.until(lambda: self.watch.fires(alert, wanted), f"{alert} {labels} fires", patience)
-            fired = now()
+            fired = await asyncio.gather(*(self._until(name, labels, fires=True) for name, labels in alerts))
         mended = now()
-        await self.watch.until(lambda: not self.watch.fires(alert, wanted), f"{alert} {labels} is resolved", patience)
-        return Seen(alert, cause, wanted, round(fired - began, 1), round(now() - mended, 1))
+        resolved = await asyncio.gather(*(self._until(name, labels, fires=False) for name, labels in alerts))
+        return [
+            Seen(name, cause, labels, round(at_first - began, 1), round(at_last - mended, 1))
+            for (name, labels), at_first, at_last in zip(alerts, fired, resolved, strict=True)
+        ]
+
+    async def _until(self, name: str, labels: Labels, *, fires: bool) -> float:
+        """Return when an alert fires, or does no more."""
+        what = f"{name} {labels} {'fires' if fires else 'is resolved'}"
+        await self.watch.until(lambda: self.watch.fires(name, labels) is fires, what, LONGEST * self.minute + SLACK)
+        return asyncio.get_running_loop().time()
 
     # --- causes: entered they are there, left they are not ---
 
@@ -200,9 +215,11 @@ class Scene:
 
     @asynccontextmanager
     async def unreachable(self) -> AsyncGenerator[None]:
-        """Let the warehouse have no connection."""
+        """Let the warehouse have no connection, and something to send."""
         await self.proxy.refuse()
         self.proxy.cut()
+        async with alerting.database(self.folder) as engine, AsyncSession(engine) as session, session.begin():
+            await Outbox(engine, relay=False, name="clerk").publish(session, alerting.BoxMoved("1"))
         yield
         await self.proxy.accept()
 
@@ -224,42 +241,75 @@ class Scene:
                 await self.node.aset_memory_alarm(False)
 
 
+def _in_full(label: str) -> str:
+    return label if label == "job" else f"rabbitevents_{label}"
+
+
 async def of_the_shop(scene: Scene) -> list[Seen]:
     """Bring about what can be wrong in a handler, side by side; at last, what keeps everybody from publishing."""
-    asked = alerting.QuestionAsked("1")
-    letters, parcels = [alerting.LetterWritten("1")], [alerting.ParcelSent(f"{n}") for n in range(3)]
+    dead: Labels = {"queue": "shop.deliver.dead"}
     rows, payments = [alerting.RowAdded(f"{n}") for n in range(300)], [alerting.PaymentDue(f"{n}") for n in range(30)]
-    dead, held, lag = "RabbiteventsDeadLettersGrowing", "RabbiteventsHeld", "RabbiteventsLagGrowing"
-    storm, unroutable = "RabbiteventsRetryStorm", "RabbiteventsUnroutable"
     seen = await asyncio.gather(
-        scene.tried(dead, "a handler raises `Fatal`", scene.broken("dead", *letters), queue="shop.deliver.dead"),
         scene.tried(
-            held, "a handler fails that no plugin helps", scene.broken("held", *parcels), subscription="shop.pack"
+            "a handler raises `Fatal`",
+            scene.broken("dead", alerting.LetterWritten("1")),
+            ("RabbiteventsDeadLettersGrowing", dead),
         ),
-        scene.tried(lag, "a handler hangs, and 300 events come", scene.broken("slow", *rows), queue="shop.count"),
         scene.tried(
-            storm,
-            "what a handler needs is away, 30 events, tried once a second",
+            "a handler fails that no plugin helps",
+            scene.broken("held", *(alerting.ParcelSent(f"{n}") for n in range(3))),
+            ("RabbiteventsHeld", {"subscription": "shop.pack"}),
+        ),
+        scene.tried(
+            "a handler hangs, and 300 events come",
+            scene.broken("slow", *rows),
+            ("RabbiteventsLagGrowing", {"queue": "shop.count"}),
+        ),
+        scene.tried(
+            "what a handler needs is away: 30 events, tried once a second",
             scene.broken("storm", *payments),
-            subscription="shop.charge",
+            ("RabbiteventsRetryStorm", {"subscription": "shop.charge"}),
         ),
-        scene.tried(unroutable, "one event that nobody is bound for", scene.published(asked), type="question.answered"),
+        scene.tried(
+            "one event that nobody is bound for",
+            scene.published(alerting.QuestionAsked("1")),
+            ("RabbiteventsUnroutable", {"type": "question.answered"}),
+        ),
     )
-    blocked = "the broker is short of memory"
-    return [*seen, await scene.tried("RabbiteventsBlocked", blocked, scene.short_of_memory(), job="shop")]
+    blocked = await scene.tried(
+        "the broker is short of memory", scene.short_of_memory(), ("RabbiteventsBlocked", {"job": "shop"})
+    )
+    return [*(each for some in seen for each in some), *blocked]
 
 
 async def of_the_warehouse(scene: Scene) -> list[Seen]:
     """Bring about what can be wrong around a service: one after the other, as each would be another's cause."""
-    consumer, loop, reconnects = "RabbiteventsNoConsumer", "RabbiteventsEventLoopLag", "RabbiteventsReconnects"
-    late = scene.broken("late", alerting.SumAsked("1"))
-    here = {"bus": "warehouse"}
+    here: Labels = {"bus": "warehouse"}
     return [
-        await scene.tried(loop, "a handler blocks the loop for 0.4 s of 1.4", late, **here),
-        await scene.tried(consumer, "a queue is deleted, and may not be declared", scene.without_queue(), **here),
-        await scene.tried(reconnects, "the connection is cut again and again", scene.flapping(), connection="consume"),
-        await scene.tried(reconnects, "the broker cannot be reached", scene.unreachable(), **here),
-        await scene.tried(consumer, "the service is stopped", scene.gone(), job="warehouse", bus="", queue=""),
+        *await scene.tried(
+            "a handler blocks the loop for 0.4 s of 1.4",
+            scene.broken("late", alerting.SumAsked("1")),
+            ("RabbiteventsEventLoopLag", here),
+        ),
+        *await scene.tried(
+            "a queue is deleted, and may not be declared", scene.without_queue(), ("RabbiteventsNoConsumer", here)
+        ),
+        *await scene.tried(
+            "the connection is cut again and again",
+            scene.flapping(),
+            ("RabbiteventsReconnects", {"connection": "consume"}),
+        ),
+        *await scene.tried(
+            "the broker cannot be reached, and a row is written",
+            scene.unreachable(),
+            ("RabbiteventsReconnects", here),
+            ("RabbiteventsOutboxLag", {"job": "warehouse", "outbox": OUTBOX}),
+        ),
+        *await scene.tried(
+            "the service is stopped",
+            scene.gone(),
+            ("RabbiteventsNoConsumer", {"job": "warehouse", "bus": "", "queue": ""}),
+        ),
     ]
 
 
@@ -267,6 +317,8 @@ async def see(node: RabbitNode, url: str, folder: Path, minute: float) -> tuple[
     """See every alert firing and resolved; return that, and the names of those that fired of services at rest."""
     its_url = await asyncio.to_thread(node.add_user, url, KEEPER, KEEPER)
     await asyncio.to_thread(partial(node.set_permissions, url, user=KEEPER))
+    async with alerting.database(folder) as engine:
+        await Tables().create(engine)
     rules = scaled(yaml.safe_load(RULES.read_text()), minute)
     interval = str(max(1.0, minute / 4))
     async with (
@@ -280,6 +332,9 @@ async def see(node: RabbitNode, url: str, folder: Path, minute: float) -> tuple[
             looking = asyncio.create_task(watch.look())
             try:
                 await _until_scraped(prometheus)
+                # A start may last longer than a minute of the rules does here.
+                await watch.until(lambda: not watch.firing, "quiet", LONGEST * minute + SLACK)
+                watch.ever.clear()
                 await asyncio.sleep(3 * minute)  # what fires of services at rest fires by now
                 at_rest = set(watch.ever)
                 scene = Scene(folder, node, url, proxy, warehouse, watch, minute)

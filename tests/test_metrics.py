@@ -329,6 +329,24 @@ async def test_connections_that_are_down_or_blocked_are_gauges(measured: Measure
     assert measured.value("rabbitevents.reconnects") == 1
 
 
+async def test_what_an_outbox_has_is_a_gauge_until_its_relay_is_silent(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen() -> list[float]:
+        names = [f"rabbitevents.outbox.{what}" for what in ("pending", "lag", "dead")]
+        return [point.value for name in names for point in measured.points(name).values()]
+
+    async with Bus("memory://", plugins=[Metrics(meter_provider=measured.provider)]) as bus:
+        before = seen()
+        bus.report(facts.Backlog("event_outbox", 30, 2.5, 0))
+        bus.report(facts.Backlog("event_outbox", 40, 3.5, 1))
+        there = seen()
+        monkeypatch.setattr("rabbitevents_metrics.backlogs.LASTING", 0.0)  # as if it had said so long ago
+        later = seen()
+
+    assert (before, there, later) == ([], [40, 3.5, 1], [])
+
+
 async def test_what_is_under_way_is_looked_at(measured: Measured) -> None:
     router, go_on = Router("inventory"), asyncio.Event()
 
@@ -472,6 +490,7 @@ async def everything(measured: Measured) -> AsyncGenerator[None]:
         probe.bus.report(facts.Postponed(RESERVE, "t", "1", 1, 5.0, "E", False))
         probe.bus.report(facts.Discarded(RESERVE, "t", "1", 1, "GoneError"))
         probe.bus.report(facts.Tripped(RESERVE, 10, 20, "ConnectionError"))
+        probe.bus.report(facts.Backlog("event_outbox", 3, 1.5, 0))
         await eventually(lambda: measured.value("rabbitevents.consumers.expected") == 1, "a look")
         broker.go_down()
         await eventually(lambda: measured.value("rabbitevents.queue.looks.failed") > 0, "a look that failed")

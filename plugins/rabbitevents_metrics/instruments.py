@@ -51,6 +51,9 @@ GAUGES: Final = {
     "rabbitevents.connections.blocked": ("{connection}", "Connections that the broker takes no events from."),
     "rabbitevents.consumers.expected": ("{consumer}", "Consumers there should be."),
     "rabbitevents.consumers.running": ("{consumer}", "Consumers there are."),
+    "rabbitevents.outbox.pending": ("{message}", "Events in an outbox that are to be sent."),
+    "rabbitevents.outbox.lag": ("s", "How long the oldest of them has waited."),
+    "rabbitevents.outbox.dead": ("{message}", "Events in an outbox that were given up on."),
     "rabbitevents.queue.depth": ("{message}", "Events that are ready in a queue."),
     "rabbitevents.queue.consumers": ("{consumer}", "A queue's consumers, anybody's."),
 }

@@ -13,6 +13,7 @@ from typing import Any, Final
 from opentelemetry.metrics import Observation
 
 from rabbitevents import Depth, Host, Load, RabbitEventsError, Subscription
+from rabbitevents_metrics.backlogs import Backlogs
 from rabbitevents_metrics.instruments import LAG, Instruments
 
 TICK: Final = 0.25
@@ -31,7 +32,7 @@ class Looking:
     """Looks at some subscriptions of a bus while it runs, and at the bus itself.
 
     ``bus_s`` says what gauges of the bus itself are, by the last word of their names; without it, somebody else looks at
-    the bus.
+    the bus. ``backlogs`` are those of its outboxes.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Looking:
         subscriptions: Sequence[Subscription],
         instruments: Instruments,
         bus_s: Callable[[], Mapping[str, int]] | None,
+        backlogs: Backlogs,
     ) -> None:
         self._host = host
         self._subscriptions = subscriptions
         self._instruments = instruments
         self._bus_s = bus_s
+        self._backlogs = backlogs
         self._bus = {"rabbitevents.bus": host.name}
         self._depths: dict[str, Depth] = {}
         self._consumers = frozenset(f"consumer {each.queue}" for each in host.subscriptions)
@@ -81,6 +84,8 @@ class Looking:
             of = "ready" if what == "depth" else what
             for queue, depth in tuple(self._depths.items()):
                 yield Observation(getattr(depth, of), {"rabbitevents.queue": queue})
+        elif name.startswith("rabbitevents.outbox."):
+            yield from self._backlogs.observe(what)
         elif self._bus_s is not None:
             numbers = {**self._bus_s(), "expected": len(self._consumers), "running": self._running}
             yield Observation(numbers[what], self._bus)

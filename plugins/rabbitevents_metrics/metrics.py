@@ -26,6 +26,7 @@ from rabbitevents import (
     facts,
 )
 from rabbitevents.arguments import Seconds, span, wrong
+from rabbitevents_metrics.backlogs import Backlogs
 from rabbitevents_metrics.flows import Flows, Names
 from rabbitevents_metrics.instruments import instruments
 from rabbitevents_metrics.looking import Looking
@@ -68,6 +69,7 @@ class Metrics(Plugin):
         self._in_flight = 0
         self._lost: set[str] = set()
         self._blocked = 0
+        self._backlogs = Backlogs()
         self._mine: frozenset[str] = frozenset()
         """Queues and subscriptions whose facts are counted here: every plugin hears of all, and a handler may have its own."""
         self._is_the_bus_s = True
@@ -86,6 +88,7 @@ class Metrics(Plugin):
             facts.Discarded: lambda fact: self._gave_up("discarded", fact.subscription, fact.error),
             facts.DeadLettered: lambda fact: self._gave_up("dead_letters", fact.subscription, fact.reason),
             facts.Tripped: lambda fact: self._count("kill_switch.trips", subscription=fact.subscription),
+            facts.Backlog: self._backlogs.note,
             facts.Duplicate: lambda fact: self._count("duplicates", subscription=fact.subscription),
         }
 
@@ -97,7 +100,7 @@ class Metrics(Plugin):
         self._mine = frozenset(name for each in mine for name in (each.name, each.queue))
         self._is_the_bus_s = not any(self in each.plugins for each in host.subscriptions)
         bus_s = self._now if self._is_the_bus_s else None
-        async with Looking(host, mine, self._instruments, bus_s).at_work(self._interval):
+        async with Looking(host, mine, self._instruments, bus_s, self._backlogs).at_work(self._interval):
             yield
 
     def _now(self) -> dict[str, int]:

@@ -26,6 +26,7 @@ from tests.bed.processes import spawn, unpin
 _numbers = itertools.count(1)
 
 MINUTE = re.compile(r"\b(\d+)m\b")
+WAITED = re.compile(r"(?<=_lag_seconds\) > )\d+")
 
 
 class PrometheusError(Exception):
@@ -162,10 +163,11 @@ class Prometheus:
 
 
 def scaled(rules: Mapping[str, Any], minute: float) -> dict[str, Any]:
-    """Return rules in which every window, and every time that a thing must last, has minutes of ``minute`` seconds."""
+    """Return rules in which every window, and every time that a thing must last or wait, has minutes of ``minute`` seconds."""
 
     def shorter(text: str) -> str:
-        return MINUTE.sub(lambda found: f"{int(found[1]) * minute * 1000:.0f}ms", text)
+        in_seconds = WAITED.sub(lambda found: f"{int(found[0]) * minute / 60:g}", text)
+        return MINUTE.sub(lambda found: f"{int(found[1]) * minute * 1000:.0f}ms", in_seconds)
 
     groups = [
         {

@@ -1,8 +1,8 @@
 """Every alert of docs/alerts.yaml, seen firing of its cause and resolved without it, on a RabbitMQ and a Prometheus.
 
 ``python -m tests.alerts --minute 60`` takes 40 minutes, with the rules as they are; ``--minute 1`` makes a minute of the
-rules a second. It prints a table: what was done, which alert fired after how many seconds, and how many seconds after the thing
-was mended it was resolved. It ends with 1 where one did not fire, or another one did that has no cause.
+rules a second. It prints a table: what was done, which alert fired after how many seconds, and how many seconds after the
+thing was mended it was resolved. It ends with 1 where one did not fire, or one did of services at rest.
 
 `tests/alerting.py` has the services.
 """
@@ -16,23 +16,22 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rabbitevents import Bus
 from rabbitevents_outbox import Outbox, Tables
 from tests import alerting
-from tests.bed.loopback import free_port
 from tests.bed.prometheus import Alert, Prometheus, scaled
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
-from tests.test_cli import environment
+from tests.serving import Service
 
 yaml: Any = import_module("yaml")  # it has no types
 
@@ -97,42 +96,6 @@ class Watch:
         except TimeoutError:
             firing = [(alert.name, dict(alert.labels)) for alert in self.firing]
             raise AssertionError(f"{what}: not within {seconds:.0f} s; what fires is {firing}") from None
-
-
-class Service:
-    """A bus that ``rabbitevents run`` runs in ``folder``, with its metrics on ``port``."""
-
-    def __init__(self, folder: Path, reference: str, workers: int, **settings: str) -> None:
-        self.port = free_port()
-        self._folder, self._reference, self._settings = folder, reference, settings
-        self._log = folder / f"{reference}.log"
-        self._options = ["--workers", str(workers), "--health", str(self.port)]
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "rabbitevents", "run", self._reference, *self._options),
-                cwd=self._folder,
-                env=environment(**self._settings),
-                stdin=asyncio.subprocess.DEVNULL,
-                stderr=log,
-            )
-
-    async def stop(self) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.terminate()
-            await self._process.wait()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, kind: object, *_: object) -> None:
-        await self.stop()
-        if kind is not None:
-            print(self._log.read_text()[-5000:], file=sys.stderr)
 
 
 @dataclass(frozen=True)

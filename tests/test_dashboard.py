@@ -23,11 +23,12 @@ from rabbitevents.demo.services import SERVICES, listeners
 from rabbitevents.demo.shop.events import OrderPlaced
 from rabbitevents.demo.shop.order import place
 from rabbitevents.demo.tally import Tally
-from tests.alerts import RULES, Service, yaml
+from tests.alerts import RULES, yaml
 from tests.bed.prometheus import Prometheus, Sample
 from tests.bed.rabbitmq import RabbitNode
 from tests.bed.redis import RedisServer
 from tests.measured_shop import CUSTOMERS, Books, Numbers, books, summed
+from tests.serving import Service
 from tests.test_metrics_exporters import DASHBOARD
 
 WORKERS: Final = 2

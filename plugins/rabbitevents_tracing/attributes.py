@@ -39,7 +39,9 @@ def shown(text: str, longest: int = LONGEST) -> str:
 
 def number(value: object) -> int:
     """Return a number as a span may say it; 0 for what is none."""
-    return max(0, min(int(value), _LARGEST)) if isinstance(value, int) else 0
+    if not isinstance(value, int):
+        return 0
+    return int(value) if 0 <= value <= _LARGEST else max(0, min(value, _LARGEST))
 
 
 class Said(Mapping[str, Value]):
@@ -136,8 +138,8 @@ def of_attempt(delivery: Delivery, headers: Headers, times: Times, now: int, *, 
     wait = seconds(times.since, now) if is_new else None
     if wait is not None:
         said["rabbitevents.wait"] = wait
-    if count := number(delivery.delivery_count):
-        said["rabbitevents.delivery_count"] = count
+    if count := delivery.delivery_count:
+        said["rabbitevents.delivery_count"] = number(count)
     if replays := number(headers.get("replay-count")):
         said["rabbitevents.replays"] = replays
     if is_new and times.replayed and (dead := seconds(times.forwarded, times.replayed)) is not None:

@@ -31,7 +31,6 @@ from rabbitevents import (
     Host,
     Limits,
     Message,
-    Outcome,
     Plugin,
     Publish,
     Settlement,

@@ -8,7 +8,7 @@ text that is no UTF-8 has a question mark, and a number or a time that does not 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from opentelemetry.sdk.resources import Resource
@@ -22,7 +22,9 @@ _LONGEST_KEPT: Final = 64
 
 _SMALL: Final = [bytes((number,)) for number in range(128)]
 _INT64: Final = 2**63
-_HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
+_LOCAL, _REMOTE = (0x100).to_bytes(4, "little"), (0x300).to_bytes(4, "little")
+"""What a span says of its parent: that it knows whether that is remote, and that it is."""
+
 _Scopes = dict[int, tuple[InstrumentationScope | None, list[bytes]]]
 """The spans of each scope; objects are told apart by which they are, since a resource takes long to compare."""
 
@@ -62,7 +64,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self._keys: dict[str, bytes] = {}
-        self._known: dict[tuple[bytes, str, str], bytes] = {}
+        self._known: dict[bytes, dict[tuple[str, str], bytes]] = {}
 
     def request(self, spans: Sequence[ReadableSpan]) -> bytes:
         """Return an ``ExportTraceServiceRequest`` with these spans."""
@@ -92,10 +94,7 @@ class Encoder:
         parent = span.parent
         assert context is not None  # the SDK's spans have one
         fields = [
-            b"\x0a\x10",
-            context.trace_id.to_bytes(16),
-            b"\x12\x08",
-            context.span_id.to_bytes(8),
+            *_ids(context),
             _text(b"\x1a", context.trace_state.to_header()) if context.trace_state else b"",
             b"\x22\x08" + parent.span_id.to_bytes(8) if parent else b"",
             _text(b"\x2a", span.name),
@@ -107,59 +106,42 @@ class Encoder:
             _time(span.end_time),
             self._attributes(b"\x4a", span.attributes),
             _count(b"\x50", span.dropped_attributes),
-            self._events(span.events),
+            *map(self._event, span.events),
             _count(b"\x60", span.dropped_events),
-            self._links(span.links),
+            *map(self._link, span.links),
             _count(b"\x70", span.dropped_links),
-            _part(b"\x7a", _status(span.status)),
+            _status(span.status),
             b"\x85\x01",
             _flags(parent),
         ]
         return b"".join(fields)
 
-    def _events(self, events: Sequence[Event]) -> bytes:
-        return b"".join(
-            _part(
-                b"\x5a",
-                b"\x09"
-                + _time(event.timestamp)
-                + _text(b"\x12", event.name)
-                + self._attributes(b"\x1a", event.attributes)
-                + _count(b"\x20", event.dropped_attributes),
-            )
-            for event in events
-        )
+    def _event(self, event: Event) -> bytes:
+        said = self._attributes(b"\x1a", event.attributes), _count(b"\x20", event.dropped_attributes)
+        return _part(b"\x5a", b"".join((b"\x09", _time(event.timestamp), _text(b"\x12", event.name), *said)))
 
-    def _links(self, links: Sequence[Link]) -> bytes:
-        return b"".join(
-            _part(
-                b"\x6a",
-                b"\x0a\x10"
-                + link.context.trace_id.to_bytes(16)
-                + b"\x12\x08"
-                + link.context.span_id.to_bytes(8)
-                + self._attributes(b"\x22", link.attributes)
-                + _count(b"\x28", link.dropped_attributes)
-                + b"\x35"
-                + _flags(link.context),
-            )
-            for link in links
-        )
+    def _link(self, link: Link) -> bytes:
+        said = self._attributes(b"\x22", link.attributes), _count(b"\x28", link.dropped_attributes)
+        return _part(b"\x6a", b"".join((*_ids(link.context), *said, b"\x35", _flags(link.context))))
 
     def _attributes(self, tag: bytes, attributes: Mapping[str, Any] | None) -> bytes:
-        return b"".join([self._attribute(tag, *each) for each in attributes.items()]) if attributes else b""
+        if not attributes:
+            return b""
+        known = self._known.setdefault(tag, {})
+        if len(known) >= _KEPT:
+            known.clear()
+        written: list[bytes] = []
+        for name, value in attributes.items():
+            if type(value) is str and len(value) <= _LONGEST_KEPT:
+                found = known.get((name, value))
+                if found is None:
+                    found = known[name, value] = self._attribute(tag, name, value)
+                written.append(found)
+            else:
+                written.append(self._attribute(tag, name, value))
+        return b"".join(written)
 
     def _attribute(self, tag: bytes, name: str, value: Any) -> bytes:
-        if type(value) is not str or len(value) > _LONGEST_KEPT:
-            return self._new_attribute(tag, name, value)
-        found = self._known.get((tag, name, value))
-        if found is None:
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            found = self._known[tag, name, value] = self._new_attribute(tag, name, value)
-        return found
-
-    def _new_attribute(self, tag: bytes, name: str, value: Any) -> bytes:
         key = self._keys.get(name)
         if key is None:
             if len(self._keys) >= _KEPT:
@@ -184,18 +166,21 @@ class Encoder:
             case Mapping():
                 inner = {str(name): each for name, each in cast("Mapping[object, Any]", value).items()}
                 return _part(b"\x32", self._attributes(b"\x0a", inner))
-            case Iterable():
-                return _part(
-                    b"\x2a", b"".join([_part(b"\x0a", self._value(each)) for each in cast("Iterable[Any]", value)])
-                )
-            case _:
+            case None:
                 return b""
+            case _:  # the SDK makes a tuple of any other sequence, and lets nothing else be an attribute
+                return _part(b"\x2a", b"".join([_part(b"\x0a", self._value(each)) for each in value]))
+
+
+def _ids(context: SpanContext) -> tuple[bytes, bytes, bytes, bytes]:
+    return b"\x0a\x10", context.trace_id.to_bytes(16), b"\x12\x08", context.span_id.to_bytes(8)
 
 
 def _status(status: Status) -> bytes:
-    return _text(b"\x12", status.description) + _count(b"\x18", status.status_code.value)
+    if status.is_unset:
+        return b"\x7a\x00"
+    return _part(b"\x7a", _text(b"\x12", status.description) + _count(b"\x18", status.status_code.value))
 
 
 def _flags(context: SpanContext | None) -> bytes:
-    remote = _IS_REMOTE if context is not None and context.is_remote else 0
-    return (_HAS_IS_REMOTE | remote).to_bytes(4, "little")
+    return _REMOTE if context is not None and context.is_remote else _LOCAL

@@ -155,7 +155,7 @@ def test_what_is_known_is_bounded() -> None:
 
     same(traces.spans, encoder)
 
-    assert 10_000 < len(pickle.dumps(encoder)) < 1_000_000  # 3,000,000 if all were kept
+    assert 10_000 < len(pickle.dumps(encoder)) < 1_000_000  # 1,700,000 if all were kept
 
 
 # --- the collector ---------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--receive", choices=("http", "grpc"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.receive:
-        receive(given.receive, 0.0)
+        receive(given.receive)
     elif given.contender:
         compete(given.contender, given.phase, given.url, given.events, given.port)
     else:

@@ -295,11 +295,12 @@ def test_shutting_down_ends_the_waiting() -> None:
     exporter = OtlpExporter(f"http://{LOOPBACK}:{free_port()}/v1/traces", timeout=60)
     thread = threading.Thread(target=exporter.export, args=[some_spans()])
     thread.start()
+    began = time.monotonic()
 
     exporter.shutdown()
-    thread.join(10)
+    thread.join(60)
 
-    assert not thread.is_alive()
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize(

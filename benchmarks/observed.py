@@ -7,7 +7,7 @@ the exporter over gRPC needs ``opentelemetry-exporter-otlp-proto-grpc``.
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -145,12 +145,12 @@ class Observed(RabbitEvents):
         self._plugins = plugins
 
     @asynccontextmanager
-    async def publisher(self, url: str) -> AsyncIterator[Publish]:
+    async def publisher(self, url: str) -> AsyncGenerator[Publish]:
         async with Bus(url, name="bench", exchange=self.exchange, plugins=self._plugins) as bus:
             yield bus.publish
 
     @asynccontextmanager
-    async def consumer(self, url: str, handle: Handle) -> AsyncIterator[None]:
+    async def consumer(self, url: str, handle: Handle) -> AsyncGenerator[None]:
         router = Router("bench.rabbitevents")
 
         @router.on(OrderPlaced, prefetch=PREFETCH, concurrency=16)
@@ -208,7 +208,11 @@ def receive(kind: str) -> None:
 def _receive_grpc() -> None:
     grpc = import_module("grpc")
     service = "opentelemetry.proto.collector.trace.v1.TraceService"
-    takes = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+    def take(request: bytes, context: object) -> bytes:
+        return b""
+
+    takes = grpc.unary_unary_rpc_method_handler(take)
     server = grpc.server(ThreadPoolExecutor(4), [grpc.method_handlers_generic_handler(service, {"Export": takes})])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -217,7 +221,7 @@ def _receive_grpc() -> None:
 
 
 @contextmanager
-def collector(name: str) -> Iterator[int]:
+def collector(name: str) -> Generator[int]:
     """Run the collector that a contender needs, in a process of its own; yield its port, 0 for none."""
     if ", to " not in name:
         yield 0

@@ -18,7 +18,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,7 +92,7 @@ async def measure(url: str, names: list[str], events: int, rounds: int) -> tuple
 
 
 @contextmanager
-def rabbitmq(url: str) -> Iterator[str]:
+def rabbitmq(url: str) -> Generator[str]:
     """Yield a RabbitMQ that may be kept busy: that of ``url``, or a node of its own."""
     if url:
         yield url

@@ -7,12 +7,12 @@ the exporter over gRPC needs ``opentelemetry-exporter-otlp-proto-grpc``.
 import os
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,8 +33,6 @@ from rabbitevents_tracing import Tracing
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ENVIRONMENT: Final = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "plugins")))}
-SLOW: Final = 5.0
-"""Seconds that the slow collector takes for each answer."""
 
 
 class Discarding(SpanExporter):
@@ -73,9 +71,9 @@ COUNTED: list[Counting] = []
 
 
 def over_grpc(port: int) -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGrpc
-
-    return OverGrpc(f"127.0.0.1:{port}", insecure=True)
+    module = import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")  # an extra that few need
+    exporter: SpanExporter = module.OTLPSpanExporter(f"127.0.0.1:{port}", insecure=True)
+    return exporter
 
 
 def of_our_own(port: int, *, compress: bool = False) -> SpanExporter:
@@ -147,12 +145,12 @@ class Observed(RabbitEvents):
         self._plugins = plugins
 
     @asynccontextmanager
-    async def publisher(self, url: str) -> AsyncIterator[Publish]:
+    async def publisher(self, url: str) -> AsyncGenerator[Publish]:
         async with Bus(url, name="bench", exchange=self.exchange, plugins=self._plugins) as bus:
             yield bus.publish
 
     @asynccontextmanager
-    async def consumer(self, url: str, handle: Handle) -> AsyncIterator[None]:
+    async def consumer(self, url: str, handle: Handle) -> AsyncGenerator[None]:
         router = Router("bench.rabbitevents")
 
         @router.on(OrderPlaced, prefetch=PREFETCH, concurrency=16)
@@ -186,11 +184,9 @@ class Receiver(BaseHTTPRequestHandler):
     """Takes whatever is exported."""
 
     protocol_version = "HTTP/1.1"
-    delay = 0.0
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.delay)
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -199,22 +195,24 @@ class Receiver(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-def receive(kind: str, delay: float) -> None:
+def receive(kind: str) -> None:
     """Be a collector, on a port that is said on stdout."""
     if kind == "grpc":
         _receive_grpc()
         return
-    Receiver.delay = delay
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
         print(server.server_port, flush=True)
         server.serve_forever()
 
 
 def _receive_grpc() -> None:
-    import grpc
-
+    grpc = import_module("grpc")
     service = "opentelemetry.proto.collector.trace.v1.TraceService"
-    takes = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+    def take(request: bytes, context: object) -> bytes:
+        return b""
+
+    takes = grpc.unary_unary_rpc_method_handler(take)
     server = grpc.server(ThreadPoolExecutor(4), [grpc.method_handlers_generic_handler(service, {"Export": takes})])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -223,7 +221,7 @@ def _receive_grpc() -> None:
 
 
 @contextmanager
-def collector(name: str) -> Iterator[int]:
+def collector(name: str) -> Generator[int]:
     """Run the collector that a contender needs, in a process of its own; yield its port, 0 for none."""
     if ", to " not in name:
         yield 0

@@ -18,7 +18,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,7 +92,7 @@ async def measure(url: str, names: list[str], events: int, rounds: int) -> tuple
 
 
 @contextmanager
-def rabbitmq(url: str) -> Iterator[str]:
+def rabbitmq(url: str) -> Generator[str]:
     """Yield a RabbitMQ that may be kept busy: that of ``url``, or a node of its own."""
     if url:
         yield url
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--receive", choices=("http", "grpc"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.receive:
-        receive(given.receive, 0.0)
+        receive(given.receive)
     elif given.contender:
         compete(given.contender, given.phase, given.url, given.events, given.port)
     else:

@@ -192,7 +192,9 @@ def test_a_story_is_a_tree_of_causes(main: Main, tmp_path: Path) -> None:
     (tmp_path / "orders.jsonl").write_text(json.dumps(dear))
 
     _, out, _ = main("--input", str(tmp_path / "orders.jsonl"))
-    begin = next(number for number, line in enumerate(out) if re.search(r"The story of order [0-9a-f]{8}-\[red\]7", line))
+    begin = next(
+        number for number, line in enumerate(out) if re.search(r"The story of order [0-9a-f]{8}-\[red\]7", line)
+    )
     story = out[begin + 1 : -3]
     depths = {line.split("── ")[1].split()[0]: line.index("── ") // 4 for line in story}
 

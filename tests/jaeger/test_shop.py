@@ -129,6 +129,21 @@ def test_an_order_is_found_by_its_id_wherever_it_has_been(shop: Shop, service: s
     assert [trace[0].trace for trace in found] == [shop.story[0].trace]
 
 
+@pytest.mark.parametrize("tag", ["messaging.message.id", "messaging.message.conversation_id"])
+def test_an_event_is_found_by_its_id_and_by_that_of_the_request(shop: Shop, tag: str) -> None:
+    found = shop.jaeger.find("shop.analytics", tags={tag: shop.letter["id"]})  # its first event: the two are one
+
+    assert [trace[0].trace for trace in found] == [shop.story[0].trace]
+
+
+def test_long_waits_are_found_by_their_duration(shop: Shop) -> None:
+    asked = {"service": "shop.payment", "operation": "wait shop.payment.charge", "limit": 100}
+
+    waited = shop.jaeger.ask("/api/traces", **asked, minDuration="900ms")["data"]
+
+    assert 0 < len(waited) < len(shop.jaeger.ask("/api/traces", **asked)["data"])
+
+
 def test_what_the_demonstration_and_dlq_show_print_is_found(shop: Shop) -> None:
     named = re.search(r"The story of order (\S+),", shop.printed)
     trace = re.search(r"^trace +([0-9a-f]{32}) *$", shop.shown, re.MULTILINE)

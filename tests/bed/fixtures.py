@@ -60,6 +60,18 @@ def rabbit_node(rabbit_cluster: list[RabbitNode]) -> RabbitNode:
     return rabbit_cluster[0]
 
 
+_QUICK = "[{rabbit, [{quorum_tick_interval, 500}]}]"
+"""What quorum queues say of themselves is half a second old at most, and not five."""
+
+
+@pytest.fixture(scope="module")
+def managed_node() -> Iterator[RabbitNode]:
+    """A node with the management plugin, that the tests of a module share: leave it as it was."""
+    _require_own_node()
+    with RabbitNode(management=True, advanced=_QUICK, root=_root()) as node:
+        yield node
+
+
 @pytest.fixture
 def own_node() -> Iterator[NodeFactory]:
     """Start nodes that only this test has, to kill, suspend and restart; they are gone when it ends.

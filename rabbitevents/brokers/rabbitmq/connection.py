@@ -107,6 +107,11 @@ class Connection:
         return {} if transport is None else cast("Mapping[str, object]", transport.connection.server_properties)
 
     @property
+    def certificate(self) -> Mapping[str, object]:
+        """The broker's certificate, as `ssl.SSLSocket.getpeercert` says it; empty without TLS, or where none is checked."""
+        return cast("Mapping[str, object]", self.transport.get_extra_info("peercert") or {})
+
+    @property
     def frame_max(self) -> int:
         """The largest frame that was agreed upon, in bytes; 128 KiB where the broker sets no limit (and keeps none)."""
         transport = self._connection.transport

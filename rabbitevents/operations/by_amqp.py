@@ -1,0 +1,57 @@
+"""What AMQP says of a broker: that it is there, what stands, how much is in it, and what the user may do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
+from rabbitevents.brokers.rabbitmq.visiting import Visit, Visitor
+from rabbitevents.errors import BrokerError
+from rabbitevents.operations.checks.topology import MOVING
+from rabbitevents.operations.scene import Scene, unseen
+from rabbitevents.topology import DELAY_LOST, Topology
+
+ASKING: Final = 3.0
+"""Seconds for all questions of one kind."""
+
+
+@asynccontextmanager
+async def visiting(broker: RabbitMQ) -> AsyncGenerator[tuple[tuple[Visit, ...], Visitor | None]]:
+    """Visit every URL; yield what each led to, and the first visitor that stands at a broker."""
+    visitors = [Visitor(address, broker.context) for address in dict.fromkeys(broker.addresses)]
+    try:
+        visits = await asyncio.gather(*(each.arrive() for each in visitors))
+        inside = (visitor for visitor, visit in zip(visitors, visits, strict=True) if not visit.problem)
+        yield tuple(visits), next(inside, None)
+    finally:
+        await asyncio.gather(*(each.leave() for each in visitors))
+
+
+async def seen_by_amqp(scene: Scene, visits: tuple[Visit, ...], visitor: Visitor | None, *, declares: bool) -> Scene:
+    """Add what AMQP says: what is there, how much is in it, and what the user may do."""
+    scene = msgspec.structs.replace(scene, visits=visits)
+    if visitor is None:
+        return unseen(scene, "there is no connection to the broker", "broker", "rights")
+    own = [name for each in scene.subscriptions for name in (each.queue, each.dead_queue)]
+    stand_ins = [f"{each.queue}{MOVING}" for each in scene.subscriptions]
+    try:
+        async with asyncio.timeout(ASKING):
+            depths = await visitor.depths([*own, *stand_ins, DELAY_LOST])
+            missing = await visitor.missing(scene.needed)
+    except (BrokerError, TimeoutError) as error:
+        return unseen(scene, str(error) or f"no answer within {ASKING:g} s", "broker", "rights")
+    scene = msgspec.structs.replace(scene, depths=depths, missing=missing)
+    queues = [each.queue for each in scene.subscriptions]
+    try:
+        async with asyncio.timeout(ASKING):
+            lacks = await visitor.lacks(
+                scene.needed if declares else Topology(), set(missing), queues or [""], scene.exchange
+            )
+    except (BrokerError, TimeoutError) as error:
+        return unseen(scene, str(error) or f"more than {ASKING:g} s of questions", "rights")
+    return msgspec.structs.replace(scene, lacks=tuple(lacks))

@@ -51,6 +51,7 @@ def doctor(
     user with the tag "management" is enough for it.
     """
     report = run(examine(load_bus(reference), http=http_url(http), replicas=replicas, health=health))
+    report = msgspec.structs.replace(report, found=tuple(_with_name(each, reference) for each in report.found))
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
     else:
@@ -69,9 +70,13 @@ def _lines(report: Report, width: int) -> Iterator[Text]:
     yield Text(_sum(report), "bold")
 
 
+def _with_name(found: Found, reference: str) -> Found:
+    """Write the bus's own name into the commands that a finding says."""
+    return msgspec.structs.replace(found, way_out=found.way_out.replace("MODULE:BUS", reference))
+
+
 def _said(found: Found) -> str:
-    way_out = f". {found.way_out[0].upper()}{found.way_out[1:]}" if found.way_out else ""
-    return one_line(f"{found.where}: {found.what}{way_out}")
+    return one_line(f"{found.where}: {found.what}{f'; {found.way_out}' if found.way_out else ''}")
 
 
 def _not_seen(unseen: Unseen) -> str:

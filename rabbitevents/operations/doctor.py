@@ -28,6 +28,9 @@ from rabbitevents.states import Depth, Finding
 from rabbitevents.texts import name_of, printable
 from rabbitevents.topology import Topology
 
+WITHIN: Final = 9.5
+"""Seconds for all that is seen over HTTP, as of the beginning."""
+
 PLUGINS: Final = 3.0
 """Seconds that all plugins have together to look after what they need."""
 
@@ -74,7 +77,7 @@ async def examine(
         management = Management(_address(broker, visits), http, context=broker.context)
         by_amqp, over_http, asked, processes = await asyncio.gather(
             seen_by_amqp(scene, visits, visitor, declares=bus.configuration.declare == "active"),
-            seen_over_http(scene, management, interval=interval),
+            seen_over_http(scene, management, interval=interval, within=began + WITHIN - monotonic()),
             _plugins(bus, visitor),
             asyncio.gather(*(_process(url, site) for url, site in sites)),
         )

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from rabbitevents.brokers.rabbitmq.visiting import Visit
+from rabbitevents.brokers.rabbitmq.visiting import Lacking, Visit
 from rabbitevents.operations.effective import Version
 from rabbitevents.operations.standing import Standing, StandingQueue
 from rabbitevents.routing import Subscription
@@ -50,7 +50,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     """The event types that handlers say they publish."""
     replicas: int | None = None
     visits: tuple[Visit, ...] = ()
-    lacks: tuple[str, ...] = ()
+    lacks: tuple[Lacking, ...] = ()
     missing: Mapping[str, str] = {}
     depths: Mapping[str, Depth | None] = {}
     standing: Standing = Standing()

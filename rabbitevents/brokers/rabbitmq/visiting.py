@@ -13,18 +13,21 @@ from aiormq.abc import AbstractChannel
 from rabbitevents.brokers.rabbitmq.address import Address
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.declaring import declare, depth
-from rabbitevents.brokers.rabbitmq.rights import Lack, addition, login
+from rabbitevents.brokers.rabbitmq.rights import Lack, addition, login, remedy, said
 from rabbitevents.brokers.rabbitmq.trials import lacks_for
 from rabbitevents.errors import BrokerError
 from rabbitevents.states import Depth
-from rabbitevents.topology import Binding, Exchange, Topology
+from rabbitevents.topology import Binding, Exchange, Queue, Topology
 
-PATIENCE: Final = 3.0
+PATIENCE: Final = 2.5
 """Seconds that connecting may take."""
 
 _REFUSED: Final = (403, 404, 405, 406)
 
 _DAY: Final = 86_400.0
+
+_DEFAULT: Final = "amq.default"
+"""What the exchange without a name is called where rights are concerned."""
 
 
 class Visit(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +41,14 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
     server: Mapping[str, str] = {}
     days_left: float | None = None
     """For how long the broker's certificate still holds; None without TLS, or where it is not checked."""
+
+
+class Lacking(msgspec.Struct, frozen=True):
+    """Rights that are missing to "use" what stands, to "make" what does not, or to "bind"; and what grants them."""
+
+    kind: str
+    what: str
+    way_out: str
 
 
 class Visitor:
@@ -58,8 +69,8 @@ class Visitor:
             )
         except BrokerError as error:
             return msgspec.structs.replace(here, problem=str(error), code=error.code)
-        said = {key: value for key, value in self._connection.server.items() if isinstance(value, str)}
-        return msgspec.structs.replace(here, server=said, days_left=_days_left(self._connection.certificate))
+        server = {key: value for key, value in self._connection.server.items() if isinstance(value, str)}
+        return msgspec.structs.replace(here, server=server, days_left=_days_left(self._connection.certificate))
 
     @property
     def connection(self) -> Connection:
@@ -77,20 +88,30 @@ class Visitor:
         found = await declare(self.connection, topology, passive=True, service=topology, said=set())
         return {name: str(error) for name, error in found.refused.items()}
 
-    async def lacks(self, topology: Topology, absent: set[str], consumed: Iterable[str], published: str) -> list[str]:
-        """Return which rights are missing, and the way out: to make what is ``absent``, to bind, consume and publish.
+    async def lacks(
+        self, service: Topology, absent: set[str], consumed: Iterable[str], published: str
+    ) -> list[Lacking]:
+        """Return which rights are missing to use what there is, to make what is ``absent``, and to bind. Raises `BrokerError`.
 
-        Raises `BrokerError`. Of two rights that are missing for the same thing, the first is said.
+        ``service`` is what the user may have to declare. Of two rights that one thing takes, the first is known.
         """
-        bound = [item for item in topology.items if isinstance(item, Binding)]
         # To write on the one and read on the other: a binding that nobody has, which is as free to ask for.
-        used = [Binding(queue, written, "") for queue in consumed for written in (published, "amq.default")]
-        made = [item for item in topology.items if not isinstance(item, Binding)]
-        everything = {item.name for item in made} | {item.queue for item in used}
-        asked = [item for item in made if item.name in absent and not (isinstance(item, Exchange) and not item.kind)]
-        lacks: set[Lack] = set()
-        lacks |= await lacks_for([*asked, *bound, *used], everything, self._ask)
-        return [addition(lack, self._address) for lack in sorted(lacks)]
+        use = [Binding(queue, written, "") for queue in consumed for written in (published, _DEFAULT)]
+        make = [item for item in service.items if absent & _made_of(item)]
+        bind = [item for item in service.items if isinstance(item, Binding) and item not in make]
+        everything = {name for item in [*use, *bind] for name in (item.queue, item.exchange)}
+        found = {
+            "use": await lacks_for(use, everything, self._ask),
+            "make": await lacks_for(make, absent, self._ask),
+            "bind": await lacks_for(bind, everything, self._ask),
+        }
+        return [self._lacking(kind, lacks, service) for kind, lacks in found.items() if lacks]
+
+    def _lacking(self, kind: str, lacks: Iterable[Lack], service: Topology) -> Lacking:
+        user, vhost = login(self._address)
+        what = f"user {user!r} in virtual host {vhost!r} lacks {said(lacks)}"
+        additions = "; ".join(addition(lack, self._address) for lack in sorted(lacks))
+        return Lacking(kind, what, remedy(lacks, service, self._address) if service.items else additions)
 
     async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> BrokerError | None:
         try:
@@ -105,6 +126,10 @@ class Visitor:
         """Close. Does not raise."""
         if self._connection is not None:
             await self._connection.close(1.0)
+
+
+def _made_of(item: Exchange | Queue | Binding) -> set[str]:
+    return {item.queue, item.exchange} if isinstance(item, Binding) else {item.name}
 
 
 def _days_left(certificate: Mapping[str, object]) -> float | None:

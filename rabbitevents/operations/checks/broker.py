@@ -93,9 +93,13 @@ def flags(scene: Scene) -> Iterator[Finding]:
 
 def rights(scene: Scene) -> Iterator[Finding]:
     """Look whether the user may do what the service does."""
+    said = ""
     for lack in scene.lacks:
-        what, _, way_out = lack.partition(": ")
-        yield Finding("wrong", "rights", what, way_out)
+        way_out, said = "" if lack.way_out == said else lack.way_out, lack.way_out
+        if lack.kind == "bind":
+            yield Finding("note", "rights", f"{lack.what}: a new handler's bindings cannot be made", way_out)
+        else:
+            yield Finding("wrong", "rights", lack.what, way_out)
 
 
 def alarms(scene: Scene) -> Iterator[Finding]:

@@ -48,7 +48,7 @@ def consumers(scene: Scene) -> Iterator[Finding]:
         there = scene.standing.queues.get(each.queue)
         number = max(depth.consumers, (there.consumers if there is not None else 0) or 0)
         if scene.replicas is not None and number < scene.replicas:
-            what = f"{scene.replicas} consumers expected, {number} there; {depth.ready:,} ready"
+            what = f"{number} of {scene.replicas} consumers are there; {depth.ready:,} ready"
             yield Finding("wrong", each.queue, what, "rabbitevents run MODULE:BUS; its log says why one does not run")
         elif not number and depth.ready:
             what = f"nobody consumes it, and {depth.ready:,} are ready"

@@ -220,7 +220,7 @@ def unheard(scene: Scene) -> Iterator[Finding]:
     keys = {each.routing_key for each in scene.standing.bindings if each.exchange == scene.exchange}
     for type in scene.published:
         if not any(matches(key, type) for key in keys):
-            yield Finding("note", type, f"no queue is bound to {scene.exchange} for this event", "nobody gets it")
+            yield Finding("note", type, f"no queue is bound to {scene.exchange} for this event: nobody gets it")
 
 
 def moving(scene: Scene) -> Iterator[Finding]:

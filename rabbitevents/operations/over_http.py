@@ -77,13 +77,18 @@ def way_in(error: BrokerError, http: Management) -> str:
 
 async def standing_of(http: Management) -> Standing:
     """Return what stands in the virtual host. Raises `BrokerError`."""
-    queues, exchanges, bindings, policies, operator = await asyncio.gather(
-        http.list(f"queues/{{vhost}}?columns={QUEUE_COLUMNS}"),
-        http.list(f"exchanges/{{vhost}}?columns={EXCHANGE_COLUMNS}"),
-        http.list(f"bindings/{{vhost}}?columns={BINDING_COLUMNS}"),
-        http.list("policies/{vhost}"),
-        http.list("operator-policies/{vhost}"),
+    paths = (
+        f"queues/{{vhost}}?columns={QUEUE_COLUMNS}",
+        f"exchanges/{{vhost}}?columns={EXCHANGE_COLUMNS}",
+        f"bindings/{{vhost}}?columns={BINDING_COLUMNS}",
+        "policies/{vhost}",
+        "operator-policies/{vhost}",
     )
+    said = await asyncio.gather(*map(http.list, paths), return_exceptions=True)  # so that none is left under way
+    for each in said:
+        if isinstance(each, BaseException):
+            raise each
+    queues, exchanges, bindings, policies, operator = said
     return Standing(
         queues=queues_of(queues),
         exchanges=exchanges_of(exchanges),

@@ -6,6 +6,7 @@ empty object as ``{}``, ``[]`` or ``""``, depending on its version.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, cast
 
@@ -65,19 +66,61 @@ class StandingBinding(msgspec.Struct, frozen=True):
     to_queue: bool = True
 
 
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy, or an operator's: what it sets for the queues and exchanges whose names match."""
+
+    name: str
+    pattern: str = ""
+    apply_to: str = "all"
+    priority: int = 0
+    definition: Definition = {}
+
+    def matches(self, name: str, kinds: tuple[str, ...]) -> bool:
+        """Say whether it is for what is called so, which is of one of ``kinds``; a pattern that we cannot read is for nothing."""
+        try:
+            return self.apply_to in kinds and re.search(self.pattern, name) is not None
+        except re.error:
+            return False
+
+
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in a virtual host."""
 
     queues: Mapping[str, StandingQueue] = {}
     exchanges: Mapping[str, StandingExchange] = {}
     bindings: frozenset[StandingBinding] = frozenset()
-    policies: Mapping[str, Definition] = {}
-    operator_policies: Mapping[str, Definition] = {}
+    policies: tuple[Policy, ...] = ()
+    operator_policies: tuple[Policy, ...] = ()
 
     def holds(self, queue: StandingQueue, version: Version) -> dict[str, Setting]:
         """Return what truly holds for a queue."""
-        policy = self.policies.get(queue.policy, {})
-        return effective(queue.arguments, policy, self.operator_policies.get(queue.operator_policy, {}), version)
+        policy, operator = self.over(queue)
+        return effective(
+            queue.arguments,
+            {} if policy is None else policy.definition,
+            {} if operator is None else operator.definition,
+            version,
+        )
+
+    def over(self, queue: StandingQueue) -> tuple[Policy | None, Policy | None]:
+        """Return the policy and the operator's policy that a queue is under."""
+        kinds = ("all", "queues", f"{queue.kind}_queues")
+        mine = _first(self.policies, queue.name, kinds, queue.policy)
+        return mine, _first(self.operator_policies, queue.name, kinds, queue.operator_policy)
+
+    def over_exchange(self, exchange: StandingExchange) -> Policy | None:
+        """Return the policy that an exchange is under."""
+        return _first(self.policies, exchange.name, ("all", "exchanges"), exchange.policy)
+
+
+def _first(policies: Iterable[Policy], name: str, kinds: tuple[str, ...], said: str) -> Policy | None:
+    """Return the one policy that counts: of the highest priority, and of several the one that the broker ``said``.
+
+    The broker says it a few seconds late, and at first not at all: so it is looked for.
+    """
+    found = [each for each in policies if each.matches(name, kinds)]
+    found = found or [each for each in policies if each.name == said]
+    return max(found, key=lambda each: (each.priority, each.name == said), default=None)
 
 
 def queues_of(document: object) -> dict[str, StandingQueue]:
@@ -133,9 +176,18 @@ def bindings_of(document: object) -> frozenset[StandingBinding]:
     )
 
 
-def policies_of(document: object) -> dict[str, Definition]:
-    """Read ``/api/policies/VHOST`` and ``/api/operator-policies/VHOST``: each definition by its policy's name."""
-    return {text(said.get("name")): arguments_of(said.get("definition")) for said in objects(document)}
+def policies_of(document: object) -> tuple[Policy, ...]:
+    """Read ``/api/policies/VHOST`` and ``/api/operator-policies/VHOST``."""
+    return tuple(
+        Policy(
+            name=text(said.get("name")),
+            pattern=text(said.get("pattern")),
+            apply_to=text(said.get("apply-to")) or "all",
+            priority=number(said.get("priority")) or 0,
+            definition=arguments_of(said.get("definition")),
+        )
+        for said in objects(document)
+    )
 
 
 # --- reading tolerantly ----------------------------------------------------------------------------------------------

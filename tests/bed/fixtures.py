@@ -28,7 +28,12 @@ class NodeFactory(Protocol):
     """Start a node for one test; the arguments are those of `RabbitNode`."""
 
     async def __call__(
-        self, *, config: Mapping[str, str] | None = None, advanced: str = "[]", tls: bool = False
+        self,
+        *,
+        config: Mapping[str, str] | None = None,
+        advanced: str = "[]",
+        tls: bool = False,
+        management: bool = False,
     ) -> RabbitNode: ...
 
 
@@ -82,9 +87,13 @@ def own_node() -> Iterator[NodeFactory]:
     with ExitStack() as nodes:
 
         async def start(
-            *, config: Mapping[str, str] | None = None, advanced: str = "[]", tls: bool = False
+            *,
+            config: Mapping[str, str] | None = None,
+            advanced: str = "[]",
+            tls: bool = False,
+            management: bool = False,
         ) -> RabbitNode:
-            node = RabbitNode(config=config, advanced=advanced, tls=tls, root=_root())
+            node = RabbitNode(config=config, advanced=advanced, tls=tls, management=management, root=_root())
             nodes.callback(node.close)
             return await node.astart()
 

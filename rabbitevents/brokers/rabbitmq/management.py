@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 from urllib.parse import quote
 
 from yarl import URL
@@ -64,7 +64,7 @@ class Management:
         answer = await self.get(path)
         if answer.status != 200 or not isinstance(answer.document, list):
             raise BrokerError(f"{self} answers {answer.status} with no list: is that RabbitMQ's management API?")
-        return [*answer.document]
+        return cast("list[object]", answer.document)
 
 
 def _beside(address: Address) -> URL:

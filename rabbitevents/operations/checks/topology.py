@@ -136,12 +136,12 @@ def policies(scene: Scene) -> Iterator[Finding]:
     """Look what policies make of our queues."""
     timeouts = {each.queue: each.options.timeout for each in scene.subscriptions}
     for queue in scene.ours:
-        names = [f"policy {queue.policy}"] if queue.policy else []
-        names += [f"operator policy {queue.operator_policy}"] if queue.operator_policy else []
+        policy, operator = scene.standing.over(queue)
+        names = [f"policy {policy.name}"] if policy is not None else []
+        names += [f"operator policy {operator.name}"] if operator is not None else []
         holds = scene.standing.holds(queue, scene.version)
         for grade, what in _overridden(queue, holds):
-            who = " and ".join(names) or "a policy"
-            yield Finding(grade, queue.name, f"{who}: {what}", _exclude(scene, queue))
+            yield Finding(grade, queue.name, f"{' and '.join(names)}: {what}", _exclude(scene, queue))
         timeout, limit = timeouts.get(queue.name), holds.get("consumer-timeout")
         if timeout is not None and limit is not None and timeout.total_seconds() * 1000 >= float(limit.value):
             what = f"a consumer timeout of {float(limit.value) / 1000:g} s, and one handling may take {timeout.total_seconds():g} s"
@@ -202,8 +202,10 @@ def ways_out(scene: Scene) -> Iterator[Finding]:
     """Look whether what has waited goes somewhere, also where its queue is gone."""
     for name in (DELAY_DUE, due_exchange(scene.exchange)):
         there = scene.standing.exchanges.get(name)
-        policy = {} if there is None else scene.standing.policies.get(there.policy, {})
-        if there is not None and "alternate-exchange" not in {*there.arguments, *policy}:
+        if there is None:
+            continue
+        policy = scene.standing.over_exchange(there)
+        if "alternate-exchange" not in {*there.arguments, *(policy.definition if policy is not None else ())}:
             what = "it has no alternate exchange: 32 events for a queue that is gone stop everybody's waiting"
             yield Finding("wrong", name, what, "have it deleted and declared anew, by a start of the service")
     for queue in scene.waiting:

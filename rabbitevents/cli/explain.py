@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rabbitevents import ConfigurationError
 from rabbitevents.cli.console import one_line, out
-from rabbitevents.cli.layout import rows, width_of
+from rabbitevents.cli.layout import hanging, rows, width_of
 from rabbitevents.cli.loop import run
 from rabbitevents.cli.reference import BusReference, load_bus
 from rabbitevents.cli.seeing import HTTP, http_url
@@ -87,7 +87,7 @@ def as_document(wired: Wiring, seen: Live | None) -> str:
 
 
 def _overview(wired: Wiring, width: int, seen: Live | None) -> Iterator[Text]:
-    yield Text.assemble((wired.bus, "bold"), f" on {wired.broker}, exchange {wired.exchange}")
+    yield from hanging(Text(wired.bus, "bold"), f" on {wired.broker}, exchange {wired.exchange}", width, indent=2)
     for each in wired.subscriptions:
         yield Text()
         yield from _title(each, width)
@@ -164,7 +164,7 @@ def _rows(each: SubscriptionWiring) -> list[tuple[str, str]]:
         *_calls(each),
         ("queue", f"{each.queue}, {kind}, delivery limit {limit}"),
         *(("bound to", f"{bound.exchange}: {', '.join(bound.keys)}") for bound in each.bound),
-        ("works with", f"{each.workers} workers, {each.prefetch} prefetched, {timeout}"),
+        ("works with", f"workers {each.workers}, prefetch {each.prefetch}, {timeout}"),
         ("plugins", " > ".join(plugin.name for plugin in each.plugins) or "none"),
         *_by_label(said + in_the_end),
         ("at the broker", f"after {limit} deliveries that nobody settled, {each.dead_queue}"),

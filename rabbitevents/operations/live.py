@@ -40,9 +40,9 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
         there, dead = self.queues.get(queue), self.queues.get(dead_queue)
         if there is None:
             return "not there"
-        letters = [] if dead is None else [f"{_number(dead.ready)} dead letters"]
-        words = (f"{_number(there.ready)} ready", f"{_number(there.unacked)} unacknowledged")
-        return ", ".join([*words, f"{_number(there.consumers)} consumers", *letters])
+        counts = [("ready", there.ready), ("unacknowledged", there.unacked), ("consumers", there.consumers)]
+        counts += [] if dead is None else [("dead letters", dead.ready)]
+        return ", ".join(f"{name} {'?' if count is None else f'{count:,}'}" for name, count in counts)
 
 
 async def live(bus: Bus, told: str | None) -> Live:
@@ -64,7 +64,3 @@ async def live(bus: Bus, told: str | None) -> Live:
 
 def _live(queue: StandingQueue) -> LiveQueue:
     return LiveQueue(ready=queue.ready, unacked=queue.unacked, consumers=queue.consumers)
-
-
-def _number(said: int | None) -> str:
-    return "?" if said is None else f"{said:,}"

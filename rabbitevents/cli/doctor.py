@@ -85,7 +85,7 @@ def _not_seen(unseen: Unseen) -> str:
 
 def _sum(report: Report) -> str:
     wrong, risks, checks = report.count("wrong"), report.count("risk"), report.checks
-    parts = (f"{wrong} wrong", _counted(risks, "risk"), _counted(checks, "check"), f"{report.seconds:g} s")
+    parts = (f"{wrong} wrong", _counted(risks, "risk"), _counted(checks, "check"), f"{report.seconds:.1f} s")
     return ", ".join(parts)
 
 

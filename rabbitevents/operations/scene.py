@@ -66,6 +66,11 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
         return next((version_of(visit.server.get("version", "")) for visit in self.visits if not visit.problem), ())
 
     @property
+    def vhost(self) -> str:
+        """The virtual host."""
+        return next((visit.vhost for visit in self.visits), "/")
+
+    @property
     def queues(self) -> Iterator[tuple[Subscription, StandingQueue]]:
         """Each subscription whose queue stands, with it."""
         for each in self.subscriptions:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Final, get_args, get_origin
 
 import msgspec
 
@@ -22,8 +22,8 @@ from rabbitevents.texts import printable
 from rabbitevents.topics import matches
 from rabbitevents.topology import Arguments, Binding, Topology
 
-HOOKS = ("lifespan", "topology", "consume", "publish", "forward", "observe", "health", "describe", "diagnose", "alone")
-"""What a plugin may do, in the order in which it is said."""
+HOOKS: Final = tuple(name for name, value in vars(Plugin).items() if callable(value) and not name.startswith("_"))
+"""What a plugin may do, in the order in which `Plugin` says it."""
 
 
 class EventWiring(msgspec.Struct, frozen=True, kw_only=True):

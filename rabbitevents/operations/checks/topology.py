@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import quote
@@ -97,14 +98,17 @@ def stale(scene: Scene) -> Iterator[Finding]:
     """Look for bindings of our queues that the code does not have: an event type that was dropped, or a changed pattern."""
     queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
     extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
-    for each in sorted(extra - _wanted(scene), key=lambda each: (each.target, each.exchange, each.routing_key)):
-        what = f"it is bound to {each.exchange} by {each.routing_key!r}, and the code has no handler for that"
-        key = quote(each.routing_key, safe="") or "~"
-        way_out = (
-            f"rabbitmqadmin delete binding source={each.exchange} destination_type=queue destination={each.target} "
-            f"properties_key={key}, once no older version of the service runs, which would bind it again"
+    exchanges: dict[tuple[str, str], list[str]] = {}
+    for each in sorted(extra - _wanted(scene), key=lambda each: (each.target, each.routing_key, each.exchange)):
+        exchanges.setdefault((each.target, each.routing_key), []).append(each.exchange)
+    for (queue, key), names in exchanges.items():
+        what = f"it is bound to {' and '.join(names)} by {key!r}, and no handler is called for that"
+        words = f"destination_type=queue destination={queue} properties_key={quote(key, safe='') or '~'}"
+        command = shlex.join(["rabbitmqadmin", "-V", scene.vhost, "delete", "binding"])
+        commands = " && ".join(f"{command} source={name} {words}" for name in names)
+        yield Finding(
+            "risk", queue, what, f"once no older version of the service runs, which would bind it again: {commands}"
         )
-        yield Finding("risk", each.target, what, way_out)
 
 
 def orphans(scene: Scene) -> Iterator[Finding]:
@@ -114,21 +118,20 @@ def orphans(scene: Scene) -> Iterator[Finding]:
         *(f"{name}{MOVING}" for name in scene.needed.queues),
     }
     for name, queue in sorted(scene.standing.queues.items()):
-        ours = any(name.startswith(f"{router}.") for router in scene.routers)
-        if not ours or name in needed or name.endswith((".dead", MOVING)):
+        router = next((each for each in scene.routers if name.startswith(f"{each}.")), None)
+        if router is None or name in needed or name.endswith((".dead", MOVING)):
             continue
         bound = [each for each in scene.standing.bindings if each.to_queue and each.target == name]
         keys = sorted({each.routing_key for each in bound if each.exchange == scene.exchange})
-        gets = f", and gets {', '.join(keys)}" if keys else ""
+        gets = f"; it gets {', '.join(keys)}" if keys else ""
         ready = "" if queue.ready is None else f"; {queue.ready:,} ready"
         if queue.consumers:
             what = f"no handler of this bus has this queue, and somebody consumes it{gets}{ready}"
             yield Finding("note", name, what, "another bus's, or an older version of this one?")
         else:
             what = f"nobody's: no handler of this bus has this queue, and nobody consumes it{gets}{ready}"
-            way_out = (
-                "renamed? on(..., name=) keeps the old name; removed? unbind it, look what is in it, and delete it"
-            )
+            old = name.removeprefix(f"{router}.")
+            way_out = f"renamed? on(..., name={old!r}) keeps it; removed? unbind it, look what is in it, and delete it"
             yield Finding("risk", name, what, way_out)
 
 

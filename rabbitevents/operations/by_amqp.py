@@ -12,7 +12,6 @@ import msgspec
 from rabbitevents.brokers.rabbitmq.broker import RabbitMQ
 from rabbitevents.brokers.rabbitmq.visiting import Visit, Visitor
 from rabbitevents.errors import BrokerError
-from rabbitevents.operations.checks.topology import MOVING
 from rabbitevents.operations.scene import Scene, unseen
 from rabbitevents.topology import DELAY_LOST, Topology
 
@@ -38,11 +37,9 @@ async def seen_by_amqp(scene: Scene, visits: tuple[Visit, ...], visitor: Visitor
     if visitor is None:
         return unseen(scene, "there is no connection to the broker", "broker", "rights")
     own = [name for each in scene.subscriptions for name in (each.queue, each.dead_queue)]
-    stand_ins = [f"{each.queue}{MOVING}" for each in scene.subscriptions]
     try:
         async with asyncio.timeout(ASKING):
-            depths = await visitor.depths([*own, *stand_ins, DELAY_LOST])
-            missing = await visitor.missing(scene.needed)
+            depths, missing = await visitor.look(scene.needed, [*own, DELAY_LOST])
     except (BrokerError, TimeoutError) as error:
         return unseen(scene, str(error) or f"no answer within {ASKING:g} s", "broker", "rights")
     scene = msgspec.structs.replace(scene, depths=depths, missing=missing)

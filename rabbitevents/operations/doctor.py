@@ -160,7 +160,7 @@ class _Looking:
     async def depth(self, queue: str, /) -> Depth | None:
         if self._visitor is None:
             raise BrokerError(f"looking at queue {queue!r}: there is no connection to the broker")
-        return (await self._visitor.depths([queue]))[queue]
+        return await self._visitor.depth(queue)
 
 
 Asked = tuple[str, tuple[Finding, ...], str]

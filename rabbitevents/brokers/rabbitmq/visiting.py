@@ -79,14 +79,29 @@ class Visitor:
             raise BrokerError(f"there is no connection to {self._address}")
         return self._connection
 
-    async def depths(self, queues: Iterable[str]) -> dict[str, Depth | None]:
-        """Look into queues; None is one that is not there. Raises `BrokerError`."""
-        return {queue: await depth(self.connection, queue) for queue in queues}
+    async def depth(self, queue: str) -> Depth | None:
+        """Look into a queue; None is one that is not there. Raises `BrokerError`."""
+        return await depth(self.connection, queue)
 
-    async def missing(self, topology: Topology) -> dict[str, str]:
-        """Return which exchanges and queues are not there, or may not be looked at, and why. Raises `BrokerError`."""
-        found = await declare(self.connection, topology, passive=True, service=topology, said=set())
-        return {name: str(error) for name, error in found.refused.items()}
+    async def look(self, service: Topology, queues: Iterable[str]) -> tuple[dict[str, Depth | None], dict[str, str]]:
+        """Look into ``queues`` and those of ``service``; return also what of the service is not there, and why.
+
+        Raises `BrokerError`.
+        """
+        exchanges = service.exchanges
+        found = await declare(self.connection, exchanges, passive=True, service=service, said=set())
+        missing = {name: str(error) for name, error in found.refused.items()}
+        depths: dict[str, Depth | None] = {}
+        for queue in dict.fromkeys((*service.queues, *queues)):
+            try:
+                depths[queue] = await self.depth(queue)
+            except BrokerError as error:
+                if error.code not in _REFUSED:
+                    raise
+                missing[queue] = str(error)
+            if queue in depths and depths[queue] is None and queue in service.queues:
+                missing[queue] = f"there is no queue {queue!r}"
+        return depths, missing
 
     async def lacks(
         self, service: Topology, absent: set[str], consumed: Iterable[str], published: str

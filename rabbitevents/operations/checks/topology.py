@@ -43,7 +43,7 @@ def missing(scene: Scene) -> Iterator[Finding]:
         yield Finding("wrong", "queues", what, "start the service once (rabbitevents run) with a user that may declare")
         return
     for name, why in scene.missing.items():
-        yield Finding("wrong", name, why, "" if ":" in why else "start the service once with a user that may declare")
+        yield Finding("wrong", name, why, "" if ":" in why else "start the service, with a user that may declare")
 
 
 def otherwise(scene: Scene) -> Iterator[Finding]:
@@ -230,12 +230,12 @@ def unheard(scene: Scene) -> Iterator[Finding]:
 
 def moving(scene: Scene) -> Iterator[Finding]:
     """Look for queues that stand in for ours."""
-    for name, depth in scene.depths.items():
-        if name.endswith(MOVING) and depth is not None:
-            what = (
-                f"{name.removesuffix(MOVING)} is being made anew, or was and nobody went on; {depth.ready:,} wait here"
-            )
-            yield Finding("risk", name, what, "go on with it: what is in here belongs to that queue")
+    for each in scene.subscriptions:
+        there = scene.standing.queues.get(f"{each.queue}{MOVING}")
+        if there is not None:
+            wait = "" if there.ready is None else f"; {there.ready:,} wait here"
+            what = f"{each.queue} is being made anew, or was and nobody went on{wait}"
+            yield Finding("risk", there.name, what, "go on with it: what is in here belongs to that queue")
 
 
 # --- what is ours ----------------------------------------------------------------------------------------------------

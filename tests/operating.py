@@ -48,7 +48,8 @@ def shop(url: str | list[str], handle: Handle = nothing, **settings: Any) -> Bus
     @router.on(StockReserved, "payment.#", timeout=30)
     async def note(reserved: Event) -> None: ...
 
-    return Bus(url, router, plugins=[DeadLetter(), Retry()], **{"grace": 1, "publish_timeout": 5, **settings})
+    told: dict[str, Any] = {"grace": 1, "publish_timeout": 5, **settings}
+    return Bus(url, router, plugins=[DeadLetter(), Retry()], **told)
 
 
 class Place:
@@ -61,7 +62,8 @@ class Place:
 
     async def looked_at(self, bus: Bus | None = None, **how: Any) -> Report:
         """What the doctor says, with a short interval: this node's statistics are half a second old at most."""
-        return await examine(bus or shop(self.url), **{"http": self.node.http_url, "interval": 1.2, **how})
+        told: dict[str, Any] = {"http": self.node.http_url, "interval": 1.2, **how}
+        return await examine(bus or shop(self.url), **told)
 
     @asynccontextmanager
     async def channel(self) -> AsyncGenerator[AbstractChannel]:
@@ -89,8 +91,8 @@ class Place:
 
 
 def lines(report: Report) -> list[str]:
-    """What was found, a line each."""
-    return [f"{each.check} {each.grade} {each.where}: {each.what}" for each in report.found]
+    """What was found, a line each; but for what is said of this broker's version."""
+    return [f"{each.check} {each.grade} {each.where}: {each.what}" for each in report.found if each.check != "D2"]
 
 
 def about(report: Report, check: str) -> list[str]:

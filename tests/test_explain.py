@@ -164,6 +164,27 @@ def test_a_pattern_about_nothing_is_an_error_that_says_what_may_have_been_meant(
     assert "did you mean inventory.reserve?" in result.stderr
 
 
+def test_a_shared_queue_says_which_handler_is_for_what_and_another_teams_exchange_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    router = Router("till")
+
+    @router.on(OrderPlaced, queue="orders", exchange="partner", key="booking.#")
+    async def charge(order: OrderPlaced) -> None: ...
+
+    @router.on(StockReserved, queue="orders")
+    async def ship(reserved: StockReserved) -> None: ...
+
+    bus = Bus("amqp://localhost", router)
+    text = called(monkeypatch, bus, "till.orders").stdout
+    live = wiring(bus).subscriptions[0]
+
+    assert "charge: order.placed (OrderPlaced, version 2, also OrderPlaced)" in text
+    assert "ship: stock.reserved (StockReserved, version 1)" in text
+    assert "partner: booking.#" in text
+    assert {each.exchange: each.keys for each in live.bound}["partner"] == ("booking.#",)
+
+
 def test_a_bus_that_only_publishes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "none: this bus only publishes" in called(monkeypatch, Bus("amqp://localhost")).stdout
 

@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 
@@ -209,14 +210,13 @@ def bare() -> Scene:
 
 
 def test_numbers_that_are_not_said_are_not_known() -> None:
-    queues = queues_of(
-        [
-            {"name": "new", "messages_ready": None, "consumers": "", "arguments": [], "policy": None},
-            {"name": "blind", "arguments": "", "messages_unacknowledged": True, "members": None, "message_stats": []},
-            {"no": "name"},
-            "no object",
-        ]
-    )
+    said: list[Any] = [
+        {"name": "new", "messages_ready": None, "consumers": "", "arguments": [], "policy": None},
+        {"name": "blind", "arguments": "", "messages_unacknowledged": True, "members": None, "message_stats": []},
+        {"no": "name"},
+        "no object",
+    ]
+    queues = queues_of(said)
 
     assert (queues["new"].ready, queues["new"].consumers, queues["new"].policy) == (None, None, "")
     assert (queues["blind"].unacked, queues["blind"].acked, queues["blind"].members) == (None, None, ())

@@ -39,16 +39,16 @@ async def seen_by_amqp(scene: Scene, visits: tuple[Visit, ...], visitor: Visitor
     own = [name for each in scene.subscriptions for name in (each.queue, each.dead_queue)]
     try:
         async with asyncio.timeout(ASKING):
-            depths, missing = await visitor.look(scene.needed, [*own, DELAY_LOST])
+            looked = await visitor.look(scene.needed, [*own, DELAY_LOST])
     except (BrokerError, TimeoutError) as error:
         return unseen(scene, str(error) or f"no answer within {ASKING:g} s", "broker", "rights")
-    scene = msgspec.structs.replace(scene, depths=depths, missing=missing)
+    scene = msgspec.structs.replace(scene, depths=looked.depths, missing=looked.missing)
     queues = [each.queue for each in scene.subscriptions]
     try:
         async with asyncio.timeout(ASKING):
             lacks = await visitor.lacks(
-                scene.needed if declares else Topology(), set(missing), queues or [""], scene.exchange
+                scene.needed if declares else Topology(), set(looked.missing), queues or [""], scene.exchange
             )
     except (BrokerError, TimeoutError) as error:
         return unseen(scene, str(error) or f"more than {ASKING:g} s of questions", "rights")
-    return msgspec.structs.replace(scene, lacks=tuple(lacks))
+    return msgspec.structs.replace(scene, lacks=(*looked.lacks, *lacks))

@@ -62,9 +62,10 @@ class Management:
     async def list(self, path: str) -> list[object]:
         """Ask for a list. Raises `BrokerError`, also for a document that is none."""
         answer = await self.get(path)
-        if answer.status != 200 or not isinstance(answer.document, list):
+        document = answer.document
+        if answer.status != 200 or not isinstance(document, list):
             raise BrokerError(f"{self} answers {answer.status} with no list: is that RabbitMQ's management API?")
-        return cast("list[object]", answer.document)
+        return cast("list[object]", document)
 
 
 def _beside(address: Address) -> URL:

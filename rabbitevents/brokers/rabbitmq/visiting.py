@@ -22,6 +22,7 @@ from rabbitevents.topology import Binding, Exchange, Queue, Topology
 PATIENCE: Final = 2.5
 """Seconds that connecting may take."""
 
+_FORBIDDEN: Final = 403
 _REFUSED: Final = (403, 404, 405, 406)
 
 _DAY: Final = 86_400.0
@@ -49,6 +50,14 @@ class Lacking(msgspec.Struct, frozen=True):
     kind: str
     what: str
     way_out: str
+
+
+class Looked(msgspec.Struct, frozen=True):
+    """What there is: how deep queues are (None: not there), what is missing and why, and what may not be looked at."""
+
+    depths: dict[str, Depth | None]
+    missing: dict[str, str]
+    lacks: list[Lacking]
 
 
 class Visitor:
@@ -83,25 +92,27 @@ class Visitor:
         """Look into a queue; None is one that is not there. Raises `BrokerError`."""
         return await depth(self.connection, queue)
 
-    async def look(self, service: Topology, queues: Iterable[str]) -> tuple[dict[str, Depth | None], dict[str, str]]:
-        """Look into ``queues`` and those of ``service``; return also what of the service is not there, and why.
-
-        Raises `BrokerError`.
-        """
-        exchanges = service.exchanges
-        found = await declare(self.connection, exchanges, passive=True, service=service, said=set())
-        missing = {name: str(error) for name, error in found.refused.items()}
+    async def look(self, service: Topology, queues: Iterable[str]) -> Looked:
+        """Look into ``queues`` and those of ``service``, and for the service's exchanges. Raises `BrokerError`."""
+        found = await declare(self.connection, service.exchanges, passive=True, service=service, said=set())
+        missing = {name: str(error) for name, error in found.refused.items() if error.code != _FORBIDDEN}
+        hidden = found.refused.keys() - missing.keys()
         depths: dict[str, Depth | None] = {}
         for queue in dict.fromkeys((*service.queues, *queues)):
             try:
                 depths[queue] = await self.depth(queue)
             except BrokerError as error:
-                if error.code not in _REFUSED:
+                if error.code != _FORBIDDEN:
                     raise
-                missing[queue] = str(error)
+                hidden |= {queue}
             if queue in depths and depths[queue] is None and queue in service.queues:
                 missing[queue] = f"there is no queue {queue!r}"
-        return depths, missing
+        return Looked(depths, missing, [self._hidden(hidden, service)] if hidden else [])
+
+    def _hidden(self, names: Iterable[str], service: Topology) -> Lacking:
+        user, vhost = login(self._address)
+        what = f"user {user!r} in virtual host {vhost!r} may not look at {', '.join(map(repr, sorted(names)))}"
+        return Lacking("use", what, remedy([Lack("read", name) for name in names], service, self._address))
 
     async def lacks(
         self, service: Topology, absent: set[str], consumed: Iterable[str], published: str

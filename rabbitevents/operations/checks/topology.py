@@ -181,7 +181,7 @@ def _overridden(queue: StandingQueue, holds: Mapping[str, Setting]) -> Iterator[
 def _exclude(scene: Scene, queue: StandingQueue) -> str:
     router = next((router for router in scene.routers if queue.name.startswith(f"{router}.")), None)
     prefix = scene.exchange if router is None and queue.name.startswith(f"{scene.exchange}.") else router or "delay"
-    return f"exclude it: let the policy's pattern begin with ^(?!{prefix}\\.)".replace("..", ".")
+    return f"exclude it: let the policy's pattern begin with ^(?!{prefix}\\.)"
 
 
 def limits(scene: Scene) -> Iterator[Finding]:

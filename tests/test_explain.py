@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import types
@@ -314,16 +315,32 @@ def named(hint: Any) -> str:
 # --- the broker ------------------------------------------------------------------------------------------------------
 
 
-async def test_no_connection_is_opened(tmp_path: Path) -> None:
-    came: list[object] = []
-    server = await asyncio.start_server(lambda reader, writer: came.append(writer), LOOPBACK, 0)
-    port = server.sockets[0].getsockname()[1]
+async def test_no_connection_is_opened_unless_that_is_asked_for(tmp_path: Path) -> None:
+    here = f"127.0.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 2}"  # all of 127 is this machine: a host of its own
+    came: list[int] = []
 
-    done = await asyncio.to_thread(explain, tmp_path, AMQP_URL=f"amqp://guest:guest@{LOOPBACK}:{port}/")
-    server.close()
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer.get_extra_info("sockname")[1])
+        writer.close()
 
-    assert done.returncode == 0
-    assert came == []
+    servers = [await asyncio.start_server(note, here, port) for port in (5672, 15672)]
+    url = f"amqp://guest:guest@{here}/"
+    plain = await asyncio.to_thread(explain, tmp_path, AMQP_URL=url)
+    opened = list(came)
+    await asyncio.to_thread(explain, tmp_path, "--live", AMQP_URL=url)
+    for server in servers:
+        server.close()
+
+    assert plain.returncode == 0
+    assert opened == []
+    assert set(came) == {15672}
+
+
+def test_where_to_look_is_refused_where_nobody_looks(tmp_path: Path) -> None:
+    done = explain(tmp_path, "--http", "http://localhost:15672")
+
+    assert done.returncode == 2
+    assert "--http is where --live looks: say that too" in done.stderr
 
 
 async def test_live_says_what_stands_and_what_is_otherwise_there(managed_node: RabbitNode, tmp_path: Path) -> None:

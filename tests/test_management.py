@@ -191,7 +191,7 @@ async def test_the_clock_is_compared(server: Server) -> None:
 )
 def test_a_url_that_cannot_be_meant_is_refused_without_being_shown(told: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        read_url(told, "the URL")
+        read_url(told, "the URL", "http://user:password@host:15672")
 
     assert PASSWORD not in str(raised.value)
     assert "write http://user:password@host:15672" in str(raised.value)

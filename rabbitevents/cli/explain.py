@@ -53,6 +53,8 @@ def explain(reference: str, pattern: str | None, as_json: bool, look: bool, http
     pattern such as 'inventory.*'. The module is imported, and no connection is
     opened, unless --live is said.
     """
+    if http is not None and not look:
+        raise click.UsageError("--http is where --live looks: say that too")
     bus = load_bus(reference)
     wired = wiring(bus)
     shown = wired.subscriptions if pattern is None else meant(wired, pattern)

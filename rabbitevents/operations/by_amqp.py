@@ -31,9 +31,8 @@ async def visiting(broker: RabbitMQ) -> AsyncGenerator[tuple[tuple[Visit, ...], 
         await asyncio.gather(*(each.leave() for each in visitors))
 
 
-async def seen_by_amqp(scene: Scene, visits: tuple[Visit, ...], visitor: Visitor | None, *, declares: bool) -> Scene:
+async def seen_by_amqp(scene: Scene, visitor: Visitor | None, *, declares: bool) -> Scene:
     """Add what AMQP says: what is there, how much is in it, and what the user may do."""
-    scene = msgspec.structs.replace(scene, visits=visits)
     if visitor is None:
         return unseen(scene, "there is no connection to the broker", "broker", "rights")
     own = [name for each in scene.subscriptions for name in (each.queue, each.dead_queue)]

@@ -71,32 +71,54 @@ async def examine(
     """
     began = monotonic()
     broker = rabbitmq_of(bus)
-    sites = [(url, Site(read_url(url, "the URL of --health"))) for url in health]
-    scene = msgspec.structs.replace(bare(bus), replicas=replicas)
+    sites = [(url, Site(read_url(url, "the URL of a process's health", "http://host:8080"))) for url in health]
+    bus_alone = bare(bus) if sites else unseen(bare(bus), "", "processes")
     async with visiting(broker) as (visits, visitor):
         management = Management(_address(broker, visits), http, context=broker.context)
-        by_amqp, over_http, asked, processes = await asyncio.gather(
-            seen_by_amqp(scene, visits, visitor, declares=bus.configuration.declare == "active"),
-            seen_over_http(scene, management, interval=interval, within=began + WITHIN - monotonic()),
-            _plugins(bus, visitor),
-            asyncio.gather(*(_process(url, site) for url, site in sites)),
-        )
-    scene = _together(by_amqp, over_http)
-    scene = msgspec.structs.replace(scene, processes=tuple(each for found in processes for each in found))
-    result = _with_plugins(examined(scene if sites else unseen(scene, "", "processes"), CHECKS), asked)
+        scene = msgspec.structs.replace(bus_alone, visits=visits, replicas=replicas)
+        left = began + WITHIN - monotonic()
+        scene, asked = await _seen(bus, scene, visitor, management, sites=sites, interval=interval, http_within=left)
+    result = _with_plugins(examined(scene, CHECKS), asked)
     here = next((visit for visit in visits if not visit.problem), visits[0])
-    seen = "objects" not in scene.unseen
     return Report(
         bus=bus.name,
         broker=_named(here),
         address=here.address,
         vhost=here.vhost,
-        http=f"{management} as {management.user}" if seen else "",
+        http=f"{management} as {management.user}" if "objects" not in scene.unseen else "",
         found=result.found,
         unseen=result.unseen,
         checks=result.checks,
         seconds=round(monotonic() - began, 1),
     )
+
+
+async def _seen(
+    bus: Bus,
+    scene: Scene,
+    visitor: Visitor | None,
+    management: Management,
+    *,
+    sites: Sequence[tuple[str, Site]],
+    interval: float,
+    http_within: float,
+) -> tuple[Scene, list[Asked]]:
+    """Look at everything at once: by AMQP, over HTTP, through the plugins, and at the service's processes."""
+    by_amqp, over_http, asked, processes = await asyncio.gather(
+        seen_by_amqp(scene, visitor, declares=bus.configuration.declare == "active"),
+        seen_over_http(scene, management, interval=interval, within=http_within),
+        _plugins(bus, visitor),
+        asyncio.gather(*(_process(url, site) for url, site in sites)),
+    )
+    seen = msgspec.structs.replace(
+        by_amqp,
+        standing=over_http.standing,
+        before=over_http.before,
+        overview=over_http.overview,
+        processes=tuple(each for found in processes for each in found),
+        unseen={**by_amqp.unseen, **over_http.unseen},
+    )
+    return seen, asked
 
 
 def rabbitmq_of(bus: Bus) -> RabbitMQ:
@@ -122,16 +144,6 @@ def _address(broker: RabbitMQ, visits: Sequence[Visit]) -> Address:
     """Return the first of the URLs that leads to a broker; where none does, the first."""
     good = {visit.address for visit in visits if not visit.problem}
     return next((each for each in broker.addresses if str(each) in good), broker.addresses[0])
-
-
-def _together(by_amqp: Scene, over_http: Scene) -> Scene:
-    return msgspec.structs.replace(
-        by_amqp,
-        standing=over_http.standing,
-        before=over_http.before,
-        overview=over_http.overview,
-        unseen={**by_amqp.unseen, **over_http.unseen},
-    )
 
 
 def _named(visit: Visit) -> str:

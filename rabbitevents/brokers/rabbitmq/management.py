@@ -19,6 +19,9 @@ _BESIDE: Final[Mapping[str, tuple[str, int]]] = {"amqp": ("http", 15672), "amqps
 """Where it is beside a broker, unless somebody says otherwise. What goes encrypted over AMQP is not sent in the clear."""
 
 
+_SUCH_AS: Final = "http://user:password@host:15672"
+
+
 class Management:
     """Asks one node. ``told`` is its URL; without one it is looked for beside ``address``, whose user it is by default.
 
@@ -26,7 +29,7 @@ class Management:
     """
 
     def __init__(self, address: Address, told: str | None = None, *, context: ssl.SSLContext | None = None) -> None:
-        url = _beside(address) if told is None else read_url(told, "the URL of the management API")
+        url = _beside(address) if told is None else read_url(told, "the URL of the management API", _SUCH_AS)
         who = address.parsed if url.user is None else url
         self.vhost: str = login(address)[1]
         self.user: str = who.user or "guest"

@@ -123,9 +123,9 @@ class _Received:
         return io.BytesIO(self._raw)
 
 
-def read_url(told: str, what: str) -> URL:
+def read_url(told: str, what: str, such_as: str) -> URL:
     """Read an HTTP URL. Raises `ConfigurationError`, which shows nothing of it: a password may be anywhere in there."""
-    write = "write http://user:password@host:15672, or https://"
+    write = f"write {such_as}, or https://"
     try:
         url = URL(told.strip())
     except ValueError:

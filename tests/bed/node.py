@@ -36,8 +36,9 @@ class Node:
     """One broker process with its data, which outlive each other: kill it, start it, and it is the same node.
 
     `config` are lines of rabbitmq.conf, `advanced` is the Erlang term of advanced.config, `tls` adds a listener
-    with a certificate for localhost, `management` one for HTTP, and `root` is the folder of another system whose RabbitMQ to run. `beside` is a
-    running node with which this one can form a cluster: they share a cookie and a name server, which is that node's.
+    with a certificate for localhost, `management` one for HTTP, and `root` is the folder of another system whose
+    RabbitMQ to run. `beside` is a running node with which this one can form a cluster: they share a cookie and a name
+    server, which is that node's.
     Every method blocks; each that can last has a twin that leaves the event loop running: `astart` for `start`.
     """
 

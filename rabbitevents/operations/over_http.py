@@ -70,7 +70,8 @@ def way_in(error: BrokerError, http: Management) -> str:
     """Return what lets one see more."""
     if error.code == 401:
         return (
-            f"rabbitmqctl set_user_tags {http.user} management lets this user see it, or say another one's with --http"
+            f"rabbitmqctl set_user_tags {http.user} management, and any permission in the virtual host, let this user "
+            "see it, or say another one's with --http"
         )
     return "say where the management API is with --http"
 

@@ -22,9 +22,11 @@ from rabbitevents.brokers.rabbitmq.address import Address
 from rabbitevents.brokers.rabbitmq.visiting import Visitor
 from rabbitevents.health import HealthServer
 from rabbitevents.operations.doctor import examine
+from rabbitevents_idempotency import Idempotency, RedisStore
 from tests.bed.fixtures import NodeFactory
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.rabbitmq import RabbitNode
+from tests.bed.redis import RedisServer
 from tests.operating import OrderPlaced, Place, about, lines, shop
 from tests.shop import eventually
 from tests.test_cli import environment
@@ -434,6 +436,22 @@ async def test_plugins_add_their_lines_and_one_that_fails_takes_none_away(place:
     why = [unseen.why for unseen in report.unseen]
     assert why == ["Broken failed with ValueError", "Slow did not say within 3 s"]
     assert PASSWORD not in str(report)
+
+
+async def test_idempotency_says_how_its_store_is(place: Place, redis_server: RedisServer) -> None:
+    redis = pytest.importorskip("redis.asyncio")
+    there, away = redis.Redis.from_url(redis_server.url), redis.Redis(host=LOOPBACK, port=free_port())
+    await there.config_set("maxmemory", "100mb")
+    await there.config_set("maxmemory-policy", "allkeys-lru")
+    bus = shop(place.url)
+
+    evicting = await place.looked_at(bus.sibling(plugins=[Idempotency(RedisStore(there))]))
+    gone = await place.looked_at(bus.sibling(plugins=[Idempotency(RedisStore(away, timeout=0.5))]))
+    await there.aclose()
+    await away.aclose()
+
+    assert "Idempotency risk RedisStore: Redis evicts keys when its memory is full" in lines(evicting)[0]
+    assert lines(gone)[0].startswith("Idempotency wrong RedisStore: ")
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

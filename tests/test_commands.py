@@ -32,6 +32,7 @@ OTHERS = {
     "journalctl",
     "mkdir",
     "pytest",
+    "rabbitmqadmin",
     "rabbitmqctl",
     "redis-cli",
     "systemctl",
@@ -136,7 +137,7 @@ def test_a_wrong_command_is_found(command: str, problem: str) -> None:
 COMMANDS = CHECKOUT / "docs" / "reference" / "commands.md"
 
 
-@pytest.mark.parametrize("name", ["run", "demo", "dlq"])
+@pytest.mark.parametrize("name", ["run", "explain", "doctor", "demo", "dlq"])
 def test_the_reference_names_every_option_and_no_other(name: str) -> None:
     sections = COMMANDS.read_text().split("\n## ")
     (section,) = (text for text in sections if text.startswith(f"rabbitevents {name}\n"))

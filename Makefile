@@ -41,7 +41,7 @@ types: venv-dev ## mypy and pyright, both strict
 test-rabbitmq4: venv-dev debian ## the tests on RabbitMQ 4.0, Debian trixie's; DEBIAN=sid is 4.3 (needs root)
 	@scripts/rabbitmq4 $(or $(DEBIAN),trixie) $(run) pytest $(TESTS)
 
-test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest, CELL=--list (needs root)
+test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest TESTS=..., CELL=--list (needs root)
 	@$(PYTHON) scripts/matrix.py $(CELL)
 
 test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookworm, trixie or sid (needs root)

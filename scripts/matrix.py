@@ -5,8 +5,10 @@ depends on, another event loop, a cluster. Each runs in a root folder of its Deb
 for LIMIT seconds at most. What failed runs once more, alone: it counts as failed if it fails again, and as "alone" if
 not. What was seen is kept in docs/matrix.json, and shown in docs/matrix.md.
 
-Without names, every cell runs that was not seen with HEAD's sources. `matrix.py --page` writes the page only,
-`--list` says what there is. It needs root, as scripts/in-debian does.
+Without names, every cell runs that was not seen whole with HEAD's sources: what was broken off goes on where it was.
+TESTS in the environment names a part of the tests; the table says so, and the cell is due again. `matrix.py --page`
+writes the page only, `--list` says what there is. It ends with 1 if one of its cells failed, be it some runs ago.
+It needs root, as scripts/in-debian does.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -134,21 +137,22 @@ def sources() -> str:
     return "-".join(line[:7] for line in done.stdout.split())
 
 
-def run(cell: Cell) -> dict[str, Any]:
-    """Run a cell, and return what was seen. What it printed is in .work/matrix/CELL.log."""
+def run(cell: Cell, part: str) -> dict[str, Any]:
+    """Run a cell, or the ``part`` of its tests, and return what was seen. What it printed is in .work/matrix/CELL.log."""
     folder, log = HERE / ".work" / f"matrix-{cell.debian}", HERE / ".work" / "matrix" / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     inside = folder / "srv" / "rabbitevents" / ".work"
+    shutil.rmtree(inside, ignore_errors=True)  # what the cell before had is not what this one saw
     packages = "valkey-server" if cell.name == "valkey" else ""
     commands = COMMANDS.format(
         install=cell.install,
         first=cell.first,
-        tests=cell.tests,
+        tests=part or cell.tests,
         environ=cell.environ,
         packages=packages,
     )
     began = time.monotonic()
-    environ = {**os.environ, "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
+    environ = {**os.environ, "TESTS": "", "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
     with log.open("w") as said:
         command = [str(HERE / "scripts" / "in-debian"), cell.debian, str(folder)]
         status = subprocess.run(command, cwd=HERE, env=environ, stdout=said, stderr=said, check=False).returncode
@@ -158,6 +162,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "sources": sources(),
         "minutes": minutes,
+        "part": part,
         **counts(inside),
         **versions(inside),
     }
@@ -209,7 +214,8 @@ def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
     """Return what the table says of a cell."""
     servers, python = saw.get("servers", {}), saw.get("versions", {}).get("python", "")
     store = servers.get("valkey-server" if cell.name == "valkey" else "redis-server", "")
-    where = [f"`{cell.name}`", cell.what, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
+    part = f"; only `{saw['part']}`" if saw.get("part") else ""
+    where = [f"`{cell.name}`", cell.what + part, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
     if not saw["finished"]:
         return [*where, "not finished", "", "", ""]
     return [*where, str(saw["passed"]), str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
@@ -244,7 +250,8 @@ CAPTIONS = (
 HEAD = """# What it runs on
 
 `make test-matrix` runs the tests in each of these places, and writes this page. They are Debian 12, Debian 13 and Debian
-sid, each with its own Python, RabbitMQ and Redis; `make test-matrix CELL=lowest` runs one of them.
+sid, each with its own Python, RabbitMQ and Redis; `make test-matrix CELL=lowest` runs one of them, and with
+`TESTS=tests/test_retry.py` a part of its tests, which the table says then.
 
 *Alone* are tests that failed beside others on a busy machine, and passed when they ran once more by themselves.
 
@@ -271,17 +278,22 @@ def main(names: list[str]) -> int:
     if "--list" in names:
         print("\n".join(f"{cell.name:14} {cell.debian:9} {cell.what}" for cell in CELLS))
         return 0
-    now, seen = sources(), seen_before()
-    due = [
-        cell for cell in CELLS if cell.name in names or (not names and seen.get(cell.name, {}).get("sources") != now)
-    ]
-    for cell in due:
-        saw = run(cell)
+    now, seen, part = sources(), seen_before(), os.environ.get("TESTS", "")
+    asked = [cell for cell in CELLS if cell.name in names or not names]
+    for cell in asked:
+        if not names and not part and is_whole(seen.get(cell.name, {}), now):
+            continue
+        saw = run(cell, part)
         seen = {**seen_before(), cell.name: saw}  # another run may have been on another Debian meanwhile
         SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
         PAGE.write_text(page(seen))
     PAGE.write_text(page(seen))
-    return int(any(not seen[cell.name]["finished"] or seen[cell.name]["failed"] for cell in due))
+    return int(any(not seen[cell.name]["finished"] or seen[cell.name]["failed"] for cell in asked))
+
+
+def is_whole(saw: dict[str, Any], now: str) -> bool:
+    """Say whether a cell was seen to its end, with all of its tests and the sources that there are ``now``."""
+    return bool(saw) and saw["finished"] and not saw.get("part") and saw["sources"] == now
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ ARGS ?=
 TESTS ?=
 DEBIAN ?=
 CELL ?=
-# Two test processes, each with a RabbitMQ node of its own; a file's tests stay together. One is enough for a part.
-workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
+# Four test processes, as they wait more than they work, each with a RabbitMQ node of its own; a file's tests stay
+# together, and the order is that of tests/order.py. One process is enough for a part.
+workers := $(if $(TESTS),,--numprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 run := .venv/bin/python -m
 debian := rabbitmq-server redis-server util-linux

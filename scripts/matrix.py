@@ -125,7 +125,7 @@ for package in rabbitmq-server redis-server valkey-server; do dpkg-query -W -f '
     >.work/servers 2>/dev/null
 run='.venv/bin/python -m pytest -q -o addopts= --strict-markers --strict-config -o cache_dir=.work/cache'
 export {environ} RABBITEVENTS_MATRIX=1
-$run --numprocesses 2 --dist loadfile --junitxml .work/first.xml {tests} ||
+$run --numprocesses 4 --dist loadfile --no-loadscope-reorder --junitxml .work/first.xml {tests} ||
     $run --last-failed --junitxml .work/second.xml -rf {tests}
 """
 

@@ -42,8 +42,11 @@ from tests.shop import OrderPlaced
 HANG: Final = 4.0
 """Seconds after which the service takes a worker's event loop for hung."""
 
-FOUND: Final = HANG + 3.0
-"""Seconds within which it must be found: a look takes up to a second, and so does a beat; the rest is the machine's."""
+FOUND: Final = 3.0
+"""Seconds more within which it must be found: a look takes up to a second, and so does a beat; the rest is the machine's."""
+
+LIVES: Final = 8
+"""Deliveries after which the broker takes an order for poisoned. Each ends a worker, whose pauses grow."""
 
 POISONED: Final = ("hanging-1", "crashing-1")
 
@@ -87,15 +90,16 @@ async def pack(order: OrderPlaced) -> None:
     await asyncio.sleep(0.01)
     note("ended", order.order_id)
 
-bus = Bus(os.environ["URL"], store, plugins=[DeadLetter()], grace=10, delivery_limit=8)
+bus = Bus(os.environ["URL"], store, plugins=[DeadLetter()], grace=10, delivery_limit=int(os.environ["LIVES"]))
 """
 
 
 class Round:
     """One run of the service, and what was seen of it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, port: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, port: int, hang: float) -> None:
         self.process = process
+        self.hang = hang
         self.folder = folder
         self.port = port
         self.answers: Counter[str] = Counter()
@@ -162,7 +166,7 @@ def _write_down(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def a_round(folder: Path, url: str, workers: int) -> AsyncGenerator[Round]:
+async def a_round(folder: Path, url: str, workers: int, hang: float, lives: int) -> AsyncGenerator[Round]:
     """Run the service; it is killed at the end, should it still be there."""
     port = free_port()
     path = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/plugins"])
@@ -170,25 +174,34 @@ async def a_round(folder: Path, url: str, workers: int) -> AsyncGenerator[Round]
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "rabbitevents", "run", "parcels:bus", "--workers", str(workers)),
-            *("--health", str(port), "--hang", str(HANG), "--log", "json"),
+            *("--health", str(port), "--hang", str(hang), "--log", "json"),
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": path, "URL": url},
+            env={**os.environ, "PYTHONPATH": path, "URL": url, "LIVES": str(lives)},
             stdout=stdout,
             stderr=stderr,
             preexec_fn=lambda: ctypes.CDLL(None).prctl(SUBREAPER, 1),
         )
     try:
-        yield Round(process, folder, port)
+        yield Round(process, folder, port, hang)
     finally:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
 
 
-async def abuse(node: RabbitNode, folder: Path, *, workers: int, seconds: float, well: bool) -> dict[str, Any]:
+async def abuse(
+    node: RabbitNode,
+    folder: Path,
+    *,
+    workers: int,
+    seconds: float,
+    well: bool,
+    hang: float = HANG,
+    lives: int = LIVES,
+) -> dict[str, Any]:
     """Run one round; return what was seen of it, and under "faults" what must not be."""
     url = await asyncio.to_thread(node.add_vhost)
-    async with a_round(folder, url, workers) as told, Bus(url, name="customers") as customers:
+    async with a_round(folder, url, workers, hang, lives) as told, Bus(url, name="customers") as customers:
         await _until_well(told)
         watching = [asyncio.create_task(told.probe()), asyncio.create_task(told.be_the_kernel())]
         wanted = await _orders(customers, seconds)
@@ -267,7 +280,7 @@ def judged(told: Round, code: int, *, well: bool, orders: int) -> dict[str, Any]
     printed = (told.folder / "stdout").read_text().splitlines()
     broken += sum(re.fullmatch(r"printed \d x{9000} whole", line) is None for line in printed)
     hung = [record for record in records if " hangs: " in record["message"]]
-    late = [each for each in map(_found_after, hung, [told] * len(hung)) if each is None or each > FOUND]
+    late = [each for each in map(_found_after, hung, [told] * len(hung)) if each is None or each > told.hang + FOUND]
     answers = dict(sorted(told.answers.items()))
     faults = {
         "code": code if code != (0 if well else 1) else 0,

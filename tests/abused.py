@@ -35,6 +35,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from rabbitevents import Bus
+from rabbitevents.cli.supervisor import LONGEST_PAUSE
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.rabbitmq import RabbitNode
 from tests.shop import OrderPlaced
@@ -44,9 +45,6 @@ HANG: Final = 4.0
 
 FOUND: Final = 3.0
 """Seconds more within which it must be found: a look takes up to a second, and so does a beat; the rest is the machine's."""
-
-LIVES: Final = 8
-"""Deliveries after which the broker takes an order for poisoned. Each ends a worker, whose pauses grow."""
 
 POISONED: Final = ("hanging-1", "crashing-1")
 
@@ -90,8 +88,17 @@ async def pack(order: OrderPlaced) -> None:
     await asyncio.sleep(0.01)
     note("ended", order.order_id)
 
-bus = Bus(os.environ["URL"], store, plugins=[DeadLetter()], grace=10, delivery_limit=int(os.environ["LIVES"]))
+bus = Bus(os.environ["URL"], store, plugins=[DeadLetter()], grace=10, delivery_limit=8)
 """
+
+SUPERVISOR = """
+import runpy, sys
+from rabbitevents.cli import supervisor
+
+supervisor.LONGEST_PAUSE = float(sys.argv.pop(1))
+runpy.run_module("rabbitevents", run_name="__main__", alter_sys=True)
+"""
+"""`python -m rabbitevents`, whose supervisor waits no longer than its first argument says."""
 
 
 class Round:
@@ -166,17 +173,17 @@ def _write_down(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def a_round(folder: Path, url: str, workers: int, hang: float, lives: int) -> AsyncGenerator[Round]:
+async def a_round(folder: Path, url: str, workers: int, hang: float, longest: float) -> AsyncGenerator[Round]:
     """Run the service; it is killed at the end, should it still be there."""
     port = free_port()
     path = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/plugins"])
     await asyncio.to_thread(_write_down, folder)
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "rabbitevents", "run", "parcels:bus", "--workers", str(workers)),
+            *(sys.executable, "-c", SUPERVISOR, str(longest), "run", "parcels:bus", "--workers", str(workers)),
             *("--health", str(port), "--hang", str(hang), "--log", "json"),
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": path, "URL": url, "LIVES": str(lives)},
+            env={**os.environ, "PYTHONPATH": path, "URL": url},
             stdout=stdout,
             stderr=stderr,
             preexec_fn=lambda: ctypes.CDLL(None).prctl(SUBREAPER, 1),
@@ -197,11 +204,15 @@ async def abuse(
     seconds: float,
     well: bool,
     hang: float = HANG,
-    lives: int = LIVES,
+    longest: float = LONGEST_PAUSE,
 ) -> dict[str, Any]:
-    """Run one round; return what was seen of it, and under "faults" what must not be."""
+    """Run one round; return what was seen of it, and under "faults" what must not be.
+
+    ``hang`` is as the service is told; a worker that ended is started again after ``longest`` seconds at most, for a
+    round has some twenty of them.
+    """
     url = await asyncio.to_thread(node.add_vhost)
-    async with a_round(folder, url, workers, hang, lives) as told, Bus(url, name="customers") as customers:
+    async with a_round(folder, url, workers, hang, longest) as told, Bus(url, name="customers") as customers:
         await _until_well(told)
         watching = [asyncio.create_task(told.probe()), asyncio.create_task(told.be_the_kernel())]
         wanted = await _orders(customers, seconds)

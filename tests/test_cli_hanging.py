@@ -326,7 +326,7 @@ async def test_a_round_of_abuse_leaves_nothing_to_find_fault_with(
 ) -> None:
     monkeypatch.chdir(ROOT)
 
-    found = await abuse(rabbit_node, tmp_path / "round", workers=2, seconds=4, well=well, hang=3, lives=4)
+    found = await abuse(rabbit_node, tmp_path / "round", workers=2, seconds=4, well=well, hang=3, longest=1)
 
     assert found["faults"] == {}
     assert found["lines"] > 0

@@ -2,8 +2,9 @@
 
 A cell is a Debian with its Python and its RabbitMQ, and what is different in there: other versions of what the library
 depends on, another event loop, a cluster. Each runs in a root folder of its Debian below .work/, in a clone of HEAD,
-for LIMIT seconds at most. What failed runs once more, alone: it counts as failed if it fails again, and as "alone" if
-not. What was seen is kept in docs/matrix.json, and shown in docs/matrix.md.
+for LIMIT seconds at most: the tests are broken off before, and what they have shown counts. What failed runs once more,
+alone: it counts as failed if it fails again, and as "alone" if not. What was seen is kept in docs/matrix.json, and
+shown in docs/matrix.md.
 
 Without names, every cell runs that was not seen whole with HEAD's sources: what was broken off goes on where it was.
 TESTS in the environment names a part of the tests; the table says so, and the cell is due again. `matrix.py --page`
@@ -32,6 +33,8 @@ SEEN = HERE / "docs" / "matrix.json"
 PAGE = HERE / "docs" / "matrix.md"
 LIMIT = 3600
 """Seconds for a whole cell: its root folder, its environment, the tests, and what failed once more."""
+AGAIN = 480
+"""Seconds of these for what failed once more."""
 
 SOURCES = ("rabbitevents", "plugins", "tests", "pyproject.toml", "constraints-dev.txt")
 BROKER = "$(grep -lE 'rabbit_(url|node|cluster)' tests/test_*.py)"
@@ -123,10 +126,15 @@ print(json.dumps({{'python': platform.python_version(), **found}}))
 END
 for package in rabbitmq-server redis-server valkey-server; do dpkg-query -W -f '${{Package}} ${{Version}}\\n' $package || true; done \\
     >.work/servers 2>/dev/null
-run='.venv/bin/python -m pytest -q -o addopts= --strict-markers --strict-config -o cache_dir=.work/cache'
+run() {{
+    timeout --foreground --signal INT --kill-after 60 "$1" .venv/bin/python -m pytest -v -o addopts= --strict-markers \\
+        --strict-config -o cache_dir=.work/cache "${{@:2}}" {tests}
+}}
 export {environ} RABBITEVENTS_MATRIX=1
-$run --numprocesses 4 --dist loadfile --no-loadscope-reorder --junitxml .work/first.xml {tests} ||
-    $run --last-failed --junitxml .work/second.xml -rf {tests}
+status=0
+run $(({seconds} - SECONDS)) --numprocesses 4 --dist loadfile --no-loadscope-reorder --junitxml .work/first.xml || status=$?
+echo $status >.work/status
+if [[ $status != 0 ]]; then run {again} --last-failed --last-failed-no-failures none --junitxml .work/second.xml -rf; fi
 """
 
 
@@ -150,6 +158,8 @@ def run(cell: Cell, part: str) -> dict[str, Any]:
         tests=part or cell.tests,
         environ=cell.environ,
         packages=packages,
+        seconds=LIMIT - AGAIN - 120,
+        again=AGAIN,
     )
     began = time.monotonic()
     environ = {**os.environ, "TESTS": "", "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
@@ -170,25 +180,29 @@ def run(cell: Cell, part: str) -> dict[str, Any]:
 
 def counts(inside: Path) -> dict[str, Any]:
     """Count from pytest's own reports what passed, what passed alone only, what failed and what was skipped."""
-    if not (inside / "first.xml").exists():
+    first, second, status = (inside / name for name in ("first.xml", "second.xml", "status"))
+    if not first.exists() or not status.exists():
         return {"finished": False}
-    first = ElementTree.parse(inside / "first.xml").getroot()[0].attrib
-    bad = int(first["failures"]) + int(first["errors"])
-    failed: list[str] = []
-    if bad and not (inside / "second.xml").exists():
-        return {"finished": False}
-    if bad:
-        again = ElementTree.parse(inside / "second.xml").getroot()
-        cases = [
-            case
-            for case in again.iter("testcase")
-            if case.find("failure") is not None or case.find("error") is not None
-        ]
-        failed = sorted({f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}" for case in cases})
-    skipped = int(first["skipped"])
-    passed = int(first["tests"]) - bad - skipped
-    alone = bad - len(failed)
-    return {"finished": True, "passed": passed, "alone": alone, "failed": failed, "skipped": skipped}
+    numbers = ElementTree.parse(first).getroot()[0].attrib
+    bad, skipped = int(numbers["failures"]) + int(numbers["errors"]), int(numbers["skipped"])
+    passed = int(numbers["tests"]) - bad - skipped
+    was_again = second.exists() or not bad
+    failed = failures(second if second.exists() else first)
+    finished = status.read_text().strip() in ("0", "1") and was_again
+    return {
+        "finished": finished,
+        "passed": passed,
+        "alone": bad - len(failed) if was_again else 0,
+        "failed": failed,
+        "skipped": skipped,
+    }
+
+
+def failures(report: Path) -> list[str]:
+    """Return the names of what failed: the file's, and the test's."""
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return sorted({f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}" for case in bad})
 
 
 def versions(inside: Path) -> dict[str, Any]:
@@ -216,9 +230,10 @@ def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
     store = servers.get("valkey-server" if cell.name == "valkey" else "redis-server", "")
     part = f"; only `{saw['part']}`" if saw.get("part") else ""
     where = [f"`{cell.name}`", cell.what + part, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
-    if not saw["finished"]:
+    if "passed" not in saw:
         return [*where, "not finished", "", "", ""]
-    return [*where, str(saw["passed"]), str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
+    until = "" if saw["finished"] else ", not finished"
+    return [*where, f"{saw['passed']}{until}", str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
 
 
 def ranges(seen: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ class Checkout:
         (folder / "scripts" / "in-debian").chmod(0o755)
         (folder / "reports" / "servers").write_text("rabbitmq-server 3.10.8-1.1+deb12u1\nredis-server 5:7.0.15-1\n")
         (folder / "reports" / "versions.json").write_text(json.dumps({"python": "3.11.2", "attrs": "24.3.0"}))
+        self.ends(0)
         self.passes()
         self.git("init", "--quiet")
         self.commit()
@@ -58,14 +59,21 @@ class Checkout:
 
     def passes(self) -> None:
         """Have every run pass 40 tests from now on."""
+        self.ends(0)
         self.report("first", REPORT.format(failures=0, tests=42, failed=""))
 
     def fails(self, *, alone: bool) -> None:
         """Have 2 tests of every run fail from now on; alone, one of them still does, or none."""
+        self.ends(1)
         self.report("first", REPORT.format(failures=2, tests=42, failed=FAILED))
         self.report("second", REPORT.format(failures=1, tests=2, failed="" if alone else FAILED))
 
+    def ends(self, status: int) -> None:
+        """Have the tests end so from now on: 0 if all pass, 1 if not, 124 if they are broken off."""
+        (self.folder / "reports" / "status").write_text(f"{status}\n")
+
     def report(self, name: str, text: str) -> None:
+        """Have every run leave this report from now on."""
         (self.folder / "reports" / f"{name}.xml").write_text(text)
 
     def matrix(self, *words: str, tests: str = "") -> subprocess.CompletedProcess[str]:
@@ -136,7 +144,7 @@ def test_a_part_is_said_to_be_one_and_the_whole_is_still_due(checkout: Checkout)
     checkout.matrix()
 
     assert after_the_part == "the lowest version of every range; only `tests/test_retry*.py`"
-    assert checkout.asked.count("tests/test_retry*.py") == 2
+    assert checkout.asked.count("tests/test_retry*.py") == 1
     assert checkout.row("lowest")[1] == "the lowest version of every range"
 
 
@@ -190,12 +198,23 @@ def test_a_debian_that_does_not_come_up_was_not_seen_whatever_ran_in_it_before(c
 
 
 def test_a_run_whose_failures_were_not_run_again_is_not_finished(checkout: Checkout) -> None:
-    checkout.report("first", REPORT.format(failures=2, tests=42, failed=FAILED))
+    checkout.ends(1)
+    checkout.report("first", REPORT.format(failures=1, tests=42, failed=FAILED))
 
     ran = checkout.matrix("lowest")
 
     assert ran.returncode == 1
-    assert "not finished" in checkout.row("lowest")
+    assert checkout.row("lowest")[-4:] == ["39, not finished", "0", "1", "2"]
+
+
+def test_what_was_broken_off_counts_up_to_there_and_is_due_again(checkout: Checkout) -> None:
+    checkout.ends(124)
+
+    ran = checkout.matrix("lowest")
+
+    assert ran.returncode == 1
+    assert checkout.row("lowest")[-4:] == ["40, not finished", "0", "0", "2"]
+    assert "lowest: " in checkout.matrix().stdout
 
 
 def test_a_cell_that_there_is_not_is_refused_before_anything_runs(checkout: Checkout) -> None:

@@ -31,7 +31,7 @@ from xml.etree import ElementTree
 HERE = Path(__file__).resolve().parent.parent
 SEEN = HERE / "docs" / "matrix.json"
 PAGE = HERE / "docs" / "matrix.md"
-LIMIT = 3600
+LIMIT = int(os.environ.get("LIMIT", "3600"))
 """Seconds for a whole cell: its root folder, its environment, the tests, and what failed once more."""
 AGAIN = 480
 """Seconds of these for what failed once more."""

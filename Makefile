@@ -7,9 +7,10 @@ ARGS ?=
 TESTS ?=
 DEBIAN ?=
 CELL ?=
-# Four test processes, as they wait more than they work, each with a RabbitMQ node of its own; a file's tests stay
+PROCESSES ?= 4
+# More test processes than processors, as they wait more than they work, each with a RabbitMQ node of its own; a file's tests stay
 # together, and the order is that of tests/order.py. One process is enough for a part.
-workers := $(if $(TESTS),,--numprocesses 4 --dist loadfile --no-loadscope-reorder)
+workers := $(if $(TESTS),,--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
 
 run := .venv/bin/python -m
 debian := rabbitmq-server redis-server util-linux

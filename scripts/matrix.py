@@ -228,7 +228,7 @@ def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
     """Return what the table says of a cell."""
     servers, python = saw.get("servers", {}), saw.get("versions", {}).get("python", "")
     store = servers.get("valkey-server" if cell.name == "valkey" else "redis-server", "")
-    part = f"; only `{saw['part']}`" if saw.get("part") else ""
+    part = f"; of the tests `{saw['part']}`" if saw.get("part") else ""
     where = [f"`{cell.name}`", cell.what + part, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
     if "passed" not in saw:
         return [*where, "not finished", "", "", ""]

@@ -143,7 +143,7 @@ def test_a_part_is_said_to_be_one_and_the_whole_is_still_due(checkout: Checkout)
 
     checkout.matrix()
 
-    assert after_the_part == "the lowest version of every range; only `tests/test_retry*.py`"
+    assert after_the_part == "the lowest version of every range; of the tests `tests/test_retry*.py`"
     assert checkout.asked.count("tests/test_retry*.py") == 1
     assert checkout.row("lowest")[1] == "the lowest version of every range"
 

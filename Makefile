@@ -13,7 +13,7 @@ PROCESSES ?= 4
 workers := $(if $(TESTS),,--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
 
 run := .venv/bin/python -m
-debian := rabbitmq-server redis-server util-linux
+debian := postgresql rabbitmq-server redis-server util-linux
 export PYTHON
 # pyright's version is pinned: it need not look for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1

@@ -161,7 +161,7 @@ def run(cell: Cell, part: str) -> dict[str, Any]:
         seconds=LIMIT - AGAIN - 120,
         again=AGAIN,
     )
-    began = time.monotonic()
+    began, ran = time.monotonic(), sources()
     environ = {**os.environ, "TESTS": "", "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
     with log.open("w") as said:
         command = [str(HERE / "scripts" / "in-debian"), cell.debian, str(folder)]
@@ -170,7 +170,7 @@ def run(cell: Cell, part: str) -> dict[str, Any]:
     print(f"{cell.name}: {minutes} min, status {status}; {log.relative_to(HERE)}", flush=True)
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "sources": sources(),
+        "sources": ran,
         "minutes": minutes,
         "part": part,
         **counts(inside),

@@ -18,6 +18,10 @@ STAND_IN = """#!/bin/bash
 set -eu
 printf '%s\\n' "$COMMANDS" >>asked
 if [[ -e does-not-boot ]]; then exit 1; fi
+if [[ -e moves-on ]]; then
+    echo >>tests/kept
+    git -c user.name=nobody -c user.email=nobody@example.org -c commit.gpgsign=false commit --quiet --all --message later
+fi
 seen=$2/srv/rabbitevents/.work
 mkdir -p "$seen"
 cp reports/* "$seen"
@@ -169,6 +173,16 @@ def test_with_other_sources_all_are_due_again(checkout: Checkout) -> None:
     checkout.matrix()
 
     assert checkout.runs == 2 * cells
+
+
+def test_what_was_committed_while_it_ran_was_not_seen(checkout: Checkout) -> None:
+    (checkout.folder / "moves-on").touch()
+    checkout.matrix("lowest")
+    (checkout.folder / "moves-on").unlink()
+
+    ran = checkout.matrix()
+
+    assert "lowest: " in ran.stdout
 
 
 def test_it_fails_for_what_an_earlier_run_saw_fail(checkout: Checkout) -> None:

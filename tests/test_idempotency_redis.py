@@ -531,7 +531,7 @@ class Scripted:
     async def client(self) -> AsyncGenerator[Redis]:
         async with await asyncio.start_server(self.serve, LOOPBACK) as listening:
             port = listening.sockets[0].getsockname()[1]
-            async with Redis(port=port, protocol=2, driver_info=None, retry=Retry(NoBackoff(), 0)) as client:
+            async with Redis(port=port, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
                 yield client
 
 

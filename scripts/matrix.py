@@ -47,7 +47,7 @@ def requirements() -> list[tuple[str, str]]:
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
     of_extras = [each for name, needed in extras.items() if name != "all" for each in needed]
-    found = [re.fullmatch(r"([a-z-]+)(.*)", each) for each in (*project["dependencies"], *of_extras)]
+    found = [re.fullmatch(r"([a-z-]+)(?:\[.*\])?(.*)", each) for each in (*project["dependencies"], *of_extras)]
     return [(match[1], match[2]) for match in found if match]
 
 
@@ -114,8 +114,8 @@ CELLS = (
 
 # What runs inside. The tests' own settings forbid a cache; here it is what knows which tests to run once more.
 COMMANDS = """
-scripts/debian-packages rabbitmq-server redis-server util-linux {packages}
-make --silent venv-dev
+make --silent debian venv-dev
+if [[ -n '{packages}' ]]; then scripts/debian-packages {packages}; fi
 if [[ -n '{install}' ]]; then .venv/bin/python -m pip -qq --disable-pip-version-check install {install}; fi
 {first}
 mkdir -p .work

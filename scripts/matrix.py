@@ -33,7 +33,7 @@ SEEN = HERE / "docs" / "matrix.json"
 PAGE = HERE / "docs" / "matrix.md"
 LIMIT = int(os.environ.get("LIMIT", "3600"))
 """Seconds for a whole cell: its root folder, its environment, the tests, and what failed once more."""
-AGAIN = 480
+AGAIN = LIMIT // 8
 """Seconds of these for what failed once more."""
 
 SOURCES = ("rabbitevents", "plugins", "tests", "pyproject.toml", "constraints-dev.txt")

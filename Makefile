@@ -7,8 +7,10 @@ ARGS ?=
 TESTS ?=
 DEBIAN ?=
 CELL ?=
-# Two test processes, each with a RabbitMQ node of its own; a file's tests stay together. One is enough for a part.
-workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
+PROCESSES ?= 4
+# More test processes than processors, as they wait more than they work, each with a RabbitMQ node of its own; a file's
+# tests stay together, and the order is that of tests/order.py. One process is enough for a part.
+workers := $(if $(TESTS),,--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
 
 run := .venv/bin/python -m
 debian := faketime pgbouncer postgresql prometheus rabbitmq-server redis-server util-linux
@@ -45,7 +47,7 @@ test-rabbitmq4: venv-dev debian ## the tests on RabbitMQ 4.0, Debian trixie's; D
 test-jaeger: jaeger venv-dev debian ## what people look for in Jaeger, asked of a real one (needs Go; minutes the first time)
 	@RABBITEVENTS_TEST_JAEGER=$(CURDIR)/.work/jaeger/jaeger $(run) pytest tests/jaeger
 
-test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest, CELL=--list (needs root)
+test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest TESTS=..., CELL=--list (needs root)
 	@$(PYTHON) scripts/matrix.py $(CELL)
 
 test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookworm, trixie or sid (needs root)

@@ -7,6 +7,7 @@ ARGS ?=
 TESTS ?=
 DEBIAN ?=
 CELL ?=
+PAGES ?=
 # Two test processes, each with a RabbitMQ node of its own; a file's tests stay together. One is enough for a part.
 workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
 
@@ -17,7 +18,7 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-matrix docs clean venv-demo venv-dev debian
+.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-matrix docs screenshots clean venv-demo venv-dev debian
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,12 @@ docs: venv-dev debian ## build the documentation into docs/_build/html, and chec
 	@$(run) sphinx -q -E -a -W --keep-going -b html docs docs/_build/html
 	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_snippets.py tests/test_site.py tests/test_wire_contract.py
 	@echo "docs/_build/html/index.html"
+
+screenshots: venv-dev ## look at the site at four widths, light and dark, in Chromium; PAGES="howto/retry.html" for some
+	@scripts/debian-packages chromium fonts-dejavu-core
+	@$(run) sphinx -q -b html docs docs/_build/html
+	@.venv/bin/python scripts/screenshots.py --to docs/_build/screenshots docs/_build/html $(PAGES)
+	@echo "docs/_build/screenshots"
 
 clean: ## remove what was made here: the environment, caches, the root folders of other Debians
 	rm -rf --one-file-system .venv .work build dist docs/_build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -139,7 +139,7 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser, for as long as somebody looks."""
+    """Open a browser for as long as somebody looks."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         opened = Browser(folder)
         try:

@@ -76,14 +76,13 @@ def _text(x: float, y: float, lines: Sequence[str], kind: str = "") -> str:
     """Return centred lines, the first of which stands on ``y``."""
     kind = f' class="{kind}"' if kind else ""
     return "".join(
-        f'<text x="{x:.1f}" y="{y + number * LINE:.1f}"{kind}>{escape(line)}</text>' for number, line in enumerate(lines)
+        f'<text x="{x:.1f}" y="{y + number * LINE:.1f}"{kind}>{escape(line)}</text>'
+        for number, line in enumerate(lines)
     )
 
 
 def _box(x: float, y: float, width: float, height: float, kind: str, round_by: float = 4) -> str:
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{round_by:g}" class="{kind}"/>'
-    )
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{round_by:g}" class="{kind}"/>'
 
 
 def _line(points: Iterable[tuple[float, float]], kind: str) -> str:

@@ -17,18 +17,13 @@ What is not among these words is a warning, with which ``make docs`` fails::
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.nodes import Element
+from drawing import Edge, Message, NodeBox, Note, flow, sequence
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from drawing import Edge, Message, NodeBox, Note, flow, sequence
 
 _PARTICIPANT = re.compile(r"participant (\w+) as (.+)")
 _MESSAGE = re.compile(r"(\w+)(-?->>)(\w+): (.+)")

@@ -13,6 +13,8 @@ from html import escape
 WIDTH = 360.0
 LINE = 15.0
 """From one line of text to the next."""
+BOLD = 1.1
+"""How much wider bold text is."""
 
 _NARROW = set("iljtfr.,:;'|!()[] -")
 _WIDE = set("mwMW@")
@@ -110,7 +112,7 @@ def sequence(title: str, names: Mapping[str, str], steps: Iterable[Message | Not
     """Return a picture of lines of life, one for each name, and of what passes between them, in time."""
     gap = WIDTH / len(names)
     places = {name: (number + 0.5) * gap for number, name in enumerate(names)}
-    heads = {name: broken(text, gap - 16) for name, text in names.items()}
+    heads = {name: broken(text, (gap - 14) / BOLD) for name, text in names.items()}
     top = max(map(len, heads.values())) * LINE + 12
     parts: list[str] = []
     y = top + 8
@@ -197,7 +199,7 @@ def _arrow(edge: Edge, places: Mapping[str, tuple[float, float, float, float]]) 
     side = WIDTH - 6  # upwards: round the right side
     edge_of = to_x + to_width / 2
     points = [(x + places[edge.source][2] / 2, y + height / 2), (side, y + height / 2), (side, to_y + 12)]
-    words = _text(side - 4, (y + to_y + 12) / 2 + 12, broken(edge.text, 90), "said end") if edge.text else ""
+    words = _text((edge_of + side) / 2, to_y + 7, [edge.text], "said") if edge.text else ""
     return _line([*points, (edge_of + 2, to_y + 12)], kind) + _head(edge_of, to_y + 12, -1, 0) + words
 
 

@@ -51,7 +51,7 @@ def _stack(table: nodes.table) -> None:
             entry["column"] = name if entry.astext() else ""
 
 
-def visit_entry(translator: HTML5Translator, entry: nodes.Element) -> None:
+def visit_entry(translator: HTML5Translator, entry: nodes.entry) -> None:
     """Write a cell as Sphinx does, with its column's name where it has one."""
     HTML5Translator.visit_entry(translator, entry)
     if entry.get("column"):
@@ -59,7 +59,7 @@ def visit_entry(translator: HTML5Translator, entry: nodes.Element) -> None:
         translator.body[-1] = translator.body[-1].replace("<td", f'<td data-column="{name}"', 1)
 
 
-def depart_entry(translator: HTML5Translator, entry: nodes.Element) -> None:
+def depart_entry(translator: HTML5Translator, entry: nodes.entry) -> None:
     """End a cell as Sphinx does."""
     HTML5Translator.depart_entry(translator, entry)
 

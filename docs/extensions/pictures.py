@@ -28,7 +28,7 @@ from sphinx.util.docutils import SphinxDirective
 _PARTICIPANT = re.compile(r"participant (\w+) as (.+)")
 _MESSAGE = re.compile(r"(\w+)(-?->>)(\w+): (.+)")
 _NOTE = re.compile(r"Note over (\w+)(?:,(\w+))?: (.+)")
-_END = r"(\w+)(?:\[([^\]]+)\]|\(\[([^\]]+)\]\)|\[\(([^)]+)\)\])?"
+_END = r"(\w+)(?:\[([^\](][^\]]*)\]|\(\[([^\]]+)\]\)|\[\(([^)]+)\)\])?"
 _NODE = re.compile(_END)
 _EDGE = re.compile(rf"{_END} (-->|-\.->)(?:\|([^|]+)\|)? {_END}")
 
@@ -48,7 +48,7 @@ class Mermaid(SphinxDirective):
         try:
             svg = draw(lines)
         except ValueError as error:
-            return [self.state.document.reporter.warning(str(error), line=self.lineno)]
+            raise self.warning(str(error)) from None
         return [picture(svg=svg, text="\n".join(self.content))]
 
 

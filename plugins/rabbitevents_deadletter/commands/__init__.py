@@ -61,7 +61,7 @@ def list_(where: Target, selection: Selection, by: By | None, as_json: bool) -> 
     if as_json:
         click.echo(rendering.as_json(found))
     elif any(each.groups for each in found):
-        rendering.put(out, rendering.summary_table(found, by or ""))
+        rendering.put(out, *rendering.summary(found, by or "", out.width))
     elif not partial:
         out.print(_nothing(selection))
     for each in partial:
@@ -93,7 +93,7 @@ def show(where: Target, selection: Selection, limit: int | None, as_json: bool) 
             continue
         if number:
             out.rule()
-        rendering.put(out, *rendering.whole(letter))
+        rendering.put(out, *rendering.whole(letter, out.width))
     if not found and not selection.ids and not code:
         say.print(_nothing(selection))
     return code

@@ -106,7 +106,7 @@ def _narrow(step: Step, began: float, branch: str, guide: str, width: int) -> It
     """Yield a step's lines where there is little room: its branch and name, and below it what else there is to say."""
     times = f"at {step.start - began:.3f} s, {_duration(step.end - step.start)}"
     for text in (step.name, f"{times}, {step.notes}" if step.notes else times):
-        for line in _broken(printable(text), max(width - len(branch), 10)):
+        for line in _broken(printable(text), max(width - len(guide), 10)):
             yield branch + line
             branch = guide
 
@@ -114,7 +114,7 @@ def _narrow(step: Step, began: float, branch: str, guide: str, width: int) -> It
 def _broken(text: str, room: int) -> Iterator[str]:
     """Yield a text in lines, broken behind a space, or a sign that stands between names."""
     line = ""
-    for word in re.findall(rf"[^\s:.]{{,{room}}}[\s:.]?", text):
+    for word in re.findall(rf"[^\s:.]{{,{room - 1}}}[\s:.]?", text):
         if len(line) + len(word.rstrip()) > room:
             yield line.rstrip()
             line = ""

@@ -50,7 +50,7 @@ test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookwo
 
 docs: venv-dev debian ## build the documentation into docs/_build/html, and check that all that it says runs
 	@$(run) sphinx -q -E -a -W --keep-going -b html docs docs/_build/html
-	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_snippets.py tests/test_site.py tests/test_wire_contract.py
+	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_snippets.py tests/test_site.py tests/test_service_page.py tests/test_wire_contract.py
 	@echo "docs/_build/html/index.html"
 
 screenshots: venv-dev ## look at the site at four widths, light and dark, in Chromium; PAGES="howto/retry.html" for some

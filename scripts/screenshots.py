@@ -41,9 +41,14 @@ BEYOND = """(() => {
     if (box.width && (box.right > wide + 1 || box.left < -1) && !contained(e))
       found.push(e.tagName.toLowerCase() + ' to ' + Math.round(box.right) + ': ' + e.textContent.trim().slice(0, 60));
   }
+  for (const text of document.querySelectorAll('.picture text')) {
+    const box = text.getBoundingClientRect(), all = text.ownerSVGElement.getBoundingClientRect();
+    if (box.right > all.right + 1 || box.left < all.left - 1) found.push('a picture has no room for: ' + text.textContent);
+  }
   return found.slice(0, 5);
 })()"""
-"""What is beyond the edge of the window, as texts. A block that scrolls by itself may have what it likes."""
+"""What is beyond the edge of the window, or of its picture, as texts. A block that scrolls by itself may have what it
+likes."""
 
 
 class Browser:

@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.writers.html5 import HTML5Translator
 
-WRAPPED = ("text", "console", "sh", "json", "default")
+WRAPPED = ("text", "console", "sh", "json")
 """Languages whose lines may be wrapped: there are none among them that are indented for a reason."""
 
 _COLUMNS = re.compile(r"\S {2,}\S|[─-╿▏█]")

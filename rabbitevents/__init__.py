@@ -4,6 +4,7 @@ from rabbitevents import facts
 from rabbitevents.browsing import Browsing
 from rabbitevents.bus import Bus
 from rabbitevents.consuming.current import detached
+from rabbitevents.consuming.work import undone
 from rabbitevents.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -33,11 +34,12 @@ from rabbitevents.properties import (
     decode_properties,
     encode_properties,
 )
+from rabbitevents.publishing.writer import Writer
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.sync import SyncBus
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
-from rabbitevents.wire import Limits
+from rabbitevents.wire import Limits, entity_of
 
 __all__ = [
     "ACK",
@@ -85,13 +87,16 @@ __all__ = [
     "Topology",
     "TopologyError",
     "UnroutableError",
+    "Writer",
     "decode_properties",
     "detached",
     "encode_properties",
+    "entity_of",
     "event",
     "event_fields",
     "facts",
     "forward",
+    "undone",
     "upcast",
     "wire_type",
 ]

@@ -53,7 +53,8 @@ from rabbitevents.plugin import (
     wrap,
 )
 from rabbitevents.publishing.checks import check_message, check_several
-from rabbitevents.publishing.publishing import Checked, Publishing, Unroutable
+from rabbitevents.publishing.publishing import Publishing, Unroutable
+from rabbitevents.publishing.writer import Checked, Writer
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.wire import Form, Limits
@@ -150,6 +151,7 @@ class Bus:
         )
         self.consumer_timeout: timedelta = self.configuration.consumer_timeout
         self.limits: Limits = self.configuration.limits
+        self._writer = Writer(self.exchange, self.name, form=form, check=check)
         self._broker = broker_of(broker, self.configuration)
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
@@ -301,12 +303,10 @@ class Bus:
         told = self.configuration
         return Publishing(
             self._broker,
+            self._writer,
             exchange=told.exchange,
-            source=told.name,
-            form=told.form,
             timeout=told.publish_timeout,
             unroutable=told.unroutable,
-            check=told.check,
             passive=told.declare != "active",
             report=self.report,
         )
@@ -574,6 +574,24 @@ class Bus:
         await self._chain()(message)
         return event
 
+    async def publish_message(self, message: Message, /) -> None:
+        """Publish what `prepare` wrote through the whole publish chain; return, or raise, as `publish` does.
+
+        :param message: As for `send`.
+        """
+        _ = self._running
+        await self._chain()(check_message(message))
+
+    def prepare(self, payload: P | Event[P], /, **told: Any) -> tuple[Event[P], Message]:
+        """Put a payload into its envelope and write it as a message, as `publish` does, without sending it.
+
+        For what sends it in another way, such as an outbox. The bus need not have started.
+
+        :param payload: As for `publish`.
+        :param told: What `publish` may be told, but for its timeout.
+        """
+        return self._writer.prepare(payload, **told)
+
     async def publish_many(self, payloads: Iterable[Any], /, *, timeout: Seconds | None = None) -> list[Event[Any]]:
         """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised.
 
@@ -604,6 +622,16 @@ class Bus:
         for a field that cannot be written.
         """
         await self._running.send(check_message(message))
+
+    async def send_many(self, messages: Sequence[Message], /) -> list[Exception | None]:
+        """Publish messages past every plugin, in flight together; return for each what kept it from being confirmed.
+
+        One that reached no queue is an `UnroutableError`, whatever the bus's ``unroutable`` says; one that cannot be
+        written, an `EncodeError`.
+
+        :param messages: As for `send`.
+        """
+        return await self._running.forward_all(messages)
 
     @property
     def _running(self) -> Publishing:

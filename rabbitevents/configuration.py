@@ -13,7 +13,8 @@ from rabbitevents.arguments import Seconds, instance, kind_of, seconds, wrong
 from rabbitevents.brokers import Broker
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.plugin import Plugin
-from rabbitevents.publishing.publishing import Checked, Unroutable
+from rabbitevents.publishing.publishing import Unroutable
+from rabbitevents.publishing.writer import Checked
 from rabbitevents.routing import Router
 from rabbitevents.wire import Form, Limits
 

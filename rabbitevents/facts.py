@@ -190,6 +190,18 @@ class Duplicate(Fact, frozen=True):
     id: str
 
 
+class Backlog(Fact, frozen=True):
+    """What an outbox has: ``pending`` messages to be sent, the oldest ``lag`` seconds old, and ``dead`` ones.
+
+    What is dead is sent no more until somebody retries or drops it. ``pending`` is counted up to 10,000.
+    """
+
+    outbox: str
+    pending: int
+    lag: float
+    dead: int
+
+
 class Report(Protocol):
     """Takes a fact to everybody who observes. Raises nothing."""
 

@@ -43,6 +43,11 @@ class Host(Protocol):
         ...
 
     @property
+    def plugins(self) -> Sequence[Plugin]:
+        """The bus's plugins, the first one outermost."""
+        ...
+
+    @property
     def subscriptions(self) -> Sequence[Subscription]:
         """What the bus consumes."""
         ...
@@ -83,8 +88,23 @@ class Host(Protocol):
         """Publish an event through the whole publish chain."""
         ...
 
+    def prepare(self, payload: Any, /, **told: Any) -> tuple[Event[Any], Message]:
+        """Put a payload into its envelope and write it as a message, as publishing it would; ``told`` as there."""
+        ...
+
+    async def publish_message(self, message: Message, /) -> None:
+        """Publish what `prepare` wrote through the whole publish chain."""
+        ...
+
     async def send(self, message: Message, /) -> None:
         """Publish a message past every plugin; return when it is confirmed, or raise a `PublishError`."""
+        ...
+
+    async def send_many(self, messages: Sequence[Message], /) -> list[Exception | None]:
+        """Publish messages past every plugin, in flight together; return for each what kept it from being confirmed.
+
+        One that reached no queue is an `UnroutableError`.
+        """
         ...
 
     def report(self, fact: Fact, /) -> None:
@@ -165,6 +185,10 @@ class Plugin:
     def health(self) -> Iterable[Check]:
         """Return what this plugin adds to `Bus.health()`."""
         return ()
+
+    def busy(self) -> str:
+        """Return what is under way here beside the handlers, for a test to wait for; empty: nothing."""
+        return ""
 
     def alone(self) -> str:
         """Return why one process must run the bus, and no others beside it (``run --workers``); empty: it need not."""

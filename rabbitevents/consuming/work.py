@@ -50,3 +50,13 @@ class Work(msgspec.Struct, eq=False):
 
 WORK: ContextVar[Work | None] = ContextVar("rabbitevents_work", default=None)
 """The delivery that a worker has in its hands, for the innermost link of its chain."""
+
+
+def undone() -> None:
+    """Let a handler that has succeeded be called again, because what it did was rolled back.
+
+    For a plugin that ends a transaction around the handler: what a handler returned is otherwise published again without
+    calling it, where only the publishing failed.
+    """
+    if (work := WORK.get()) is not None:
+        work.unpublished, work.error = None, ""

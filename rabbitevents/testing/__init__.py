@@ -101,7 +101,9 @@ class Probe(Witness):
     def _busy(self) -> list[str]:
         loads = self.bus.load.items()
         busy = [f"{self.waiting(name)} in {name}" for name, load in loads if self.waiting(name) > load.held]
-        return [*busy, "a handler is running"] if any(load.running for _, load in loads) else busy
+        if any(load.running for _, load in loads):
+            busy.append("a handler is running")
+        return [*busy, *filter(None, (plugin.busy() for plugin in self.bus.plugins))]
 
     async def advance(self, by: Seconds) -> None:
         """Move the broker's clock forward, letting everything that falls due on the way run its course, in order.

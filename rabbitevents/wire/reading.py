@@ -11,10 +11,10 @@ import msgspec
 from rabbitevents.errors import DecodeError
 from rabbitevents.expiration import now
 from rabbitevents.ids import as_uuid, new_id, says_no_id
-from rabbitevents.message import Delivery
+from rabbitevents.message import Delivery, Message
 from rabbitevents.properties import Properties, glance
 from rabbitevents.topology import DUE
-from rabbitevents.wire.amqp import EVENT_VERSION, JSON
+from rabbitevents.wire.amqp import ENTITY_ID, ENTITY_TYPE, EVENT_VERSION, JSON
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers, read_binary, read_structured
 from rabbitevents.wire.document import DOCUMENT, document_in, read_document
 from rabbitevents.wire.masstransit import MASSTRANSIT, read_envelope
@@ -178,3 +178,17 @@ def _read(delivery: Delivery, properties: Properties, content_type: str, body: b
         if document is not None:
             return document
     return Found(delivery.type, read_version(headers.get(EVENT_VERSION, 1)), body, NOTHING)
+
+
+def entity_of(message: Message) -> str | None:
+    """Return which entity a message is about, "order/42"; None where it names none, or cannot be read."""
+    headers = message.headers
+    kind, id = headers.get(ENTITY_TYPE), headers.get(ENTITY_ID)
+    if id is None and EVENT_VERSION not in headers:  # not in AMQP's own words
+        came = Delivery("", 0, 0, False, message.exchange, message.routing_key, message.body, message.properties)
+        try:
+            event = read(came).envelope(None)
+        except DecodeError:
+            return None
+        kind, id = event.entity_type, event.entity_id
+    return None if id is None else f"{kind or ''}/{id}"

@@ -1,0 +1,82 @@
+"""The databases that there are, what goes wrong with them, and how SQLite is set up."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Final, Literal
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rabbitevents import ConfigurationError
+from rabbitevents.texts import cut, printable
+
+Backend = Literal["postgresql", "sqlite"]
+"""The databases whose SQL is known here."""
+
+AWAY: Final = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
+"""What a database raises that cannot be reached, or does not answer."""
+
+BUSY: Final = 30_000
+"""Milliseconds for which a connection to SQLite waits until another one has written."""
+
+
+def backend_of(engine: AsyncEngine | Engine) -> Backend:
+    """Return which database an engine leads to. Raises `ConfigurationError` for one that is not known here."""
+    name = engine.dialect.name
+    if name not in ("postgresql", "sqlite"):
+        raise ConfigurationError(f"the engine leads to {name}: outbox and inbox are on PostgreSQL or SQLite")
+    return "postgresql" if name == "postgresql" else "sqlite"
+
+
+_TURNS: WeakKeyDictionary[Engine, asyncio.Lock] = WeakKeyDictionary()
+
+
+def turn_of(engine: AsyncEngine | Engine) -> AbstractAsyncContextManager[Any]:
+    """Return what is entered to use a database: SQLite has one writer, and those of this process take turns here.
+
+    At its own lock each would sleep in a thread, up to 0.1 s at a time. PostgreSQL lets everybody in.
+    """
+    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if backend_of(sync) != "sqlite":
+        return nullcontext()
+    return _TURNS.setdefault(sync, asyncio.Lock())
+
+
+def reason(error: BaseException) -> str:
+    """Say why a database did not do as it was told, in a line without values and statements."""
+    original = getattr(error, "orig", None)
+    said = str(original if original is not None else error).strip().splitlines()
+    return printable(cut(said[0] if said else type(error).__name__, 200))
+
+
+def prepare_sqlite(engine: AsyncEngine | Engine) -> None:
+    """Set an engine up for SQLite: to be called once, before its first connection.
+
+    A transaction takes its turn to write when it begins (``BEGIN IMMEDIATE``), waiting up to 30 s; readers do not wait
+    (WAL). Without it a transaction that reads and then writes fails at once where another one has written meanwhile.
+
+    :param engine: An engine for SQLite, async or not.
+    """
+    if backend_of(engine) != "sqlite":
+        raise ConfigurationError("prepare_sqlite() takes an engine for SQLite")
+    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+
+    def connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+
+    def begun(connection: Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(sync, "connect", connected)
+    event.listen(sync, "begin", begun)

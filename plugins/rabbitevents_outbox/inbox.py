@@ -1,0 +1,192 @@
+"""The inbox: each handler handles each event once, since its mark commits with all that the handler did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any, ClassVar, Final
+
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from rabbitevents import (
+    ACK,
+    ConfigurationError,
+    Consume,
+    Delivery,
+    Host,
+    Outcome,
+    Plugin,
+    Settlement,
+    event_fields,
+    facts,
+    forward,
+    undone,
+)
+from rabbitevents.arguments import Seconds, instance, span
+from rabbitevents_outbox.databases import AWAY, reason, turn_of
+from rabbitevents_outbox.marks import Marks
+from rabbitevents_outbox.outbox import Outbox
+from rabbitevents_outbox.sessions import Pool, Unit
+from rabbitevents_outbox.tables import Tables
+from rabbitevents_outbox.tenure import log
+from rabbitevents_outbox.transaction import Transaction, collecting
+
+PURGING: Final = 3600.0
+"""Seconds between two looks for marks that were kept long enough."""
+
+_SESSION: ContextVar[Any] = ContextVar("rabbitevents_session")
+"""The session of the handling that is under way."""
+
+
+class Inbox(Plugin):
+    """Handle each event in one transaction: the mark that it is handled, the handler's writes, and what it publishes.
+
+    ::
+
+        bus = Bus(url, orders, plugins=[DeadLetter(), Retry(), Inbox(sessions), Outbox(engine)])
+
+        @orders.on(OrderPlaced)
+        async def reserve(order: OrderPlaced, session: AsyncSession) -> StockReserved: ...
+
+    They commit together or not at all, so the effects in this database are exactly once, however often an event is
+    delivered. What a handler does elsewhere is not covered: a mail, or a call over HTTP, is repeated with the attempt.
+    ``bus.send`` goes past it. A handler may use savepoints (``session.begin_nested()``); the transaction is not its own to
+    end.
+
+    :param sessions: What makes the sessions that handlers get: an ``async_sessionmaker``; or a ``sessionmaker``, for plain
+        ``def`` handlers that ask for a ``Session``, each in a thread.
+    :param tables: Where the marks are.
+    :param keep: How long it is known that an event was handled: 30 days by default. Say longer than dead letters live.
+    :param busy: After how long an event comes back that another worker has under way: 1 s.
+
+    Raises `ConfigurationError`; at start too, for tables that are missing or of another version, for a pool that is smaller
+    than what is handled at a time, and where no `Outbox` stands further in.
+    """
+
+    role: ClassVar[str] = "once"
+    inside: ClassVar[frozenset[str]] = frozenset({"dead-letter", "retry", "trace", "metrics"})
+
+    def __init__(
+        self,
+        sessions: async_sessionmaker[Any] | sessionmaker[Any],
+        *,
+        tables: Tables | None = None,
+        keep: Seconds = timedelta(days=30),
+        busy: Seconds = 1.0,
+    ) -> None:
+        self._pool = Pool(sessions)
+        self._tables = (
+            Tables() if tables is None else instance("Inbox: tables", tables, Tables, "say Tables(schema='messaging')")
+        )
+        self._keep = span("Inbox: keep", keep, positive=True)
+        self._busy = span("Inbox: busy", busy, least=0.1)
+        self._marks = Marks(self._tables, self._pool.backend)
+        self._host: Host | None = None
+        self._without_id: set[str] = set()
+        self._turn = turn_of(self._pool.engine)
+
+    @asynccontextmanager
+    async def lifespan(self, host: Host) -> AsyncGenerator[None]:
+        """Look at the tables and the pool, let handlers ask for sessions, and forget old marks."""
+        if not any(isinstance(plugin, Outbox) for plugin in host.plugins):
+            raise ConfigurationError(
+                "Inbox() needs an Outbox() further in, or what a handler publishes would leave its transaction: write "
+                "plugins=[..., Inbox(sessions), Outbox(engine)]"
+            )
+        self._pool.check(sum(each.options.concurrency for each in host.subscriptions_of(self)))
+        unit = self._pool.unit()
+        try:
+            await unit.run(lambda session: self._tables.check(session.connection(), self._tables.inbox))
+        finally:
+            await unit.close()
+        host.provide(self._pool.kind, factory=_session_of)
+        self._host = host
+        purging = asyncio.create_task(self._purge(), name="rabbitevents inbox purge")
+        try:
+            yield
+        finally:
+            self._host = None
+            purging.cancel()
+            await asyncio.wait({purging})
+
+    async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
+        """Mark, handle, and commit all of it. Raises what the handling raises, and what the database does."""
+        host = self._host
+        if host is None:
+            raise ConfigurationError("Inbox() has no bus: put it into Bus(plugins=[...])")
+        if delivery.oversize:  # which cannot be handled
+            return await proceed(delivery)
+        async with self._turn:
+            unit = self._pool.unit()
+            try:
+                mark = await unit.run(self._begin, unit, delivery)
+                if mark == "new":
+                    return await self._handle(proceed, unit, delivery)
+            finally:
+                await unit.close()
+        if mark == "busy":
+            return forward(delivery.replace(attempt=delivery.attempt, after=self._busy))
+        host.report(facts.Duplicate(delivery.queue, delivery.type, str(delivery.id)))
+        return ACK
+
+    def _begin(self, session: Session, unit: Unit, delivery: Delivery) -> str:
+        connection = unit.begun(session)
+        if delivery.properties.message_id is None:
+            self._say_without_id(delivery)
+            return "new"
+        return self._marks.make(connection, delivery.id, delivery.queue)
+
+    async def _handle(self, proceed: Consume, unit: Unit, delivery: Delivery) -> Settlement:
+        token = _SESSION.set(unit.session)
+        done = False
+        try:
+            with collecting() as transaction:
+                settlement = await proceed(delivery)
+            if settlement.outcome is Outcome.ACK:
+                await unit.run(self._end, unit, transaction)
+                done = True
+        finally:
+            _SESSION.reset(token)
+            if not done:
+                undone()
+        if transaction.wake is not None and done:
+            transaction.wake()
+        return settlement
+
+    def _end(self, session: Session, unit: Unit, transaction: Transaction) -> None:
+        if isinstance(transaction.outbox, Outbox):
+            session.connection().execute(insert(transaction.outbox.tables.outbox), transaction.rows)
+        unit.commit(session)
+
+    def _say_without_id(self, delivery: Delivery) -> None:
+        if delivery.queue not in self._without_id:
+            self._without_id.add(delivery.queue)
+            log.warning(
+                "%s is handled as often as it comes, as is everything without an id in this queue (said once)",
+                delivery.describe(),
+                extra=event_fields(delivery),
+            )
+
+    async def _purge(self) -> None:
+        """Forget old marks, hour by hour; a database that is away is asked again the next time."""
+        while True:
+            unit = self._pool.unit()
+            purged = 0
+            try:
+                purged = await unit.run(self._marks.purge, self._keep)
+                await unit.run(unit.commit)
+            except AWAY as error:
+                log.warning("old marks of the inbox are kept for another hour: %s", reason(error))
+            finally:
+                await unit.close()
+            await asyncio.sleep(0.1 if purged else PURGING)
+
+
+async def _session_of(_delivery: Delivery) -> Any:
+    """Give a handler the session of its transaction, to be left as it is."""
+    yield _SESSION.get()

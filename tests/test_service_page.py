@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from rabbitevents import Bus, Event
 from rabbitevents.bus import HARD_STOP
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.otlp import Collector
+from tests.bed.postgres import BINARIES, PostgresServer
 from tests.bed.processes import spawn, unpin
 from tests.bed.rabbitmq import RabbitNode
 from tests.bed.redis import RedisServer
@@ -39,32 +39,10 @@ PYTHON = sorted(FOLDER.glob("*.py"))
 COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 AROUND: dict[str, Any] = yaml.safe_load((CHECKOUT / "compose.yaml").read_text())
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text()))
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 PATIENCE = 60.0
 
 
 # --- it runs -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def postgres() -> Generator[str]:
-    """A PostgreSQL server, as SQLAlchemy's URL; it is gone when the tests of this file have ended."""
-    folder = Path(tempfile.mkdtemp(prefix=f"rbt-{os.getpid()}-postgres-"))
-    as_postgres: list[str] = []
-    if os.getuid() == 0:  # as which PostgreSQL does not run
-        shutil.chown(folder, "postgres", "postgres")
-        as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL", "--"]
-    initdb = [str(POSTGRES[-1].with_name("initdb")), "--auth=trust", "--username=shop", "--no-sync"]
-    subprocess.run([*as_postgres, *initdb, str(folder / "data")], check=True, capture_output=True, cwd=folder)
-    port = free_port()
-    options = ["-D", str(folder / "data"), "-p", str(port), "-h", LOOPBACK, "-k", str(folder), "-F"]
-    server = spawn([*as_postgres, str(POSTGRES[-1]), *options], {"PATH": os.environ["PATH"]}, folder / "output")
-    wait_for(lambda: "ready to accept connections" in (folder / "output").read_text(), "PostgreSQL")
-    unpin(server.pid)
-    yield f"postgresql+asyncpg://shop@{LOOPBACK}:{port}/postgres"
-    server.send_signal(signal.SIGINT)
-    server.wait(20)
-    shutil.rmtree(folder)
 
 
 def wait_for(is_so: Callable[[], bool], what: str) -> None:
@@ -146,15 +124,13 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(rabbit_node: RabbitNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """The service of the page, at work: starting its five processes takes longer than all that is asked of it."""
-    for module in ("sqlalchemy", "asyncpg"):
-        pytest.importorskip(module)
-    if not POSTGRES or shutil.which("redis-server") is None:
+    if not BINARIES or shutil.which("redis-server") is None:
         pytest.skip("PostgreSQL and Redis are needed, and not both are installed here")
     url = rabbit_node.add_vhost()
-    with postgres() as database, RedisServer() as redis, Collector() as collector:
+    with PostgresServer() as postgres, RedisServer() as redis, Collector() as collector:
         settings = {
             "AMQP_URL": url,
-            "DATABASE_URL": database,
+            "DATABASE_URL": postgres.url(),
             "REDIS_URL": redis.url,
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
         }
@@ -220,7 +196,6 @@ def is_idle(shop: Shop) -> bool:
 
 def test_its_python_type_checks_strictly() -> None:
     pytest.importorskip("mypy")
-    pytest.importorskip("sqlalchemy")
     options = ["--config-file=", "--strict", "--explicit-package-bases", "--no-error-summary"]
     cache = f"--cache-dir={CHECKOUT / '.mypy_cache' / 'service'}"
     ran = subprocess.run(
@@ -364,12 +339,13 @@ def test_there_is_more_time_to_stop_than_a_stop_takes() -> None:
 def test_the_image_has_what_the_code_imports() -> None:
     code = "\n".join(path.read_text() for path in PYTHON)
     imported = set(re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
-    own = {path.stem for path in PYTHON}
-    brought = {"rabbitevents", "opentelemetry", "prometheus_client", "pydantic", "redis"}
-    brought |= {"attrs", "tenacity"}  # all of them by the wheel with its extras, and by FastAPI
-    required = set(re.findall(r"^([a-z]+)", (FOLDER / "requirements.txt").read_text(), re.MULTILINE))
+    foreign = {name for name in imported if not name.startswith("rabbitevents")} - {path.stem for path in PYTHON}
+    by_extra = {"otel": {"opentelemetry", "prometheus_client"}, "redis": {"redis"}, "sql": {"sqlalchemy"}, "cli": set()}
+    by_name = {"attrs", "tenacity", "pydantic"}  # with the library, and with FastAPI
 
-    foreign = {name for name in imported if not name.startswith("rabbitevents_")} - own - brought
+    wheel, *others = (FOLDER / "requirements.txt").read_text().split()
+    version = re.findall(r'^version = "(.*)"$', (CHECKOUT / "pyproject.toml").read_text(), re.MULTILINE)[0]
 
-    assert foreign <= required
-    assert required == foreign | {"asyncpg", "uvicorn"}
+    assert wheel == f"./rabbitevents-{version}-py3-none-any.whl[{','.join(sorted(by_extra))}]"
+    assert foreign == {"fastapi"}.union(by_name, *by_extra.values())
+    assert {re.split("[>=]", each)[0] for each in others} == {"fastapi", "uvicorn"}

@@ -340,7 +340,12 @@ def test_the_image_has_what_the_code_imports() -> None:
     code = "\n".join(path.read_text() for path in PYTHON)
     imported = set(re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)) - set(sys.stdlib_module_names)
     foreign = {name for name in imported if not name.startswith("rabbitevents")} - {path.stem for path in PYTHON}
-    by_extra = {"otel": {"opentelemetry", "prometheus_client"}, "redis": {"redis"}, "sql": {"sqlalchemy"}, "cli": set()}
+    by_extra: dict[str, set[str]] = {
+        "cli": set(),
+        "otel": {"opentelemetry", "prometheus_client"},
+        "redis": {"redis"},
+        "sql": {"sqlalchemy"},
+    }
     by_name = {"attrs", "tenacity", "pydantic"}  # with the library, and with FastAPI
 
     wheel, *others = (FOLDER / "requirements.txt").read_text().split()

@@ -65,11 +65,12 @@ def list_(where: Target, selection: Selection, by: By | None, as_json: bool) -> 
     elif not partial:
         out.print(_nothing(selection))
     for each in partial:
-        say.print(*rendering.outcome(each, ""))
+        rendering.tell(say, *rendering.outcome(each, ""))
     if where.is_blind:
-        say.print(
+        rendering.tell(
+            say,
             "AMQP tells nobody which queues there are: name them with --queue, or the bus as MODULE:BUS; "
-            "at the broker, `rabbitmqctl list_queues name messages` lists them (those of dead letters end with .dead)"
+            "at the broker, `rabbitmqctl list_queues name messages` lists them (those of dead letters end with .dead)",
         )
     return NOT_ALL if where.is_blind or partial else 0
 

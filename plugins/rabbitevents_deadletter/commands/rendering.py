@@ -45,6 +45,12 @@ def put(console: Console, *what: RenderableType) -> None:
     console.print(Group(*what), soft_wrap=False)
 
 
+def tell(console: Console, *lines: str | Text) -> None:
+    """Print lines: on a terminal broken between words, and whole for whoever else reads them."""
+    for line in lines:
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
 def summary(summaries: Iterable[Summary], by: By, width: int) -> Iterator[RenderableType]:
     """Yield the counts of several queues: as one table, or, where that is wider than ``width``, below each other."""
     columns = ("queue", *(name for name in ("error", "type") if by in ("", name)))

@@ -155,9 +155,15 @@ class Process:
         """What it has printed since it was last started."""
         return self.output.read_text() if self.output.exists() else ""
 
-    async def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        if self._process is not None and self._process.returncode is None:
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        if self._process is not None:
             self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
             await self._process.wait()
 
     async def again(self) -> None:

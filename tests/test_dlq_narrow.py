@@ -16,14 +16,6 @@ from rabbitevents_deadletter.workbench import Group, Summary
 from tests.shop import OrderPlaced
 
 WIDTHS = [50, 80]
-NOW = datetime.now(UTC)
-PLAIN = Group(
-    error="shop.payment.PaymentRefused",
-    type="order.placed",
-    count=1200,
-    oldest=NOW - timedelta(hours=2, seconds=9),
-    newest=NOW - timedelta(minutes=5, seconds=9),
-)
 
 
 def lines(width: int, what: Iterable[RenderableType]) -> list[str]:
@@ -34,14 +26,22 @@ def lines(width: int, what: Iterable[RenderableType]) -> list[str]:
 
 
 def summed(*queues: str) -> Iterator[Summary]:
+    now = datetime.now(UTC)
+    group = Group(
+        error="shop.payment.PaymentRefused",
+        type="order.placed",
+        count=1200,
+        oldest=now - timedelta(days=2, hours=12),
+        newest=now - timedelta(hours=5, minutes=30),
+    )
     for queue in queues:
-        yield Summary(queue=queue, there=1200, groups=(PLAIN,))
+        yield Summary(queue=queue, there=1200, groups=(group,))
 
 
 def test_counts_are_a_table_where_there_is_room() -> None:
     assert lines(85, summary(summed("payment.charge.dead"), "", 85)) == [
         "queue                error                        type          count  oldest  newest",
-        "payment.charge.dead  shop.payment.PaymentRefused  order.placed  1,200      2h      5m",
+        "payment.charge.dead  shop.payment.PaymentRefused  order.placed  1,200      2d      5h",
     ]
 
 
@@ -53,7 +53,7 @@ def test_counts_are_below_each_other_where_there_is_none(width: int) -> None:
         queue,
         "  shop.payment.PaymentRefused",
         "  order.placed",
-        "  1,200, 2h to 5m old",
+        "  1,200, 2d to 5h old",
     ]
 
 

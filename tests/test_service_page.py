@@ -285,8 +285,9 @@ def test_the_database_and_the_collector_are_those_of_the_compose_around_it() -> 
 
 
 def test_prometheus_asks_the_ports_on_which_the_services_answer() -> None:
-    scraped = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]
-    around = yaml.safe_load((CHECKOUT / "docs/compose/prometheus.yaml").read_text())["scrape_configs"]
+    own = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    others = yaml.safe_load((CHECKOUT / "docs/compose/prometheus.yaml").read_text())
+    scraped, around = own["scrape_configs"], others["scrape_configs"]
     targets = {target for job in scraped for config in job["static_configs"] for target in config["targets"]}
     web: list[str] = yaml.safe_load((FOLDER / "Dockerfile").read_text().rpartition("CMD ")[2])
     answering = {f"web:{web[web.index('--port') + 1]}"}
@@ -296,6 +297,7 @@ def test_prometheus_asks_the_ports_on_which_the_services_answer() -> None:
 
     assert answering < targets
     assert scraped[0] == around[0]  # RabbitMQ's own page
+    assert own["rule_files"] == others["rule_files"]
     (mounted,) = COMPOSE["services"]["prometheus"]["volumes"]
     source, target, _ = mounted.split(":")
     assert (CHECKOUT / source) == FOLDER / "prometheus.yaml"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -24,6 +24,8 @@ from tests.committed import Counts, Ledger, processes, until
 from tests.committed_service import LEASE, Written, engine_of
 from tests.test_outbox import OrderPriced, Shop, Unheard, shop
 
+T = TypeVar("T")
+
 
 async def attempts(engine: AsyncEngine) -> list[int]:
     row = Tables().outbox.c
@@ -31,7 +33,7 @@ async def attempts(engine: AsyncEngine) -> list[int]:
         return list(await connection.scalars(select(row.attempts).order_by(row.id)))
 
 
-async def wait_for(look: Any, fits: Any, what: str, seconds: float = 20) -> None:
+async def wait_for(look: Callable[[], Awaitable[T]], fits: Callable[[T], bool], what: str, seconds: float = 20) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while not fits(seen := await look()):
         assert asyncio.get_running_loop().time() < end, f"{what}: {seen!r} after {seconds:g} s"
@@ -123,7 +125,7 @@ async def test_while_the_database_is_away_three_lines_are_said_at_most(
     await engine.dispose()
 
 
-async def _one(value: Any) -> Any:
+async def _one(value: T) -> T:
     return value
 
 

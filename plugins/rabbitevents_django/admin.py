@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from django.contrib import admin
 from django.contrib.admin.options import ModelAdmin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
 from rabbitevents_django.models import OutboxRow
+
+if TYPE_CHECKING:
+    RowAdmin = ModelAdmin[OutboxRow]
+else:
+    RowAdmin = ModelAdmin  # which takes no parameter at run time
 
 UNSENT = Q(sent_at=None)
 
@@ -35,7 +42,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 @admin.register(OutboxRow)
-class OutboxAdmin(ModelAdmin[OutboxRow]):
+class OutboxAdmin(RowAdmin):
     """The list of rows, without what they say."""
 
     list_display = ("id", "type", "state", "entity", "created_at", "attempts", "last_error")

@@ -81,6 +81,8 @@ def publish(*payloads: Any, using: str = DEFAULT_DB_ALIAS, **told: Any) -> Any:
         raise ConfigurationError(
             "publish(id=...) with several events: an id is one event's alone; publish each by itself"
         )
+    if any(isinstance(each, (list, tuple)) for each in payloads):
+        raise ConfigurationError("publish() was given a list: publish(*events) publishes several")
     writer, outbox = writer_for(connection.vendor)
     events = [writer.prepare(payload, **told)[0] for payload in payloads]
     place = {key: told[key] for key in told.keys() & {"delay", "exchange", "key", "timeout"}}

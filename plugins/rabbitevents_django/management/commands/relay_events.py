@@ -39,9 +39,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, url: str | None, database: str, health: int | None, **options: Any) -> None:
         """Relay. Raises CommandError for what is written wrong, and when no broker or no database can be used."""
         try:
-            _look(database)
             outbox = outbox_on(engine_for(database), relay=True)
             bus = configured().bus(url, plugins=[outbox])
+            _look(database)
             asyncio.run(self._relay(bus, outbox, database, health))
         except RabbitEventsError as error:
             raise CommandError(str(error)) from error

@@ -1,0 +1,410 @@
+"""Django: its tables, its settings and its relay, with a project that runs as its users run theirs, in processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from rabbitevents import Bus, ConfigurationError
+from rabbitevents_outbox import Tables
+from tests.bed.postgres import BINARIES, PostgresServer
+from tests.bed.processes import spawn
+from tests.documents import CHECKOUT
+from tests.shop import Effects, eventually, recording
+
+pytest.importorskip("django")
+
+from rabbitevents_django.databases import asyncpg_arguments
+
+KINDS = ("sqlite", "postgresql")
+PASSWORD = "marker-in-the-password"
+RABBITEVENTS = {"NAME": "shop", "DATABASES": ["default", "other"]}
+
+
+@dataclass
+class Project:
+    """The project in `tests/django_project`, with databases and settings of its own."""
+
+    folder: Path
+    databases: dict[str, dict[str, Any]]
+    told: Any = field(default_factory=lambda: dict[str, Any](RABBITEVENTS))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its settings are made from."""
+        said = {"SHOP_DATABASES": json.dumps(self.databases), "SHOP_RABBITEVENTS": json.dumps(self.told)}
+        sources = f"{CHECKOUT}:{CHECKOUT / 'plugins'}"
+        django = {"DJANGO_SETTINGS_MODULE": "tests.django_project.settings", "PYTHONPATH": sources}
+        return {**os.environ, **django, **said, "PYTHONWARNINGS": "error"}
+
+    def run(self, *words: str, code: int | None = 0) -> str:
+        """Run a command of ``manage.py`` to its end, and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "django", *words],
+            cwd=CHECKOUT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert code is None or done.returncode == code, done.stdout
+        return done.stdout
+
+    @contextmanager
+    def relaying(self, *words: str) -> Iterator[Path]:
+        """Run ``relay_events`` meanwhile, and yield the file that it writes to. At the end it is told to stop."""
+        output = self.folder / "relay.log"
+        relay = spawn([sys.executable, "-m", "django", "relay_events", *words], self.environment, output)
+        try:
+            yield output
+            relay.send_signal(signal.SIGTERM)
+            assert relay.wait(30) == 0, output.read_text()
+        finally:
+            relay.kill()
+            relay.wait()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    if not BINARIES:
+        pytest.skip("no PostgreSQL is installed here")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    """The project with two databases of the kind that the test asks for; SQLite's, if it does not."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return Project(tmp_path, {name: sqlite_at(tmp_path / f"{name}.sqlite3") for name in ("default", "other")})
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return Project(tmp_path, {name: postgresql_on(server, server.database()) for name in ("default", "other")})
+
+
+def sqlite_at(path: Path) -> dict[str, Any]:
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path)}
+
+
+def postgresql_on(server: PostgresServer, name: str, user: str = "test", **options: str) -> dict[str, Any]:
+    where = {"HOST": "127.0.0.1", "PORT": str(server.port), "NAME": name}
+    return {"ENGINE": "django.db.backends.postgresql", **where, "USER": user, "PASSWORD": PASSWORD, "OPTIONS": options}
+
+
+both = pytest.mark.parametrize("project", KINDS, indirect=True)
+
+
+# --- the project's own tests -----------------------------------------------------------------------------------------
+
+
+@both
+def test_the_projects_own_tests_pass(project: Project) -> None:
+    said = project.run("test", "--noinput", "tests.django_project.suite")
+
+    assert int(re.findall(r"Ran (\d+) tests", said)[0]) > 20
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_migration_makes_the_same_tables_on_sqlite(project: Project, tmp_path: Path) -> None:
+    project.run("migrate")
+    with sqlite3.connect(tmp_path / "plain.sqlite3") as plain:
+        plain.executescript(Tables().sql("sqlite"))
+
+    migrated = described(tmp_path / "default.sqlite3")
+
+    assert len(migrated) > 6
+    assert migrated == described(tmp_path / "plain.sqlite3")
+
+
+def described(path: Path) -> list[tuple[str, ...]]:
+    """Return each table and index with the statement that made it, and the version."""
+    with sqlite3.connect(path) as connection:
+        found = connection.execute(
+            "SELECT type, name, coalesce(sql, '') FROM sqlite_master WHERE tbl_name LIKE 'rabbitevents%' ORDER BY name"
+        ).fetchall()
+        versions = connection.execute("SELECT version FROM rabbitevents_version").fetchall()
+    connection.close()
+    return [(kind, name, re.sub(r"\s", "", sql)) for kind, name, sql in found] + [(str(versions),)]
+
+
+LOOKS = (
+    "SELECT table_name, ordinal_position, column_name, data_type, is_nullable, column_default, identity_generation "
+    "FROM information_schema.columns WHERE table_name LIKE 'rabbitevents%' ORDER BY 1, 2",
+    "SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'rabbitevents%' ORDER BY 1",
+    "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid::regclass::text LIKE 'rabbitevents%'"
+    " ORDER BY 1",
+    "SELECT relname, reloptions FROM pg_class WHERE relname LIKE 'rabbitevents%' ORDER BY 1",
+    "SELECT version FROM rabbitevents_version",
+)
+
+
+@pytest.mark.parametrize("project", ["postgresql"], indirect=True)
+def test_the_migration_makes_the_same_tables_on_postgresql(project: Project, postgres: PostgresServer) -> None:
+    project.run("migrate")
+    plain = postgres.database()
+    postgres.run(Tables().sql("postgresql"), plain)
+    migrated = project.databases["default"]["NAME"]
+
+    for look in LOOKS:
+        found = postgres.run(look, migrated)
+
+        assert found
+        assert found == postgres.run(look, plain)
+
+
+@both
+def test_no_migration_is_missing_and_what_there_is_may_be_taken_back(project: Project) -> None:
+    project.run("migrate")
+
+    project.run("makemigrations", "--check", "--dry-run")
+    project.run("migrate", "rabbitevents_django", "zero")
+
+    assert "CREATE TABLE rabbitevents_outbox" in project.run("sqlmigrate", "rabbitevents_django", "0001")
+    assert "no table for events" in project.run("relay_events", "--url", "amqp://localhost", code=1)
+    project.run("migrate")
+
+
+# --- the relay -------------------------------------------------------------------------------------------------------
+
+
+@both
+async def test_what_is_committed_arrives_and_what_is_rolled_back_does_not(project: Project, rabbit_url: str) -> None:
+    project.run("migrate")
+    effects = Effects()
+    async with Bus(rabbit_url, recording(effects)):
+        project.run("place_order", "before")
+        with project.relaying("--url", rabbit_url, "--health", "0") as output:
+            await eventually(lambda: "relaying events from 'default' to amqp://" in output.read_text(), "the relay")
+            assert "out of stock" in project.run("place_order", "--fails", "rolled-back", code=1)
+            project.run("place_order", "after")
+            await effects.until(2)
+            health = asked(output)
+
+    assert set(effects.done) == {"before", "after"}
+    assert {"name": "outbox", "ok": True, "detail": "", "degraded": False} in health["checks"]
+    assert PASSWORD not in output.read_text()
+
+
+def asked(output: Path) -> dict[str, Any]:
+    port = re.findall(r"health on port (\d+)", output.read_text())[0]
+    with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+async def test_a_relay_sends_the_events_of_the_database_that_it_is_told(project: Project, rabbit_url: str) -> None:
+    project.told = {**RABBITEVENTS, "URL": rabbit_url, "KEEP": 3600}
+    for alias in ("default", "other"):
+        project.run("migrate", "--database", alias)
+        project.run("place_order", f"in-{alias}", "--using", alias)
+    effects = Effects()
+
+    async with Bus(rabbit_url, recording(effects)):
+        with project.relaying("--database", "other"):
+            await effects.until(1)
+            await eventually(lambda: sent_in(project, "other") == 1, "the mark")
+
+    assert set(effects.done) == {"in-other"}
+    assert sent_in(project, "default") == 0
+
+
+def sent_in(project: Project, alias: str) -> int:
+    connection = sqlite3.connect(project.databases[alias]["NAME"])
+    (count,) = connection.execute("SELECT count(*) FROM rabbitevents_outbox WHERE sent_at IS NOT NULL").fetchone()
+    connection.close()
+    return int(count)
+
+
+async def test_the_relay_connects_as_django_does(postgres: PostgresServer, rabbit_url: str, tmp_path: Path) -> None:
+    """Without the role there is no right to the tables, and without the path they are not found."""
+    name = postgres.database()
+    for statement in (
+        "CREATE ROLE shop_writer",
+        "CREATE USER shop_web NOINHERIT IN ROLE shop_writer",
+        "CREATE SCHEMA messaging AUTHORIZATION shop_writer",
+    ):
+        postgres.run(statement, name)
+    options = {
+        "options": "-c search_path=messaging",
+        "assume_role": "shop_writer",
+        "application_name": "shop-of-django",
+    }
+    told = {**RABBITEVENTS, "DATABASES": ["default"], "URL": rabbit_url}
+    project = Project(tmp_path, {"default": postgresql_on(postgres, name, "shop_web", **options)}, told)
+    project.run("migrate")
+    project.run("place_order", "o-1")
+    effects = Effects()
+    look = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shop-of-django'"
+
+    async with Bus(rabbit_url, recording(effects)):
+        with project.relaying():
+            await effects.until(1)
+            connections = int(postgres.run(look))
+
+    assert connections >= 1
+
+
+async def test_options_reach_postgresql_through_asyncpg_too(postgres: PostgresServer) -> None:
+    told = {"options": "-c search_path=messaging", "application_name": "shop", "connect_timeout": 5}
+    engine = create_async_engine(
+        postgres.url(), connect_args=asyncpg_arguments("default", {**told, "sslmode": "disable"})
+    )
+    encrypted = create_async_engine(postgres.url(), connect_args=asyncpg_arguments("default", {"sslmode": "require"}))
+
+    async with engine.connect() as connection:
+        said = "SELECT current_setting('search_path'), current_setting('application_name')"
+        found = (await connection.execute(text(said))).one()
+    with pytest.raises(ConnectionError, match="SSL"):
+        await encrypted.connect()
+    await engine.dispose()
+
+    assert tuple(found) == ("messaging", "shop")
+
+
+def test_an_option_that_asyncpg_has_no_word_for_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match=r"DATABASES\['default'\]: OPTIONS has 'keepalives', .* psycopg 3"):
+        asyncpg_arguments("default", {"keepalives": 1})
+
+
+# --- what is written wrong -------------------------------------------------------------------------------------------
+
+MYSQL = {"ENGINE": "tests.django_project.mysql_like", "NAME": ":memory:"}
+CAREFREE = {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3", "OPTIONS": {"transaction_mode": None}}
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (None, "(rabbitevents.E001) RABBITEVENTS is missing in the settings: say RABBITEVENTS = {"),
+        ([], "(rabbitevents.E001) RABBITEVENTS is a list: say a dict"),
+        ({}, "(rabbitevents.E001) RABBITEVENTS has no NAME"),
+        ({"NAME": " "}, "(rabbitevents.E001) RABBITEVENTS: NAME is blank"),
+        ({"NAME": "shop", "ULR": "amqp://localhost"}, "(rabbitevents.E001) RABBITEVENTS has 'ULR': it takes NAME, URL"),
+        ({"NAME": "shop", "EXCHANGE": 3}, "(rabbitevents.E001) RABBITEVENTS: EXCHANGE=3: say a text"),
+        ({"NAME": "shop", "URL": f"http://shop:{PASSWORD}@localhost"}, "(rabbitevents.E001) "),
+        ({"NAME": "shop", "URL": f"amqp://shop:{PASSWORD}@localhost:port"}, "(rabbitevents.E001) "),
+        ({"NAME": "shop", "URL": "memory://"}, "(rabbitevents.E001) memory:// is a broker inside of one process"),
+        (
+            {"NAME": "shop", "DATABASES": "default"},
+            "(rabbitevents.E001) RABBITEVENTS: DATABASES is text: it takes a list",
+        ),
+        (
+            {"NAME": "shop", "DATABASES": ["third"]},
+            "(rabbitevents.E002) RABBITEVENTS: the database 'third' cannot be had",
+        ),
+        (
+            {"NAME": "shop", "BATCH": 0},
+            "(rabbitevents.E003) RABBITEVENTS: Outbox: batch=0: say a whole number, 1 to 5000",
+        ),
+        ({"NAME": "shop", "KEEP": "a day"}, "(rabbitevents.E003) RABBITEVENTS: Outbox: keep is text: say 30 (seconds)"),
+    ],
+)
+def test_settings_that_are_wrong_are_said_at_the_start(project: Project, told: Any, said: str) -> None:
+    project.told = told
+
+    printed = project.run("check", code=1)
+
+    assert said in printed
+    assert PASSWORD not in printed
+
+
+def test_a_database_of_another_kind_is_said_at_the_start(project: Project) -> None:
+    project.databases["other"] = MYSQL
+
+    printed = project.run("check", code=1)
+
+    assert (
+        "(rabbitevents.E002) RABBITEVENTS: the database 'other' is MySQL: events are published in PostgreSQL or SQL"
+        in printed
+    )
+
+
+def test_a_database_of_another_kind_that_has_no_events_is_left_alone(project: Project) -> None:
+    project.databases["other"] = MYSQL | {"NAME": str(project.folder / "legacy.sqlite3")}
+    project.told = {"NAME": "shop"}
+
+    project.run("check")
+    project.run("migrate", "--database", "other")
+
+    assert "'other' is none of the databases that events are published in" in project.run(
+        "relay_events", "--database", "other", code=1
+    )
+
+
+def test_sqlite_without_immediate_transactions_is_warned_of(project: Project) -> None:
+    project.databases["default"] = CAREFREE
+
+    assert "(rabbitevents.W001) DATABASES['default']: a transaction that reads" in project.run("check")
+
+
+WRONG: list[tuple[Mapping[str, Any], tuple[str, ...], str]] = [
+    ({}, (), "no broker is said: add URL"),
+    ({}, ("--url", "memory://"), "memory:// is a broker inside of one process"),
+    ({}, ("--url", f"http://shop:{PASSWORD}@localhost"), "amqp://"),
+    (
+        {},
+        ("--url", "amqp://localhost"),
+        "no table for events: run `manage.py migrate rabbitevents_django --database default`",
+    ),
+    ({}, ("--url", "amqp://localhost", "--database", "third"), "'third' is none of the databases"),
+    ({}, ("--url", "amqp://localhost", "--health", "70000"), "port"),
+    ({"NAME": ":memory:"}, ("--url", "amqp://localhost"), "is in memory, which no other process sees"),
+    ({"NAME": "/nowhere/shop.sqlite3"}, ("--url", "amqp://localhost"), "unable to open database file"),
+]
+
+
+@pytest.mark.parametrize(("database", "words", "said"), WRONG)
+def test_a_relay_that_cannot_be_meant_says_so_in_a_line(
+    project: Project, database: Mapping[str, Any], words: tuple[str, ...], said: str
+) -> None:
+    project.databases["default"] |= database
+    if "--health" in words:
+        project.run("migrate")
+
+    printed = project.run("relay_events", *words, code=1)
+
+    assert said in printed
+    assert "Traceback" not in printed
+    assert PASSWORD not in printed
+
+
+def test_a_database_that_is_away_is_said_without_its_password(project: Project) -> None:
+    project.databases["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        **{"NAME": "shop", "USER": "shop", "PASSWORD": PASSWORD, "HOST": "127.0.0.1", "PORT": "1"},
+    }
+
+    printed = project.run("relay_events", "--url", "amqp://localhost", code=1)
+
+    assert "the database 'default' cannot be used: " in printed
+    assert "refused" in printed
+    assert PASSWORD not in printed
+
+
+def test_tables_of_another_version_are_refused(project: Project) -> None:
+    project.run("migrate")
+    with sqlite3.connect(project.databases["default"]["NAME"]) as connection:
+        connection.execute("UPDATE rabbitevents_version SET version = 0")
+    connection.close()
+
+    printed = project.run("relay_events", "--url", "amqp://localhost", code=None)
+
+    assert "is of version 0, and this version of rabbitevents needs 1" in printed

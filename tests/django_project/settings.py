@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from typing import Any
 
 DATABASES: dict[str, Any] = json.loads(os.environ["SHOP_DATABASES"])
@@ -14,12 +15,11 @@ for _database in DATABASES.values():
 if "SHOP_RABBITEVENTS" in os.environ:
     RABBITEVENTS: Any = json.loads(os.environ["SHOP_RABBITEVENTS"])
 
+ADMIN = ("admin", "auth", "contenttypes", "messages", "sessions") if "test" in sys.argv else ()
+"""What only the project's own tests look at: processes are faster without."""
+
 INSTALLED_APPS = [
-    "django.contrib.admin",
-    "django.contrib.auth",
-    "django.contrib.contenttypes",
-    "django.contrib.messages",
-    "django.contrib.sessions",
+    *(f"django.contrib.{name}" for name in ADMIN),
     "rabbitevents_django",
     "tests.django_project.shop",
 ]

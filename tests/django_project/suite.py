@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -9,12 +11,13 @@ import pytest
 from attrs import frozen
 from django.contrib.auth.models import User
 from django.core.exceptions import SynchronousOnlyOperation
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connections, transaction
-from django.test import TestCase, TransactionTestCase, override_settings
+from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
 
 from rabbitevents import ConfigurationError, EncodeError, Event, event
 from rabbitevents_django import publish
+from rabbitevents_django.checks import check_settings
 from rabbitevents_django.databases import engine_for
 from rabbitevents_django.models import OutboxRow
 from rabbitevents_django.testing import captured_events
@@ -24,6 +27,7 @@ from tests.django_project.shop.orders import OutOfStockError, place
 from tests.shop import OrderPlaced
 
 OTHER = "other"
+PASSWORD = "marker-in-the-password"
 
 
 @event("price.changed")
@@ -286,3 +290,66 @@ class WithCommits(TransactionTestCase):
 
         assert not Order.objects.exists()
         place("o-2")
+
+
+WRONG_SETTINGS: list[tuple[Any, str]] = [
+    (None, "E001 RABBITEVENTS is missing in the settings: say RABBITEVENTS = {"),
+    ([], "E001 RABBITEVENTS is a list: say a dict"),
+    ({}, "E001 RABBITEVENTS has no NAME"),
+    ({"NAME": " "}, "E001 RABBITEVENTS: NAME is blank"),
+    ({"NAME": "shop", "ULR": "amqp://localhost"}, "E001 RABBITEVENTS has 'ULR': it takes NAME, URL"),
+    ({"NAME": "shop", "EXCHANGE": 3}, "E001 RABBITEVENTS: EXCHANGE=3: say a text"),
+    ({"NAME": "shop", "URL": f"http://shop:{PASSWORD}@localhost"}, "E001 "),
+    ({"NAME": "shop", "URL": f"amqp://shop:{PASSWORD}@localhost:port"}, "E001 "),
+    ({"NAME": "shop", "URL": 5672}, "E001 "),
+    ({"NAME": "shop", "URL": "memory://"}, "E001 memory:// is a broker inside of one process"),
+    ({"NAME": "shop", "DATABASES": "default"}, "E001 RABBITEVENTS: DATABASES is text: it takes a list"),
+    ({"NAME": "shop", "DATABASES": ["third"]}, "E002 RABBITEVENTS: the database 'third' cannot be had"),
+    ({"NAME": "shop", "BATCH": 0}, "E003 RABBITEVENTS: Outbox: batch=0: say a whole number, 1 to 5000"),
+    ({"NAME": "shop", "KEEP": "a day"}, "E003 RABBITEVENTS: Outbox: keep is text: say 30 (seconds)"),
+]
+
+WRONG_RELAYS: list[tuple[dict[str, Any], str]] = [
+    ({"url": None}, "no broker is said: add URL"),
+    ({"url": "memory://"}, "memory:// is a broker inside of one process"),
+    ({"url": f"http://shop:{PASSWORD}@localhost"}, "amqp://"),
+    ({"url": "amqp://localhost", "database": "third"}, "'third' is none of the databases"),
+]
+
+
+class WrittenWrong(SimpleTestCase):
+    def test_settings_that_are_wrong_are_said_at_the_start(self) -> None:
+        for told, said in WRONG_SETTINGS:
+            with self.subTest(said), override_settings(RABBITEVENTS=told):
+                (found, *_) = check_settings()
+
+                assert f"{found.id} {found.msg}".startswith(f"rabbitevents.{said}")
+                assert PASSWORD not in str(found)
+
+    def test_a_relay_that_cannot_be_meant_says_so(self) -> None:
+        for told, said in WRONG_RELAYS:
+            with (
+                self.subTest(said),
+                override_settings(RABBITEVENTS={"NAME": "shop"}),
+                self.settings_of_a_file(),
+                self.assertRaisesMessage(CommandError, said) as caught,
+            ):
+                call_command("relay_events", **told)
+            assert PASSWORD not in str(caught.exception)
+
+    def test_a_database_in_memory_is_refused(self) -> None:
+        if connections["default"].vendor != "sqlite":
+            self.skipTest("only SQLite has them")
+        with self.assertRaisesMessage(CommandError, "is in memory, which no other process sees"):
+            call_command("relay_events", url="amqp://localhost")
+
+    @contextmanager
+    def settings_of_a_file(self) -> Generator[None]:
+        """Have SQLite's database in a file, which the tests' own is not."""
+        told = connections["default"].settings_dict
+        before = told["NAME"]
+        told["NAME"] = before if connections["default"].vendor == "postgresql" else "shop.sqlite3"
+        try:
+            yield
+        finally:
+            told["NAME"] = before

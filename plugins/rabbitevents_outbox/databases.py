@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, cast
+import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Final, Literal
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
@@ -27,7 +30,21 @@ def backend_of(engine: AsyncEngine | Engine) -> Backend:
     name = engine.dialect.name
     if name not in ("postgresql", "sqlite"):
         raise ConfigurationError(f"the engine leads to {name}: outbox and inbox are on PostgreSQL or SQLite")
-    return cast("Backend", name)
+    return "postgresql" if name == "postgresql" else "sqlite"
+
+
+_TURNS: WeakKeyDictionary[Engine, asyncio.Lock] = WeakKeyDictionary()
+
+
+def turn_of(engine: AsyncEngine | Engine) -> AbstractAsyncContextManager[Any]:
+    """Return what is entered to use a database: SQLite has one writer, and those of this process take turns here.
+
+    At its own lock each would sleep in a thread, up to 0.1 s at a time. PostgreSQL lets everybody in.
+    """
+    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if backend_of(sync) != "sqlite":
+        return nullcontext()
+    return _TURNS.setdefault(sync, asyncio.Lock())
 
 
 def reason(error: BaseException) -> str:

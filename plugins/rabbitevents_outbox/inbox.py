@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, ClassVar, Final
@@ -28,7 +28,7 @@ from rabbitevents import (
     undone,
 )
 from rabbitevents.arguments import Seconds, instance, span
-from rabbitevents_outbox.databases import AWAY, reason
+from rabbitevents_outbox.databases import AWAY, reason, turn_of
 from rabbitevents_outbox.marks import Marks
 from rabbitevents_outbox.outbox import Outbox
 from rabbitevents_outbox.sessions import Pool, Unit
@@ -88,8 +88,7 @@ class Inbox(Plugin):
         self._marks = Marks(self._tables, self._pool.backend)
         self._host: Host | None = None
         self._without_id: set[str] = set()
-        self._turn = asyncio.Lock() if self._pool.backend == "sqlite" else nullcontext()
-        """SQLite has one writer: those of this process take turns here, and not at its lock, where each holds a thread."""
+        self._turn = turn_of(self._pool.engine)
 
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
@@ -136,11 +135,11 @@ class Inbox(Plugin):
         return ACK
 
     def _begin(self, session: Session, unit: Unit, delivery: Delivery) -> str:
-        unit.begun(session)
+        connection = unit.begun(session)
         if delivery.properties.message_id is None:
             self._say_without_id(delivery)
             return "new"
-        return self._marks.make(session, delivery.id, delivery.queue)
+        return self._marks.make(connection, delivery.id, delivery.queue)
 
     async def _handle(self, proceed: Consume, unit: Unit, delivery: Delivery) -> Settlement:
         token = _SESSION.set(unit.session)
@@ -161,7 +160,7 @@ class Inbox(Plugin):
 
     def _end(self, session: Session, unit: Unit, transaction: Transaction) -> None:
         if isinstance(transaction.outbox, Outbox):
-            session.execute(insert(transaction.outbox.tables.outbox), transaction.rows)
+            session.connection().execute(insert(transaction.outbox.tables.outbox), transaction.rows)
         unit.commit(session)
 
     def _say_without_id(self, delivery: Delivery) -> None:

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from sqlalchemy import and_, delete, func, literal, select, tuple_
+from sqlalchemy import Connection, Integer, and_, bindparam, delete, func, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.orm import Session
@@ -29,32 +29,37 @@ class Marks:
     def __init__(self, tables: Tables, backend: Backend) -> None:
         self._table = tables.inbox
         self._locks = backend == "postgresql"
+        self._marking = self._marks() if self._locks else self._marks_one_by_one()
+        row = self._table.c
+        which = and_(row.event_id == bindparam("event_id"), row.subscription == bindparam("subscription"))
+        self._looking = select(literal(1)).where(which)
 
-    def make(self, session: Session, event_id: UUID, subscription: str) -> Mark:
-        """Mark an event as handled, in the session's transaction.
+    def make(self, connection: Connection, event_id: UUID, subscription: str) -> Mark:
+        """Mark an event as handled, in the connection's transaction.
 
         A lock that is tried and not waited for stands before it on PostgreSQL: to wait for a mark of the same event would
         keep a connection for as long as its handler runs.
         """
-        row, values = self._table.c, {"event_id": event_id, "subscription": subscription}
-        if session.execute(self._statement(event_id, subscription)).first() is not None:
+        values: dict[str, Any] = {"event_id": event_id, "subscription": subscription}
+        locks = _keys(event_id, subscription) if self._locks else {}
+        if connection.execute(self._marking, {**values, **locks}).first() is not None:
             return "new"
-        which = and_(row.event_id == values["event_id"], row.subscription == values["subscription"])
-        return "busy" if session.scalar(select(literal(1)).where(which)) is None else "done"
+        return "busy" if connection.execute(self._looking, values).first() is None else "done"
 
-    def _statement(self, event_id: UUID, subscription: str) -> Any:
-        table = self._table
-        if not self._locks:
-            made = insert_sqlite(table).values(event_id=event_id, subscription=subscription)
-            return made.on_conflict_do_nothing().returning(literal(1))
-        lock = select(func.pg_try_advisory_xact_lock(*_keys(event_id, subscription)).label("free")).cte("lock")
-        columns = [
-            literal(event_id, table.c.event_id.type).label("event_id"),
-            literal(subscription, table.c.subscription.type).label("subscription"),
-        ]
+    def _marks(self) -> Any:
+        lock = select(
+            func.pg_try_advisory_xact_lock(bindparam("one", type_=Integer), bindparam("two", type_=Integer)).label(
+                "free"
+            )
+        ).cte("lock")
+        columns = [bindparam(name, type_=self._table.c[name].type) for name in ("event_id", "subscription")]
         free = select(*columns).select_from(lock).where(lock.c.free)
-        inserted = insert_postgresql(table).from_select(["event_id", "subscription"], free)
-        return inserted.on_conflict_do_nothing().returning(literal(1))
+        made = insert_postgresql(self._table).from_select(["event_id", "subscription"], free)
+        return made.on_conflict_do_nothing().returning(literal(1))
+
+    def _marks_one_by_one(self) -> Any:
+        columns: dict[str, Any] = {name: bindparam(name) for name in ("event_id", "subscription")}
+        return insert_sqlite(self._table).values(columns).on_conflict_do_nothing().returning(literal(1))
 
     def purge(self, session: Session, keep: timedelta) -> int:
         """Delete some of the marks that are older than ``keep``; return how many."""
@@ -64,10 +69,10 @@ class Marks:
         return int(getattr(done, "rowcount", 0))
 
 
-def _keys(event_id: UUID, subscription: str) -> tuple[int, int]:
+def _keys(event_id: UUID, subscription: str) -> dict[str, int]:
     """Return the two numbers of an advisory lock, signed, of 32 bits each."""
     digest = blake2b(event_id.bytes + subscription.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest[:4], signed=True), int.from_bytes(digest[4:], signed=True)
+    return {"one": int.from_bytes(digest[:4], signed=True), "two": int.from_bytes(digest[4:], signed=True)}
 
 
 __all__ = ["Mark", "Marks"]

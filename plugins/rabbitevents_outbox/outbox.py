@@ -99,7 +99,8 @@ class Outbox(Plugin):
             shards=whole("Outbox: shards", shards, most=1000),
             lease=span("Outbox: lease", lease, least=1.0).total_seconds(),
         )
-        self._relays = flag("Outbox: relay", relay)
+        self.relays: bool = flag("Outbox: relay", relay)
+        """Whether a bus that runs with it sends its rows."""
         self._backend = backend_of(engine)
         self._writer = Writer(source=None if name is None else text("Outbox: name", name, such_as="shop"))
         self._limits = Limits()
@@ -115,7 +116,7 @@ class Outbox(Plugin):
         await self._look()
         self._host, self._limits = host, host.limits
         try:
-            if not self._relays:
+            if not self.relays:
                 yield
                 return
             relay = self._relay = Relay(self.engine, self.tables, host, self.settings)
@@ -172,7 +173,7 @@ class Outbox(Plugin):
         """
         if not isinstance(session, (AsyncSession, AsyncConnection)):
             if callable(session) and len(payloads) == 1 and isinstance(payloads[0], Message):
-                return await self._hook(session, payloads[0])
+                return await self._hook(cast("Publish", session), payloads[0])
             raise TransactionError(_no_session(session))
         if not payloads:
             raise ConfigurationError("outbox.publish(session) has no events: say at least one")
@@ -267,7 +268,7 @@ class Outbox(Plugin):
                 f"outbox.publish(session, ...): the session is of {theirs.render_as_string()}, and the outbox's tables are in "
                 f"{where(self.engine)}: one transaction is in one database"
             )
-        if isinstance(session, Connection) and session.get_isolation_level() == "AUTOCOMMIT":
+        if isinstance(session, Connection) and session.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             raise TransactionError(
                 "outbox.publish(connection, ...): the connection commits each statement by itself (AUTOCOMMIT); publish in a "
                 "transaction"

@@ -67,7 +67,7 @@ class Relay:
     def busy(self) -> str:
         """Say that rows are still to be sent; empty: all that was committed is sent."""
         at_work = [tenure for tenure, _ in self._tenures.values() if not tenure.idle and not tenure.trouble]
-        return f"the relay of {self._where}" if at_work else ""
+        return f"the relay of {self._where}" if at_work or not self._acquire_due else ""
 
     def checks(self) -> Iterable[Check]:
         """Say whether the database answers, whether rows are sent, and whether any is dead."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, cast
 
-from sqlalchemy import Engine, ExceptionContext, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool
@@ -43,9 +43,11 @@ class Unit:
             return await session.run_sync(function, *args, **kwargs)
         return await asyncio.to_thread(function, session, *args, **kwargs)
 
-    def begun(self, session: Session) -> None:
-        """Note that nothing has failed yet on this connection."""
-        session.connection().info.pop(_FAILED, None)
+    def begun(self, session: Session) -> Connection:
+        """Begin, and return the connection, on which nothing has failed yet."""
+        connection = session.connection()
+        connection.info.pop(_FAILED, None)
+        return connection
 
     def commit(self, session: Session) -> None:
         """Commit. Raises what SQLAlchemy does, and never rolls back silently."""
@@ -72,7 +74,7 @@ class Pool:
         bind = sessions.kw.get("bind")
         if not isinstance(bind, (AsyncEngine, Engine)):
             raise ConfigurationError("Inbox: sessions has no engine: say async_sessionmaker(engine)")
-        self._engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
+        self.engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
         self.backend: Backend = backend_of(bind)
         self.kind: type[Any] = AsyncSession if isinstance(sessions, async_sessionmaker) else Session
         """What handlers ask for."""
@@ -84,7 +86,7 @@ class Pool:
         else:
             self._plain = sessions.class_
             self._make = sessionmaker(class_=_guarded(self._plain), **sessions.kw)
-        event.listen(self._engine, "handle_error", _failed)
+        event.listen(self.engine, "handle_error", _failed)
 
     def unit(self) -> Unit:
         """Return a transaction that has not begun."""
@@ -92,7 +94,7 @@ class Pool:
 
     def check(self, handlers: int) -> None:
         """Raise `ConfigurationError` for a pool that has fewer connections than ``handlers`` and those beside need."""
-        pool = self._engine.pool
+        pool = self.engine.pool
         if not isinstance(pool, QueuePool) or self.backend == "sqlite":
             return
         most = cast("int", getattr(pool, "_max_overflow", 0))

@@ -30,7 +30,7 @@ from sqlalchemy.sql.base import Executable
 
 from rabbitevents import facts
 from rabbitevents_outbox.clock import age, at, now
-from rabbitevents_outbox.databases import backend_of
+from rabbitevents_outbox.databases import backend_of, turn_of
 from rabbitevents_outbox.rows import Row
 from rabbitevents_outbox.tables import Tables
 
@@ -59,6 +59,7 @@ class Shards:
     def __init__(self, engine: AsyncEngine, tables: Tables, lease: float) -> None:
         self.me: UUID = uuid4()
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._turn = turn_of(engine)
         self._tables = tables
         self._rows = tables.outbox.c
         self._lease = lease
@@ -66,7 +67,7 @@ class Shards:
         self._reading: dict[tuple[bool, bool], Executable] = {}
 
     async def _execute(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
-        async with asyncio.timeout(DEADLINE), self._engine.connect() as connection:
+        async with self._turn, asyncio.timeout(DEADLINE), self._engine.connect() as connection:
             return await connection.execute(statement, values)
 
     # --- leases ---
@@ -156,6 +157,12 @@ class Shards:
         if self._arrays:
             return column == any_of(bindparam(name, type_=ARRAY(column.type)))
         return column.in_(bindparam(name, expanding=True))
+
+    async def holds_back(self, shard: int) -> bool:
+        """Say whether a row has failed and is not sent yet."""
+        row = self._rows
+        failed = exists().where(row.shard == shard, row.attempts > 0, row.sent_at.is_(None))
+        return bool((await self._execute(select(failed))).scalar())
 
     async def done(self, held: Lease, ids: Sequence[int], keep: timedelta | None) -> int:
         """Mark rows as sent, if the shard is still ours; return how many were marked."""

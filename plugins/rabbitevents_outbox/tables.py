@@ -133,7 +133,8 @@ class Tables:
 
         :param backend: "postgresql" or "sqlite".
         """
-        dialect = _DIALECTS[one_of("Tables.sql: backend", backend, Backend)].dialect()
+        one_of("Tables.sql: backend", backend, Backend)
+        dialect = _DIALECTS[backend].dialect()
         made: list[CreateTable | CreateIndex] = []
         for table in self.all:
             made += [CreateTable(table), *map(CreateIndex, _ordered(table))]

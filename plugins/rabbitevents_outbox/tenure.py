@@ -94,6 +94,10 @@ class Tenure:
         self._stopping = False
         self._woken = True
         self._more = False
+        """Whether the last read was full, so that the next one goes on where it ended."""
+        self._left_out = True
+        """Whether rows that have been passed over may be read later, those of an entity that was full or held back: then
+        each read begins where all before it is sent, or an entity's later rows would be read before its earlier ones."""
         self._last = 0
         self._floors: deque[tuple[float, int]] = deque()
         self._floor = 0
@@ -152,18 +156,21 @@ class Tenure:
         if self._lost or self._stopping or len(window.known) > batch * 3 // 2:
             return
         scans = now >= self._scan_due
-        if scans or window.starved or self._woken:
-            after = 0 if scans else self._floor
-        elif self._more:
-            after = self._last
-        elif now >= self._poll_due:
-            after = self._floor
-        else:
+        if not (scans or window.starved or self._woken or self._more or now >= self._poll_due):
             return
+        goes_on = self._more and not (scans or window.starved or self._woken or self._left_out)
+        after = self._last if goes_on else 0 if scans else self._floor
         self._woken = window.starved = False
-        rows = await self._shards.read(self.lease.shard, after=after, limit=batch, known=window.known, full=window.full)
+        window.dropped.clear()
+        held = self._left_out and await self._shards.holds_back(self.lease.shard)
+        full = window.full
+        rows = await self._shards.read(self.lease.shard, after=after, limit=batch, known=window.known, full=full)
         window.add(rows)
         self._more = len(rows) == batch
+        if full:
+            self._left_out = True
+        elif not goes_on and not held and not self._more and not window.dropped:
+            self._left_out = False
         self._last = rows[-1].id if rows else self._last
         self._poll = self._told.poll if rows else min(self._poll * 2, self._told.poll * 10)
         self._poll_due = self._time() + self._poll
@@ -174,7 +181,7 @@ class Tenure:
 
     def _raise_floor(self, now: float) -> None:
         """Note up to where all is sent that is known; after a while, reads begin there."""
-        if not self._more:
+        if not self._more and not self._left_out:
             self._floors.append((now, min(self._window.known, default=self._last + 1) - 1))
         while self._floors and self._floors[0][0] <= now - SETTLED:
             self._floor = self._floors.popleft()[1]
@@ -258,8 +265,9 @@ class Tenure:
         dead = isinstance(error, HOPELESS) or attempts >= self._told.max_attempts
         said = printable(cut(f"{name_of(error)}: {error}", 500))
         pause = min(2.0**row.attempts, LONGEST_PAUSE)
-        self._window.drop(row)
         await self._shards.failed(self.lease, row, said, pause=pause, dead=dead)
+        self._window.drop(row)
+        self._left_out = True
         if dead:
             log.error(
                 "outbox: %s is dead after %d attempts, and its entity's later events wait for it: %s; once that is mended, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Set
+from contextlib import suppress
 
 from rabbitevents_outbox.rows import Row
 
@@ -20,6 +21,8 @@ class Window:
     def __init__(self, full: int) -> None:
         self.starved = False
         """Whether a chain that was full has room again, so that more of its rows are to be read."""
+        self.dropped: set[str] = set()
+        """The entities that have been dropped: rows of theirs that are being read at that moment are not taken."""
         self._known: set[int] = set()
         self._ready: deque[Row] = deque()
         self._chains: dict[str, deque[Row]] = {}
@@ -46,7 +49,7 @@ class Window:
     def add(self, rows: Iterable[Row]) -> None:
         """Take rows, in their order."""
         for row in rows:
-            if row.id in self._known:
+            if row.id in self._known or row.entity in self.dropped:
                 continue
             self._known.add(row.id)
             if row.entity is None:
@@ -85,7 +88,10 @@ class Window:
     def drop(self, row: Row) -> None:
         """Forget a row that has failed, and all of its entity's that come after it."""
         self._known.discard(row.id)
+        with suppress(ValueError):
+            self._ready.remove(row)
         if row.entity is not None:
+            self.dropped.add(row.entity)
             self._known.difference_update(each.id for each in self._chains.pop(row.entity, ()))
             self._was_full.discard(row.entity)
 

@@ -45,6 +45,13 @@ def serve(settings: Settings) -> None:
                 line.leaves()
 
 
+def serve_bus(bus: Bus, settings: Settings) -> None:
+    """Run a bus that is there already, as `serve` does."""
+    with _threads_left_behind():
+        logs.configure(settings)
+        run_to_the_end(_serving(bus, settings, None), loop_factory())
+
+
 def _write_lines_at_once() -> None:
     """Write each line when it is there: we write into a pipe, and Python would keep 8 KiB of what is printed."""
     for stream in (sys.stdout, sys.stderr):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import click
 import msgspec
 
-from rabbitevents import ConfigurationError
+from rabbitevents import Bus, ConfigurationError
 from rabbitevents.cli.console import DEBUG
 from rabbitevents.cli.reference import BusReference
 from rabbitevents.cli.settings import Settings
@@ -41,6 +42,34 @@ def _hang(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
     return seconds
 
 
+_SERVING = (
+    click.option(
+        "--grace",
+        metavar="S",
+        callback=_seconds,
+        help="At a stop, give running handlers S seconds instead of what the bus says.",
+    ),
+    click.option(
+        "--log",
+        type=click.Choice(["text", "json"]),
+        help="Write what is logged in this form, whatever the module has set up.",
+    ),
+    click.option(
+        "--health",
+        metavar="PORT",
+        type=click.IntRange(0, 65535),
+        help="Answer /live, /ready, /health and /metrics over HTTP on this port, of every address.",
+    ),
+)
+
+
+def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command be told how a bus is served: grace period, log and health."""
+    for option in reversed(_SERVING):
+        command = option(command)
+    return command
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -70,23 +99,7 @@ period and 5 seconds:
     help="Of several processes, replace one whose event loop does not turn for S seconds (10); 0 is never.",
 )
 @click.option("--reload", is_flag=True, help="Start anew whenever a *.py below the current folder changes.")
-@click.option(
-    "--grace",
-    metavar="S",
-    callback=_seconds,
-    help="At a stop, give running handlers S seconds instead of what the bus says.",
-)
-@click.option(
-    "--log",
-    type=click.Choice(["text", "json"]),
-    help="Write what is logged in this form, whatever the module has set up.",
-)
-@click.option(
-    "--health",
-    metavar="PORT",
-    type=click.IntRange(0, 65535),
-    help="Answer /live, /ready, /health and /metrics over HTTP on this port, of every address.",
-)
+@serving_options
 @click.option("--debug", is_flag=True, help="Show the traceback of what goes wrong.")
 @click.option("--settings", "told", hidden=True, help="The settings of one of several processes, as JSON.")
 @click.pass_context
@@ -125,6 +138,19 @@ def run(
     if reload:
         return _reloading(settings)
     return _supervised(settings) if workers > 1 else _alone(settings)
+
+
+def serving(
+    ctx: click.Context, bus: Bus, *, grace: float | None = None, log: Form | None = None, health: int | None = None
+) -> None:
+    """Serve a bus as ``run`` does, in this process, until SIGTERM or Ctrl-C; as `serving_options` were told.
+
+    Raises `ConfigurationError` for what is written wrong, and `BrokerUnavailableError` when no broker can be used.
+    """
+    from rabbitevents.cli.process import serve_bus
+
+    debug = bool(ctx.meta.get(DEBUG))
+    serve_bus(bus, Settings(reference="", grace=grace, log=log, health=health, debug=debug))
 
 
 def _alone(settings: Settings) -> int:

@@ -92,9 +92,7 @@ class Publishing:
         sent = await self._broker.publish_many(now, self._deadline(now[0])) if now else []
         waiting = await asyncio.gather(*map(self.forward, later), return_exceptions=True)
         at_once, in_time = iter(sent), iter(waiting)
-        return [
-            _kept(next(at_once), each) if each.after is None else _kept(next(in_time), each) for each in messages
-        ]
+        return [_kept(next(at_once), each) if each.after is None else _kept(next(in_time), each) for each in messages]
 
     def close(self) -> None:
         """Declare no waiting queues any more."""

@@ -40,7 +40,7 @@ def requirements() -> list[tuple[str, str]]:
     """Return what the library and its extras depend on: each package with its range, such as (attrs, >=24.3,<27)."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    of_extras = [each for name, needed in extras.items() if name != "all" for each in needed]
+    of_extras = [each for needed in extras.values() for each in needed if not each.startswith("rabbitevents[")]
     found = [re.fullmatch(r"([a-z-]+)(.*)", each) for each in (*project["dependencies"], *of_extras)]
     return [(match[1], match[2]) for match in found if match]
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from rabbitevents import Bus, ConfigurationError
 from rabbitevents_outbox import Tables
-from tests.bed.postgres import BINARIES, PostgresServer
+from tests.bed.postgres import PostgresServer
 from tests.bed.processes import spawn
 from tests.documents import CHECKOUT
 from tests.shop import Effects, eventually, recording
@@ -80,14 +80,6 @@ class Project:
         finally:
             relay.kill()
             relay.wait()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    if not BINARIES:
-        pytest.skip("no PostgreSQL is installed here")
-    with PostgresServer() as server:
-        yield server
 
 
 @pytest.fixture
@@ -352,8 +344,12 @@ def test_a_port_that_cannot_be_is_refused_in_a_line(migrated: Project) -> None:
 
 def test_a_database_that_is_away_is_said_without_its_password(project: Project) -> None:
     project.databases["default"] = {
-        **{"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": "1"},
-        **{"NAME": "shop", "USER": "shop", "PASSWORD": PASSWORD},
+        "ENGINE": "django.db.backends.postgresql",
+        "HOST": "127.0.0.1",
+        "PORT": "1",
+        "NAME": "shop",
+        "USER": "shop",
+        "PASSWORD": PASSWORD,
     }
 
     printed = project.run("relay_events", "--url", "amqp://localhost", code=1)

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from rabbitevents import Bus, ConfigurationError, Writer
+from rabbitevents import Bus, ConfigurationError, Plugin, Writer
 from rabbitevents.arguments import several, text, wrong
 from rabbitevents_outbox import Outbox
 
@@ -39,12 +39,12 @@ class Configuration(msgspec.Struct, frozen=True):
     outbox: Mapping[str, Any]
     """What the outbox is told."""
 
-    def bus(self, url: str | Sequence[str] | None = None, **told: Any) -> Bus:
+    def bus(self, url: str | Sequence[str] | None = None, plugins: Sequence[Plugin] = ()) -> Bus:
         """Return a bus to ``url``, or else to where the settings say. Raises `ConfigurationError`."""
         there = url or self.url
         if not there:
             raise ConfigurationError(f"no broker is said: add URL, as in {SUCH_AS}, or say --url amqp://localhost")
-        bus = Bus(there, name=self.name, exchange=self.exchange, **told)
+        bus = Bus(there, name=self.name, exchange=self.exchange, plugins=plugins)
         if bus.address.startswith("memory:"):
             raise ConfigurationError(
                 "memory:// is a broker inside of one process: what is relayed to it ends with it; say amqp://"

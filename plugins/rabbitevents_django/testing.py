@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Max
@@ -14,7 +14,9 @@ from rabbitevents import Message, decode_properties
 from rabbitevents.testing import Witness
 from rabbitevents_django.configuration import configured
 from rabbitevents_django.databases import connection_to
-from rabbitevents_django.models import OutboxRow
+
+if TYPE_CHECKING:
+    from rabbitevents_django.models import OutboxRow
 
 __all__ = ["CapturedEvents", "captured_events"]
 
@@ -25,6 +27,8 @@ class CapturedEvents:
     """The events that one database has got since it was made; those of a transaction that was rolled back are not there."""
 
     def __init__(self, using: str) -> None:
+        from rabbitevents_django.models import OutboxRow  # here: there are models once Django is set up
+
         self._rows = OutboxRow.objects.using(connection_to(using).alias)
         self._after: int = self._rows.aggregate(last=Max("id"))["last"] or 0
         self._kept: list[Message] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from attrs import frozen
@@ -37,7 +37,7 @@ class PriceChanged:
 
 
 class InATestCase(TestCase):
-    databases = frozenset({"default", OTHER})
+    databases: Literal["__all__"] = "__all__"
 
     def test_an_event_is_captured_though_nothing_is_committed(self) -> None:
         with captured_events() as events:
@@ -250,7 +250,7 @@ class InATestCase(TestCase):
 
 
 class WithCommits(TransactionTestCase):
-    databases = frozenset({"default", OTHER})
+    databases: Literal["__all__"] = "__all__"
 
     def test_what_is_committed_is_captured_and_what_is_rolled_back_is_not(self) -> None:
         with captured_events() as events:

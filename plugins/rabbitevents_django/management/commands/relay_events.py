@@ -11,9 +11,9 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
 from rabbitevents import Bus, ConfigurationError, RabbitEventsError
 from rabbitevents.health import HealthServer
-from rabbitevents_django.configuration import configured, outbox_on
-from rabbitevents_django.databases import connection_to, engine_for
+from rabbitevents_django.databases import connection_to
 from rabbitevents_django.models import OutboxRow
+from rabbitevents_django.relaying import relay_bus
 from rabbitevents_outbox import Outbox
 
 
@@ -39,16 +39,17 @@ class Command(BaseCommand):
     def handle(self, *args: Any, url: str | None, database: str, health: int | None, **options: Any) -> None:
         """Relay. Raises CommandError for what is written wrong, and when no broker or no database can be used."""
         try:
-            outbox = outbox_on(engine_for(database), relay=True)
-            bus = configured().bus(url, plugins=[outbox])
+            bus = relay_bus(database, url=url)
             _look(database)
-            asyncio.run(self._relay(bus, outbox, database, health))
+            asyncio.run(self._relay(bus, database, health))
         except RabbitEventsError as error:
             raise CommandError(str(error)) from error
 
-    async def _relay(self, bus: Bus, outbox: Outbox, database: str, health: int | None) -> None:
+    async def _relay(self, bus: Bus, database: str, health: int | None) -> None:
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(outbox.engine.dispose)
+            for plugin in bus.plugins:
+                if isinstance(plugin, Outbox):
+                    stack.push_async_callback(plugin.engine.dispose)
             if health is not None:
                 server = await stack.enter_async_context(HealthServer(bus.health, health))
                 self.stdout.write(f"health on port {server.port}")

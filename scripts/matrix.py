@@ -100,6 +100,7 @@ CELLS = (
         tests=BROKER,
         environ="RABBITEVENTS_TEST_CLUSTER=3",
     ),
+    Cell("django-6", "trixie", "Django 6: the tests that use Django", "django==6.*", tests="tests/test_django.py"),
     Cell("redis-6", "bookworm", "redis-py 6: the tests that use Redis", "redis==6.*", tests=REDIS),
     Cell("redis-7", "bookworm", "redis-py 7: the tests that use Redis", "redis==7.*", tests=REDIS),
     Cell("redis-8", "trixie", "redis-py 8: the tests that use Redis", "redis==8.*", tests=REDIS),

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ class Project:
         return done.stdout
 
     @contextmanager
-    def relaying(self, *words: str) -> Iterator[Path]:
+    def relaying(self, *words: str) -> Generator[Path]:
         """Run ``relay_events`` meanwhile, and yield the file that it writes to. At the end it is told to stop."""
         output = self.folder / "relay.log"
         relay = spawn([sys.executable, "-m", "django", "relay_events", *words], self.environment, output)

@@ -47,11 +47,12 @@ class CapturedEvents:
         witness.messages.extend(self.messages)
         return witness.published(cls)
 
+    def keep(self) -> None:
+        """Hold on to what there is, as the end of `captured_events` does: what comes later does not count."""
+        self._kept = self._read()
+
     def _read(self) -> list[Message]:
         return [_message(row) for row in self._rows.filter(id__gt=self._after).order_by("id")]
-
-    def _keep(self) -> None:
-        self._kept = self._read()
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def captured_events(using: str = DEFAULT_DB_ALIAS) -> Generator[CapturedEvents]:
     """
     events = CapturedEvents(using)
     yield events
-    events._keep()
+    events.keep()
 
 
 def _message(row: OutboxRow) -> Message:

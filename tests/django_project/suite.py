@@ -37,7 +37,7 @@ class PriceChanged:
 
 
 class InATestCase(TestCase):
-    databases: Literal["__all__"] = "__all__"
+    databases: set[str] | Literal["__all__"] = "__all__"
 
     def test_an_event_is_captured_though_nothing_is_committed(self) -> None:
         with captured_events() as events:
@@ -250,7 +250,7 @@ class InATestCase(TestCase):
 
 
 class WithCommits(TransactionTestCase):
-    databases: Literal["__all__"] = "__all__"
+    databases: set[str] | Literal["__all__"] = "__all__"
 
     def test_what_is_committed_is_captured_and_what_is_rolled_back_is_not(self) -> None:
         with captured_events() as events:

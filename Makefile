@@ -11,13 +11,13 @@ CELL ?=
 workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
 
 run := .venv/bin/python -m
-debian := postgresql rabbitmq-server redis-server util-linux
+debian := faketime pgbouncer postgresql rabbitmq-server redis-server util-linux
 export PYTHON
 # pyright's version is pinned: it need not look for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-matrix docs clean venv-demo venv-dev debian
+.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-jaeger test-matrix docs clean venv-demo venv-dev debian jaeger
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,7 @@ demo: venv-demo ## a shop of five services, every effect counted; ARGS="--orders
 
 test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
 	@$(run) pytest $(workers) $(TESTS)
+	@$(if $(TESTS),,echo "what Jaeger shows was not looked at (tests/jaeger was skipped): make test-jaeger does, and needs Go")
 
 check: lint types test ## all that CI runs
 
@@ -40,6 +41,9 @@ types: venv-dev ## mypy and pyright, both strict
 
 test-rabbitmq4: venv-dev debian ## the tests on RabbitMQ 4.0, Debian trixie's; DEBIAN=sid is 4.3 (needs root)
 	@scripts/rabbitmq4 $(or $(DEBIAN),trixie) $(run) pytest $(TESTS)
+
+test-jaeger: jaeger venv-dev debian ## what people look for in Jaeger, asked of a real one (needs Go; minutes the first time)
+	@RABBITEVENTS_TEST_JAEGER=$(CURDIR)/.work/jaeger/jaeger $(run) pytest tests/jaeger
 
 test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest, CELL=--list (needs root)
 	@$(PYTHON) scripts/matrix.py $(CELL)
@@ -58,6 +62,9 @@ clean: ## remove what was made here: the environment, caches, the root folders o
 
 venv-demo venv-dev: venv-%:
 	@scripts/venv $*
+
+jaeger:
+	@scripts/jaeger >/dev/null
 
 debian:
 ifndef RABBITEVENTS_TEST_AMQP_URL

@@ -26,6 +26,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((CHECKOUT / "compose.yaml").read_text()
 OTHERS = {
     "cd",
     "celery",
+    "curl",
     "docker",
     "faststream",
     "journalctl",
@@ -169,6 +170,15 @@ def test_every_service_of_compose_says_when_it_is_well_and_is_reachable_from_thi
     used = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])]
     assert {volume for volume in used if not volume.startswith("./")} == set(COMPOSE["volumes"])
     assert [volume for volume in used if volume.startswith("./") and not (CHECKOUT / volume).is_file()] == []
+
+
+def test_compose_starts_the_version_of_jaeger_that_the_tests_ask() -> None:
+    module = (CHECKOUT / "tests" / "jaeger" / "go.mod").read_text()
+    built = re.search(r"github\.com/jaegertracing/jaeger v1\.(\d+)\.(\d+)", module)
+    assert built is not None
+
+    # One release has two names: as a Go module it is 1.76.0, as an image 2.13.0.
+    assert COMPOSE["services"]["jaeger"]["image"] == f"jaegertracing/jaeger:2.{int(built[1]) - 63}.{built[2]}"
 
 
 def test_the_ports_that_the_pages_name_are_those_of_compose() -> None:

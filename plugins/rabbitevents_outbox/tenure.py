@@ -192,12 +192,16 @@ class Tenure:
         now = self._time()
         while self._window.ready and not self._stopping and now >= self._send_due:
             most = 1 if self.trouble else self._told.batch
-            left = self.lease.until - now - 1.0
+            left = self._left(now)
             if self._waves >= (1 if self.trouble else WAVES) or left <= 0:
                 return
             rows = self._window.take(most)
             self._waves += 1
             self._start(self._wave(rows, min(SENDING, left)))
+
+    def _left(self, now: float) -> float:
+        """Return how long a sending may take: it has to end, one way or the other, before the lease does."""
+        return self.lease.until - now - self._told.lease / 6
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -315,7 +319,9 @@ class Tenure:
         return 0.0 if self._more or self._woken or self._window.starved else min(self._poll_due, self._scan_due)
 
     def _next_send(self, now: float) -> float:
-        if not self._window.ready or self._stopping or self._waves >= (1 if self.trouble else WAVES):
+        if not self._window.ready or self._stopping or self._left(now) <= 0:
+            return float("inf")
+        if self._waves >= (1 if self.trouble else WAVES):
             return float("inf")
         return max(now, self._send_due)
 

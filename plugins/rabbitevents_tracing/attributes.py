@@ -122,4 +122,4 @@ def fail(span: Span, error: BaseException, *, with_text: bool) -> None:
         code, line = stack[-1]
         where = f"{basename(code.co_filename)}:{line} in {code.co_qualname}"
         span.set_attribute("rabbitevents.error.location", shown(where))
-    span.set_status(Status(StatusCode.ERROR, f"{name}: {text}" if text else name))
+    span.set_status(Status(StatusCode.ERROR, f"{name}: {text}" if text else None))  # the name alone is error.type

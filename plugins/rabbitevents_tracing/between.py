@@ -18,7 +18,7 @@ from opentelemetry.trace import (
 )
 
 from rabbitevents import Delivery, Message
-from rabbitevents_tracing.attributes import Attributes, number, shown
+from rabbitevents_tracing.attributes import Attributes, ids, number, of_attempt, shown
 from rabbitevents_tracing.carrier import LINK, Headers, Times
 from rabbitevents_tracing.destinations import SYSTEM
 
@@ -63,6 +63,8 @@ class Arrival(NamedTuple):
     """The span of the attempt before this one, wherever that was."""
     is_root: bool
     """Whether its attempt begins a trace."""
+    is_late: bool
+    """Whether it does since the event lay for long: what comes of it then is no part of what was long ago."""
     now: int
     """When it came, in ns."""
 
@@ -104,14 +106,15 @@ class Between:
     def what_was(self, arrival: Arrival, attempt: Attempt, said: Attributes, times: Times) -> None:
         """Say how long the event waited for the attempt that begins: since the last one, or since it was replayed.
 
-        That stands beside the attempts, below the publish; where that is elsewhere, below the last attempt.
+        That stands beside the attempts, below the publish; where that is elsewhere, below the last attempt. A wait for
+        longer than a trace is to be is no span: the attempt says how long it was.
         """
         before, previous = arrival.before, arrival.previous
         since = before.told if before is not None else times.replayed or times.forwarded
         beside = arrival.came
         if arrival.is_root and previous is not None:
             beside = set_span_in_context(NonRecordingSpan(previous))
-        if not since or (arrival.is_root and previous is None):
+        if not since or arrival.is_late or (arrival.is_root and previous is None):
             return
         operation = "replay" if before is None and times.replayed else "wait"
         links = [Link(previous, {LINK: "previous attempt"})] if operation == "replay" and previous is not None else None
@@ -120,6 +123,24 @@ class Between:
         told.pop("rabbitevents.wait", None)  # that is how long it is
         name = f"{operation} {queue}"
         self._tracer.start_span(name, context=beside, attributes=told, links=links, start_time=since).end(arrival.now)
+
+    def brought_back(self, arrival: Arrival, context: Context, links: list[Link]) -> Context:
+        """Begin a trace with the replay of what lay dead for long, for its attempt to be the child; else leave ``context``."""
+        delivery, headers, now = arrival.delivery, arrival.headers, arrival.now
+        times = Times.of(headers, delivery.properties.timestamp, now)
+        if arrival.before is not None or not times.replayed:
+            return context
+        said = {
+            **_named("replay", delivery.queue),
+            **ids(delivery.type, delivery.properties, headers),
+            "rabbitevents.queue": delivery.queue,
+            **of_attempt(delivery, headers, times, now, is_new=True),
+        }
+        said.pop("rabbitevents.wait", None)  # that is how long it is
+        name = f"replay {delivery.queue}"
+        span = self._tracer.start_span(name, context=context, attributes=said, links=links, start_time=times.replayed)
+        span.end(now)
+        return set_span_in_context(span, context)
 
 
 def _named(operation: str, to: str) -> dict[str, Any]:

@@ -124,6 +124,11 @@ def left_behind(context: SpanContext | None) -> dict[str, str | None]:
     return {PREVIOUS: previous, FORWARDED_AT: datetime.now(UTC).isoformat()}
 
 
+def onward(context: Context) -> dict[str, str | None]:
+    """Return ``context`` as headers that stand in for all that a copy carries of a trace."""
+    return {**dict.fromkeys(propagate.get_global_textmap().fields), **written(context)}
+
+
 def previous_attempt(headers: Headers) -> SpanContext | None:
     """Return the attempt that made this copy, if its headers say so."""
     value = headers.get(PREVIOUS)
@@ -156,6 +161,18 @@ class Times(NamedTuple):
         if replayed <= forwarded:
             replayed = 0
         return cls(forwarded, replayed, replayed or forwarded or _ns(headers.get("event-time"), now))
+
+
+def is_idle(headers: Headers, sent_at: int | None, now: int, longest: float) -> bool:
+    """Say whether more than ``longest`` ns went by since the last attempt, or before the first one since the event's time.
+
+    AMQP's timestamp is that to the second, and settles it nearly always.
+    """
+    sent = (sent_at or 0) * 1_000_000_000
+    if FORWARDED_AT not in headers and now - sent <= longest:
+        return False
+    since = _ns(headers.get(FORWARDED_AT) or headers.get("event-time"), now) or _possible(sent, now)
+    return since > 0 and now - since > longest
 
 
 def seconds(since: int, until: int) -> float | None:

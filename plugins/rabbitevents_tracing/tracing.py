@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from importlib.metadata import version
+from math import inf
 from time import time_ns
 from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import trace
-from opentelemetry.context import attach, detach
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
@@ -39,7 +41,17 @@ from rabbitevents import (
 from rabbitevents.arguments import flag, wrong
 from rabbitevents_tracing.attributes import fail, ids, number, of_attempt, of_message, of_origin, of_place
 from rabbitevents_tracing.between import Arrival, Attempt, Between
-from rabbitevents_tracing.carrier import LINK, Headers, Times, left_behind, previous_attempt, read, written
+from rabbitevents_tracing.carrier import (
+    LINK,
+    Headers,
+    Times,
+    is_idle,
+    left_behind,
+    onward,
+    previous_attempt,
+    read,
+    written,
+)
 from rabbitevents_tracing.destinations import Destinations
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
@@ -53,8 +65,8 @@ class Tracing(Plugin):
     """Trace every event, from its publish through every attempt to handle it.
 
     :param tracer_provider: Stands in for the global one of OpenTelemetry.
-    :param link: Whether an attempt is the root of a trace of its own, and linked to the producer's span, instead of its
-        child: False.
+    :param link: When an attempt begins a trace of its own, and is linked to the producer's span, instead of being its
+        child: always (True), never (False), or after a longer wait than this timedelta: 10 minutes.
     :param error_text: Whether the text of an exception is told, as the description of the span's status too: False.
         Without it only its class and its stack are, since the text may quote the event.
     """
@@ -63,14 +75,19 @@ class Tracing(Plugin):
     inside: ClassVar[frozenset[str]] = frozenset({"dead-letter", "retry"})
 
     def __init__(
-        self, *, tracer_provider: TracerProvider | None = None, link: bool = False, error_text: bool = False
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        link: bool | timedelta = timedelta(minutes=10),
+        error_text: bool = False,
     ) -> None:
         if not isinstance(cast("object", tracer_provider), TracerProvider | None):
             raise wrong("Tracing: tracer_provider", tracer_provider, "say a TracerProvider of OpenTelemetry")
         self._tracer = trace.get_tracer(
             "rabbitevents", version("rabbitevents"), tracer_provider=tracer_provider, schema_url=SCHEMA
         )
-        self._link = flag("Tracing: link", link)
+        self._link = link is True
+        self._longest = _longest(link)
         self._error_text = flag("Tracing: error_text", error_text)
         self._between = Between(self._tracer)
         self._destinations = Destinations()
@@ -166,16 +183,26 @@ class Tracing(Plugin):
         return span, attempt
 
     def _arrived(self, delivery: Delivery) -> Arrival:
+        now, is_late = time_ns(), False
         try:
             headers: Headers = delivery.headers
+            is_late = is_idle(headers, delivery.properties.timestamp, now, self._longest)
         except DecodeError:
             headers = {}  # reading it further in says so
         came = read(headers)
-        producer = get_current_span(came).get_span_context()
         before = self._before(delivery, headers)
+        if before is not None:
+            is_late = before.told > 0 and now - before.told > self._longest
+            came = before.context if self._is_elsewhere(before, came) else came
+        producer = get_current_span(came).get_span_context()
         previous = before.span if before is not None else previous_attempt(headers)
-        is_root = self._link or not producer.is_valid
-        return Arrival(delivery, headers, came, producer, before, previous, is_root, time_ns())
+        is_root = self._link or is_late or not producer.is_valid
+        return Arrival(delivery, headers, came, producer, before, previous, is_root, is_late, now)
+
+    def _is_elsewhere(self, attempt: Attempt, came: Context) -> bool:
+        """Say whether an attempt has begun a trace, which goes on with what comes of it."""
+        trace = get_current_span(came).get_span_context().trace_id
+        return not self._link and attempt.span.is_valid and attempt.span.trace_id != trace
 
     def _before(self, delivery: Delivery, headers: Headers) -> Attempt | None:
         last = _ATTEMPT.get()
@@ -193,11 +220,14 @@ class Tracing(Plugin):
         key = delivery.routing_key if headers else delivery.via_routing_key
         destination = self._destinations.consumed(exchange, key, delivery.queue)
         links = [Link(previous, {LINK: "previous attempt"})] if previous is not None else []
-        if self._link and producer.is_valid:
+        context = set_span_in_context(INVALID_SPAN, came) if arrival.is_root else came
+        if arrival.is_root and producer.is_valid:
             links.insert(0, Link(producer, {LINK: "producer"}))
+        if arrival.is_late:
+            context = self._between.brought_back(arrival, context, links)
         return self._tracer.start_span(
             destination.named("process"),
-            context=set_span_in_context(INVALID_SPAN, came) if self._link else came,
+            context=context,
             kind=SpanKind.CONSUMER,
             attributes=destination.attributes,
             links=links or None,
@@ -216,7 +246,10 @@ class Tracing(Plugin):
         else:
             previous = attempt.span
         self._between.forwarded(attempt, delivery.queue, message)
-        labelled = message.replace(headers=left_behind(previous))
+        labels = left_behind(previous)
+        if self._is_elsewhere(attempt, read(message.headers)):
+            labels |= onward(attempt.context)
+        labelled = message.replace(headers=labels)
         try:
             self._limits.check_message(labelled)
         except EncodeError:
@@ -253,6 +286,17 @@ class Tracing(Plugin):
         if attempt is None or attempt.owner is not self or attempt.event != event:
             return None
         return attempt if attempt.span.trace_flags.sampled else None
+
+
+def _longest(link: object) -> float:
+    """Return the longest wait, in ns, after which an attempt is part of the trace that was."""
+    if isinstance(link, bool):
+        return inf
+    if not isinstance(link, timedelta) or link < timedelta(0):
+        raise wrong(
+            "Tracing: link", link, "say True (always), False (never), or after how long a wait: timedelta(minutes=10)"
+        )
+    return link.total_seconds() * 1e9
 
 
 def _named(attempt: Attempt, delivery: Delivery) -> Attempt:

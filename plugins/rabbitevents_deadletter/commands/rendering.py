@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -123,6 +124,7 @@ def _facts(letter: DeadLetterMessage) -> dict[str, object]:
         "handler": letter.handler,
         "host": letter.host,
         "published": f"to {letter.exchange!r} with {letter.routing_key!r}",
+        "trace": trace_of(letter),
         "unreadable": letter.unreadable,
     }
     properties = {} if letter.unreadable else msgspec.structs.asdict(letter.delivery.properties)
@@ -130,6 +132,14 @@ def _facts(letter: DeadLetterMessage) -> dict[str, object]:
     return {name: value for name, value in said.items() if value not in (None, "")}
 
 
+def trace_of(letter: DeadLetterMessage) -> str:
+    """Return the trace in which it failed, as one looks for it (in Jaeger, say); empty where its headers name none (W3C)."""
+    said = (letter.headers.get(name) for name in ("previous-traceparent", "traceparent"))
+    found = (_TRACEPARENT(value) for value in said if isinstance(value, str))
+    return next((each[1] for each in found if each), "")
+
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 _SAID: Final = ("headers", "type", "message_id")
 
 

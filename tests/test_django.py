@@ -34,6 +34,7 @@ from rabbitevents_django.databases import asyncpg_arguments
 
 KINDS = ("sqlite", "postgresql")
 PASSWORD = "marker-in-the-password"
+AWKWARD = "p@ss/w:rd%41 ?&#"
 RABBITEVENTS = {"NAME": "shop", "DATABASES": ["default", "other"]}
 
 
@@ -244,11 +245,12 @@ def sent_in(project: Project, alias: str) -> int:
 
 
 async def test_the_relay_connects_as_django_does(postgres: PostgresServer, rabbit_url: str, tmp_path: Path) -> None:
-    """Without the role there is no right to the tables, and without the path they are not found."""
+    """Without the password it is not let in, without the role it has no right, without the path it finds no tables."""
     name = postgres.database()
+    password_needed(postgres, "shop_web")
     for statement in (
         "CREATE ROLE shop_writer",
-        "CREATE USER shop_web NOINHERIT IN ROLE shop_writer",
+        f"CREATE USER shop_web NOINHERIT IN ROLE shop_writer PASSWORD '{AWKWARD}'",
         "CREATE SCHEMA messaging AUTHORIZATION shop_writer",
     ):
         postgres.run(statement, name)
@@ -258,7 +260,10 @@ async def test_the_relay_connects_as_django_does(postgres: PostgresServer, rabbi
         "application_name": "shop-of-django",
     }
     told = {**RABBITEVENTS, "DATABASES": ["default"], "URL": rabbit_url}
-    project = Project(tmp_path, {"default": postgresql_on(postgres, name, "shop_web", **options)}, told)
+    database = postgresql_on(postgres, name, "shop_web", **options)
+    project = Project(tmp_path, {"default": database}, told)
+    assert "password authentication failed" in project.run("relay_events", code=1)
+    database["PASSWORD"] = AWKWARD
     project.run("migrate")
     project.run("place_order", "o-1")
     effects = Effects()
@@ -270,6 +275,13 @@ async def test_the_relay_connects_as_django_does(postgres: PostgresServer, rabbi
             connections = int(postgres.run(look))
 
     assert connections >= 1
+
+
+def password_needed(server: PostgresServer, user: str) -> None:
+    """Have a server that lets everybody in ask one user for a password."""
+    rules = server.folder / "data" / "pg_hba.conf"
+    rules.write_text(f"host all {user} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+    server.run("SELECT pg_reload_conf()")
 
 
 async def test_options_reach_postgresql_through_asyncpg_too(postgres: PostgresServer) -> None:
@@ -333,6 +345,15 @@ def test_sqlite_without_immediate_transactions_is_warned_of(project: Project) ->
     project.databases["default"] = CAREFREE
 
     assert "(rabbitevents.W001) DATABASES['default']: a transaction that reads" in project.run("check")
+
+
+def test_a_database_without_a_name_is_refused_in_a_line(project: Project) -> None:
+    project.databases["default"]["NAME"] = ""
+
+    printed = project.run("relay_events", "--url", "amqp://localhost", code=1)
+
+    assert "Please supply the NAME" in printed
+    assert "Traceback" not in printed
 
 
 def test_a_port_that_cannot_be_is_refused_in_a_line(migrated: Project) -> None:

@@ -64,17 +64,18 @@ def engine_for(alias: str) -> AsyncEngine:
     role = connection.settings_dict["OPTIONS"].get("assume_role")
     if role:
         told["options"] = f"{told.get('options', '')} -c role={_escaped(role)}".strip()
+    if "prepare_threshold" in told:  # psycopg 3, which Django has, and whose arguments these are; the URL is for people
+        url = URL.create("postgresql+psycopg", told.get("user"), host=told.get("host"), database=told.get("dbname"))
+        return create_async_engine(url, connect_args=told)
     url = URL.create(
-        "postgresql",
+        "postgresql+asyncpg",
         username=told.pop("user", None),
         password=told.pop("password", None),
         host=told.pop("host", None),
         port=_port(alias, told.pop("port", None)),
         database=told.pop("dbname", None),
     )
-    if "prepare_threshold" in told:  # psycopg 3, which Django has, and whose arguments these are
-        return create_async_engine(url.set(drivername="postgresql+psycopg"), connect_args=told)
-    return create_async_engine(url.set(drivername="postgresql+asyncpg"), connect_args=asyncpg_arguments(alias, told))
+    return create_async_engine(url, connect_args=asyncpg_arguments(alias, told))
 
 
 def asyncpg_arguments(alias: str, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +111,9 @@ def _port(alias: str, said: object) -> int | None:
     try:
         return None if said is None else int(str(said))
     except ValueError:
-        raise ConfigurationError(f"DATABASES[{alias!r}]: PORT is no number") from None
+        raise ConfigurationError(
+            f"DATABASES[{alias!r}]: PORT is no number, as asyncpg needs it: install psycopg 3, or say one"
+        ) from None
 
 
 def _escaped(word: object) -> str:

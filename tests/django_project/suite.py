@@ -19,7 +19,6 @@ from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_
 from rabbitevents import ConfigurationError, EncodeError, Event, event
 from rabbitevents_django import publish
 from rabbitevents_django.checks import check_settings
-from rabbitevents_django.databases import engine_for
 from rabbitevents_django.models import OutboxRow
 from rabbitevents_django.testing import captured_events
 from rabbitevents_outbox import TransactionError
@@ -233,23 +232,6 @@ class InATestCase(TestCase):
         self.assertNotContains(page, "&quot;secret-order")
         assert self.client.get(f"{where}add/").status_code == 403
         assert self.client.post(f"{where}{OutboxRow.objects.earliest('id').pk}/delete/").status_code == 403
-
-    # --- the relay's engine ---
-
-    def test_a_password_reaches_the_driver_as_it_is(self) -> None:
-        connection = connections["default"]
-        if connection.vendor != "postgresql":
-            self.skipTest("SQLite has none")
-        before = connection.settings_dict["PASSWORD"]
-        connection.settings_dict["PASSWORD"] = said = "p@ss/w:rd%41 ?&"
-        try:
-            engine = engine_for("default")
-        finally:
-            connection.settings_dict["PASSWORD"] = before
-
-        _, arguments = engine.dialect.create_connect_args(engine.url)
-        assert arguments["password"] == said
-        assert said not in str(engine.url)
 
 
 class WithCommits(TransactionTestCase):

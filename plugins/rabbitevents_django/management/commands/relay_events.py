@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
@@ -42,7 +43,7 @@ class Command(BaseCommand):
             bus = relay_bus(database, url=url)
             _look(database)
             asyncio.run(self._relay(bus, database, health))
-        except RabbitEventsError as error:
+        except (ImproperlyConfigured, RabbitEventsError) as error:
             raise CommandError(str(error)) from error
 
     async def _relay(self, bus: Bus, database: str, health: int | None) -> None:

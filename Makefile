@@ -11,7 +11,7 @@ CELL ?=
 workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
 
 run := .venv/bin/python -m
-debian := faketime pgbouncer postgresql rabbitmq-server redis-server util-linux
+debian := faketime pgbouncer postgresql prometheus rabbitmq-server redis-server util-linux
 export PYTHON
 # pyright's version is pinned: it need not look for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1

@@ -65,7 +65,9 @@ TYPES_ONLY = frozenset(
 
 CLIENT_LIBRARIES = frozenset({"aio_pika", "aiormq", "pamqp"})
 
-PUBLIC_MODULES = frozenset({CORE, *(f"{CORE}.{room}" for room in ("arguments", "cli", "failures", "health", "testing", "texts"))})
+PUBLIC_MODULES = frozenset(
+    {CORE, *(f"{CORE}.{room}" for room in ("arguments", "cli", "failures", "health", "testing", "texts"))}
+)
 """What a plugin may import of the core: names that these modules list in ``__all__``."""
 
 APPLICATIONS = frozenset({("rabbitevents_django", "rabbitevents_outbox")})

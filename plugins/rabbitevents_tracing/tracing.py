@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from math import inf
 from time import time_ns
@@ -32,19 +33,17 @@ from rabbitevents import (
     Host,
     Limits,
     Message,
-    Outcome,
     Plugin,
     Publish,
     Settlement,
     facts,
 )
 from rabbitevents.arguments import flag, wrong
-from rabbitevents_tracing.attributes import fail, ids, number, of_attempt, of_message, of_origin, of_place
+from rabbitevents_tracing.attributes import Said, fail, of_publish
 from rabbitevents_tracing.between import Arrival, Attempt, Between
 from rabbitevents_tracing.carrier import (
     LINK,
     Headers,
-    Times,
     is_idle,
     left_behind,
     onward,
@@ -119,14 +118,11 @@ class Tracing(Plugin):
     async def publish(self, proceed: Publish, message: Message) -> None:
         """Make the producer span, and let the message carry it."""
         destination = self._destinations.published(message.exchange, message.routing_key)
-        span = self._tracer.start_span(
-            destination.named("publish"), kind=SpanKind.PRODUCER, attributes=destination.attributes
-        )
+        said = Said(partial(of_publish, destination.attributes, message))
+        span = self._tracer.start_span(destination.named("publish"), kind=SpanKind.PRODUCER, attributes=said)
         context = set_span_in_context(span)
         token = attach(context)
         try:
-            if span.is_recording():
-                span.set_attributes(of_message(message))
             carried = written(context)
             await proceed(message.replace(headers=carried) if carried else message)
         except BaseException as error:
@@ -147,12 +143,9 @@ class Tracing(Plugin):
             settlement = await proceed(delivery)
         except BaseException as error:
             fail(span, error, with_text=self._error_text)
-            _ATTEMPT.set(_named(attempt, delivery))
             raise
         else:
             span.set_attribute("rabbitevents.outcome", settlement.outcome.value)
-            if settlement.outcome is not Outcome.ACK:
-                _ATTEMPT.set(_named(attempt, delivery))
             return settlement
         finally:
             detach(token)
@@ -162,24 +155,9 @@ class Tracing(Plugin):
         """Begin the span of an attempt, and say on it which event it is, as far as that can be read."""
         arrival = self._arrived(delivery)
         span = self._start(arrival)
-        attempt = Attempt(self, delivery.place, set_span_in_context(span, arrival.came))
-        if not span.is_recording():
-            return span, attempt
-        said = of_place(delivery)
-        try:
-            headers, times = arrival.headers, Times.of(arrival.headers, delivery.properties.timestamp, arrival.now)
-            known = {**ids(delivery.type, delivery.properties, headers), "rabbitevents.queue": delivery.queue}
-            attempt = attempt._replace(ids=known, number=number(delivery.attempt))
-            more = of_attempt(delivery, headers, times, arrival.now, is_new=arrival.before is None)
-            said.update(known)
-            said.update(more)
-            if arrival.is_root or not arrival.producer.trace_flags.sampled:
-                said.update(of_origin(delivery))
-            if arrival.before is not None or times.replayed or times.forwarded:
-                self._between.what_was(arrival, attempt, more, times)
-        except DecodeError:
-            pass  # reading it further in says so
-        span.set_attributes(said)
+        attempt = Attempt(self, delivery, set_span_in_context(span, arrival.came))
+        if arrival.is_another and span.is_recording():
+            self._between.what_was(arrival, attempt)
         return span, attempt
 
     def _arrived(self, delivery: Delivery) -> Arrival:
@@ -229,7 +207,7 @@ class Tracing(Plugin):
             destination.named("process"),
             context=context,
             kind=SpanKind.CONSUMER,
-            attributes=destination.attributes,
+            attributes=Said(partial(arrival.said, destination.attributes)),
             links=links or None,
             start_time=arrival.now,
         )
@@ -240,8 +218,7 @@ class Tracing(Plugin):
         """Let a copy carry which attempt made it, and when; say in the trace what it is for."""
         attempt = _ATTEMPT.get()
         if attempt is None or attempt.place != delivery.place:  # it was decided before we saw it
-            known = {**ids(message.type, message.properties, message.headers), "rabbitevents.queue": delivery.queue}
-            attempt = Attempt(self, delivery.place, read(message.headers), known)
+            attempt = Attempt(self, delivery, read(message.headers))
             previous = previous_attempt(message.headers)
         else:
             previous = attempt.span
@@ -297,11 +274,3 @@ def _longest(link: object) -> float:
             "Tracing: link", link, "say True (always), False (never), or after how long a wait: timedelta(minutes=10)"
         )
     return link.total_seconds() * 1e9
-
-
-def _named(attempt: Attempt, delivery: Delivery) -> Attempt:
-    """Return the attempt with its event's id, by which those who decide what becomes of it report."""
-    try:
-        return attempt._replace(event=str(delivery.id))
-    except DecodeError:
-        return attempt

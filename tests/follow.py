@@ -242,7 +242,7 @@ def environment(folder: Path) -> dict[str, str]:
     RABBITEVENTS_TEST_BIN names the ``bin`` folder of another environment, in which the wheel is installed.
     """
     given = os.environ.get("RABBITEVENTS_TEST_BIN")
-    without = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
+    without = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "PYTHON", "PYTEST"))}
     common = {**without, "PYTHONUNBUFFERED": "1", "COLUMNS": "80", "NO_COLOR": "1"}
     if given is not None:
         return {**common, "PATH": f"{given}:{os.environ['PATH']}"}

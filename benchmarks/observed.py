@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
@@ -76,17 +75,9 @@ def over_grpc(port: int) -> SpanExporter:
     return exporter
 
 
-def of_our_own(port: int, *, compress: bool = False) -> SpanExporter:
-    from rabbitevents_tracing.otlp import OtlpExporter  # here, so that older checkouts can be measured
-
-    return OtlpExporter(f"http://127.0.0.1:{port}/v1/traces", compress=compress)
-
-
 EXPORTERS: Final[dict[str, Callable[[int], SpanExporter]]] = {
     "SDK, HTTP": lambda port: OTLPSpanExporter(f"http://127.0.0.1:{port}/v1/traces"),
     "SDK, gRPC": over_grpc,
-    "OtlpExporter": of_our_own,
-    "OtlpExporter, packed": partial(of_our_own, compress=True),
 }
 
 

@@ -47,7 +47,7 @@ def exporters() -> list[str]:
 
 def names() -> list[str]:
     """Return all contenders that can run here."""
-    sending = [SENT + name for name in ("SDK, HTTP", "SDK, gRPC", "OtlpExporter") if name in exporters()]
+    sending = [SENT + name for name in ("SDK, HTTP", "SDK, gRPC") if name in exporters()]
     ours = [*WAYS, ", tracing 1 in 100, metrics", *sending, ", tracing 1 in 100, metrics, to SDK, HTTP"]
     theirs = [*WAYS, sending[0]] if find_spec("faststream") else []
     return [f"rabbitevents{way}" for way in ours] + [f"FastStream{way}" for way in theirs]

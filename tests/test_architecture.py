@@ -46,7 +46,7 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
         frozenset({"consuming", "publishing", "browsing", "configuration", "logs", "loops"}),
     ),
     ("bus", frozenset({"bus", "sync"})),
-    ("around the bus", frozenset({"testing", "health", "asgi", "exposition"})),
+    ("around the bus", frozenset({"testing", "health", "asgi", "exposition", "operations"})),
     ("applications", frozenset({"cli", "demo", "__main__"})),
 )
 

@@ -30,8 +30,10 @@ OTHERS = {
     "docker",
     "faststream",
     "journalctl",
+    "kubectl",
     "mkdir",
     "pytest",
+    "rabbitmqadmin",
     "rabbitmqctl",
     "redis-cli",
     "systemctl",
@@ -111,8 +113,10 @@ def wrong_program(arguments: list[str], block: Block) -> str:
 
 
 def wrong_services(arguments: list[str]) -> str:
-    wanted = [word for word in arguments[1:] if not word.startswith("-")]
-    return ", ".join(f"no service {word}" for word in wanted if word not in COMPOSE["services"])
+    files = [arguments[at + 1] for at, word in enumerate(arguments) if word == "-f"]
+    wanted = [word for word in arguments if not word.startswith("-") and word not in files][1:]
+    missing = [f"no file {name}" for name in files if not (CHECKOUT / name).is_file()]
+    return ", ".join(missing + [f"no service {word}" for word in wanted if word not in COMPOSE["services"]])
 
 
 @pytest.mark.parametrize(
@@ -124,6 +128,8 @@ def wrong_services(arguments: list[str]) -> str:
         ("pip install 'rabbitevents[kafka]'", "no extra kafka"),
         ("python nowhere.py", "no program nowhere.py"),
         ("docker compose up rabbit", "no service rabbit"),
+        ("docker compose -f compose.yml up", "no file compose.yml"),
+        ("docker compose -f compose.yaml up rabbit", "no service rabbit"),
         ("rabitevents demo", "nobody knows 'rabitevents'"),
     ],
 )
@@ -136,7 +142,7 @@ def test_a_wrong_command_is_found(command: str, problem: str) -> None:
 COMMANDS = CHECKOUT / "docs" / "reference" / "commands.md"
 
 
-@pytest.mark.parametrize("name", ["run", "demo", "dlq"])
+@pytest.mark.parametrize("name", ["run", "explain", "doctor", "demo", "dlq"])
 def test_the_reference_names_every_option_and_no_other(name: str) -> None:
     sections = COMMANDS.read_text().split("\n## ")
     (section,) = (text for text in sections if text.startswith(f"rabbitevents {name}\n"))

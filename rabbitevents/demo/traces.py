@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from yarl import URL
 
+from rabbitevents.cli import out
 from rabbitevents.demo.journal import append, finished_lines
 from rabbitevents.demo.settings import Settings
 from rabbitevents_tracing import Step, Tracing, story
@@ -136,9 +137,9 @@ def endpoint(url: str) -> str:
 
 
 def told(folder: Path, event: str) -> str:
-    """Return as text the trace that began with ``event``, from what all processes have written."""
+    """Return as text the trace that began with ``event``, from what all processes have written, as the terminal is wide."""
     traces = {step.trace for step in _steps_with(folder, event) if step.attributes.get("messaging.message.id") == event}
-    return story(step for trace in traces for step in _steps_with(folder, trace) if step.trace == trace)
+    return story((step for trace in traces for step in _steps_with(folder, trace) if step.trace == trace), out.width)
 
 
 def _steps_with(folder: Path, text: str) -> Iterator[Step]:

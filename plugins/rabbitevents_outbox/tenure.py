@@ -55,6 +55,10 @@ entries of the index, and each read would wade through them (NikolayS/PgQue#80: 
 SENDING: Final = 10.0
 """Seconds that sending a message may take."""
 
+MARKING: Final = 0.02
+"""Seconds for which marks wait for others, while more is on its way: a statement and a commit for each row would cost an
+entity's chain more than its sending."""
+
 
 class Settings(msgspec.Struct, frozen=True):
     """How an outbox is relayed; times in seconds."""
@@ -90,6 +94,7 @@ class Tenure:
         self._waves = 0
         self._confirmed: list[int] = []
         self._marking = False
+        self._mark_due = 0.0
         self._lost = False
         self._stopping = False
         self._woken = True
@@ -282,10 +287,18 @@ class Tenure:
     # --- marking ---
 
     def _mark(self) -> None:
-        if self._confirmed and not self._marking:
-            ids, self._confirmed = self._confirmed, []
-            self._marking = True
-            self._start(self._marks(ids))
+        if not self._confirmed or self._marking or self._next_mark() > self._time():
+            return
+        ids, self._confirmed = self._confirmed, []
+        self._marking = True
+        self._mark_due = self._time() + MARKING
+        self._start(self._marks(ids))
+
+    def _next_mark(self) -> float:
+        """Return when marks are due: at once where there are many, or where no others are to be expected."""
+        if not self._confirmed or self._marking:
+            return float("inf")
+        return self._mark_due if self._waves and len(self._confirmed) < self._told.batch // 5 else 0.0
 
     async def _marks(self, ids: list[int]) -> None:
         try:
@@ -301,7 +314,7 @@ class Tenure:
         """Wait until there may be something to do. Raises what went wrong meanwhile."""
         now = self._time()
         if not self._over():
-            until = min(self._renew_due, self._next_read(), self._next_send(now), self.lease.until)
+            until = min(self._renew_due, self._next_read(), self._next_send(now), self._next_mark(), self.lease.until)
             await _set_within(self._turn, until - now)
         self._turn.clear()
         for task in [task for task in self._tasks if task.done()]:

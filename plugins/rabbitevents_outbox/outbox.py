@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Literal, TypeVar, cast, overload
 
-from sqlalchemy import Connection, event, insert
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -179,7 +179,7 @@ class Outbox(Plugin):
             raise ConfigurationError("outbox.publish(session) has no events: say at least one")
         self._check(session.sync_session if isinstance(session, AsyncSession) else session.sync_connection)
         events, rows = await self._written(payloads, told)
-        await session.execute(insert(self.tables.outbox), rows)
+        await session.execute(self.tables.writing, rows)
         self._wake_after(session)
         return events[0] if len(payloads) == 1 else events
 
@@ -194,7 +194,7 @@ class Outbox(Plugin):
             raise TransactionError(_no_session(session))
         self._check(session)
         prepared = [self._prepare(payload, told) for payload in payloads]
-        session.execute(insert(self.tables.outbox), [self._row(message, told) for _, message in prepared])
+        session.execute(self.tables.writing, [self._row(message, told) for _, message in prepared])
         if isinstance(session, Session) and self._relay is not None:
             session.info[_WAKE] = self._relay.wake
         return [event for event, _ in prepared]

@@ -51,10 +51,10 @@ class FastStreamOutbox(Contender):
     def _relay(self, rabbit: RabbitBroker) -> None:
         publisher = rabbit.publisher(exchange=self._exchange, routing_key=TYPE, persist=True, mandatory=True)
 
-        @publisher
-        @self._outbox.subscriber(TABLE_QUEUE, **self.settings)
         async def relay(body: dict[str, Any]) -> dict[str, Any]:
             return body
+
+        publisher(self._outbox.subscriber(TABLE_QUEUE, **self.settings)(relay))
 
     @asynccontextmanager
     async def relaying(self) -> AsyncIterator[None]:

@@ -126,8 +126,8 @@ class Contender(ABC):
     async def prepare(self) -> None:
         """Make tables, exchange and queue."""
         await self.create()
-        async with self.engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
+        async with self.engine.begin() as database:
+            await database.run_sync(Base.metadata.create_all)
         async with await aio_pika.connect(self.amqp) as connection, await connection.channel() as channel:
             exchange = await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
             queue = await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})

@@ -54,8 +54,8 @@ class Outbox(Plugin):
     :param name: The events' source where no bus runs: a service's name. By default the bus's, and unknown without one.
     :param relay: Whether this process relays: True.
     :param batch: How many rows are in the relay's hands at a time, at least: 500.
-    :param poll: How often the relay looks for what other processes have written: 0.1 s; up to ten times as seldom while
-        there is nothing.
+    :param poll: How often the relay looks for what other processes have written: 0.1 s; up to ten times as often while
+        they write, and up to ten times as seldom while there is nothing.
     :param keep: For how long a row is kept once it is sent. By default it is deleted.
     :param max_attempts: How often a row may fail by itself before it is dead: 10, over 17 minutes.
     :param unroutable: What a row is that no queue is bound for: "raise" (the default) keeps it as failed; "ignore" takes it

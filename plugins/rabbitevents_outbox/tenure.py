@@ -165,7 +165,8 @@ class Tenure:
             return
         goes_on = self._more and not (scans or window.starved or self._woken or self._left_out)
         after = self._last if goes_on else 0 if scans else self._floor
-        self._woken = window.starved = False
+        woken, self._woken = self._woken, False
+        window.starved = False
         window.dropped.clear()
         held = self._left_out and await self._shards.holds_back(self.lease.shard)
         full = window.full
@@ -177,12 +178,19 @@ class Tenure:
         elif not goes_on and not held and not self._more and not window.dropped:
             self._left_out = False
         self._last = rows[-1].id if rows else self._last
-        self._poll = self._told.poll if rows else min(self._poll * 2, self._told.poll * 10)
+        self._poll = self._pause(found=bool(rows), woken=woken)
         self._poll_due = self._time() + self._poll
         self.idle = not window.known and not self._woken
         if scans:
             self._scan_due = now + FULL_SCAN
             self._raise_floor(now)
+
+    def _pause(self, *, found: bool, woken: bool) -> float:
+        """Return when to look again. Where there was something that nobody woke us for, others are writing."""
+        usual = self._told.poll
+        if found:
+            return usual if woken else usual / 10
+        return min(self._poll * 2, usual * 10)
 
     def _raise_floor(self, now: float) -> None:
         """Note up to where all is sent that is known; after a while, reads begin there."""

@@ -208,7 +208,7 @@ async def _check(channel: aio_pika.abc.AbstractChannel, events: int) -> int:
 
 
 async def latency(contender: Contender, told: argparse.Namespace) -> Document:
-    """Commit at a steady rate, and time each event from the commit's return to its handler.
+    """Commit at a steady rate, and time each event from just before its COMMIT, which is in it, to its handler.
 
     The writer is in this process, which relays and consumes, or apart, in one of its own.
     """
@@ -232,14 +232,15 @@ async def latency(contender: Contender, told: argparse.Namespace) -> Document:
 
 
 async def _written(contender: Contender, told: argparse.Namespace) -> list[float]:
-    """Commit an event each so often; return when each was committed. The clock is the machine's, for all processes."""
+    """Commit an event each so often; return when each COMMIT was begun. The clock is the machine's, for all processes."""
     committed = [0.0] * told.events
 
     async def write(number: int) -> None:
         async with contender.sessions.begin() as session:
             session.add(thing(number))
             await contender.write(session, document(number, 1000))
-        committed[number] = time.perf_counter()
+            await session.flush()
+            committed[number] = time.perf_counter()
 
     async with asyncio.TaskGroup() as tasks:
         started = time.perf_counter() + 0.3

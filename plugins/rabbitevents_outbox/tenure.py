@@ -202,49 +202,59 @@ class Tenure:
     # --- sending ---
 
     def _send(self) -> None:
-        now = self._time()
-        while self._window.ready and not self._stopping and now >= self._send_due:
-            most = 1 if self.trouble else self._told.batch
-            left = self.lease.until - now - 1.0
-            if self._waves >= (1 if self.trouble else WAVES) or left <= 0:
-                return
-            rows = self._window.take(most)
+        while self._waves < (1 if self.trouble else WAVES) and (rows := self._next()):
             self._waves += 1
-            self._start(self._wave(rows, min(SENDING, left)))
+            self._start(self._wave(rows))
+
+    def _next(self) -> list[Row]:
+        """Return rows to be sent now; none where it is not the time for it."""
+        now = self._time()
+        if self._stopping or now < self._send_due or now >= self.lease.until - 1.0:
+            return []
+        return self._window.take(1 if self.trouble else self._told.batch)
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(lambda _: self._turn.set())
 
-    async def _wave(self, rows: list[Row], timeout: float) -> None:
+    async def _wave(self, rows: list[Row]) -> None:
+        """Send rows, and those that come after them, without a turn of `run` in between."""
         try:
-            sound: list[Row] = []
-            messages: list[Message] = []
-            for row in rows:
-                try:
-                    messages.append(row.message(self._host.exchange, timeout))
-                    sound.append(row)
-                except DecodeError as error:
-                    # Its row alone is broken.
-                    await self._fail(row, error)
-            results = await self._host.send_many(messages)
-            troubled: list[Row] = []
-            for row, result in zip(sound, results, strict=True):
-                if result is None or (isinstance(result, UnroutableError) and not self._told.keeps_unroutable):
-                    self._window.confirmed(row)
-                    self._confirmed.append(row.id)
-                elif isinstance(result, EVERYBODYS):
-                    troubled.append(row)
-                    self._say(result)
-                else:
-                    await self._fail(row, result)
-            if troubled:
-                self._wait_for_all(troubled, alone=len(rows) == 1)
-            elif sound:
-                await self._goes_on()
+            while rows:
+                await self._deliver(rows, min(SENDING, self.lease.until - self._time() - 1.0))
+                rows = [] if self.trouble else self._next()
+                self._mark()
+                if self._next_read() <= self._time():
+                    self._turn.set()
         finally:
             self._waves -= 1
+
+    async def _deliver(self, rows: list[Row], timeout: float) -> None:
+        sound: list[Row] = []
+        messages: list[Message] = []
+        for row in rows:
+            try:
+                messages.append(row.message(self._host.exchange, timeout))
+                sound.append(row)
+            except DecodeError as error:
+                # Its row alone is broken.
+                await self._fail(row, error)
+        results = await self._host.send_many(messages)
+        troubled: list[Row] = []
+        for row, result in zip(sound, results, strict=True):
+            if result is None or (isinstance(result, UnroutableError) and not self._told.keeps_unroutable):
+                self._window.confirmed(row)
+                self._confirmed.append(row.id)
+            elif isinstance(result, EVERYBODYS):
+                troubled.append(row)
+                self._say(result)
+            else:
+                await self._fail(row, result)
+        if troubled:
+            self._wait_for_all(troubled, alone=len(rows) == 1)
+        elif sound:
+            await self._goes_on()
 
     def _wait_for_all(self, rows: list[Row], *, alone: bool) -> None:
         """Let rows be sent again after a while. One that failed when it was sent alone goes to the end, as a suspect."""

@@ -71,8 +71,8 @@ PUBLISHED = (
 PHASES = (
     Phase("relayed, 1,000 entities", ("--phase", "relay", "--entities", "1000"), RELAYED, 10_000, 1_500),
     Phase("relayed, one entity", ("--phase", "relay", "--entities", "1"), RELAYED, 3_000, 300),
-    Phase("commit to handler, one process", ("--phase", "latency"), DELAYS, 2_000, 200),
-    Phase("commit to handler, writer apart", ("--phase", "latency", "--apart"), DELAYS, 2_000, 200),
+    Phase("commit to handler, one process", ("--phase", "latency"), DELAYS, 1_000, 200),
+    Phase("commit to handler, writer apart", ("--phase", "latency", "--apart"), DELAYS, 1_000, 200),
     Phase("one event in a transaction", ("--phase", "publish"), PUBLISHED, 1_000, 100),
     Phase("handled, a row written for each event", ("--phase", "inbox"), RATES, 3_000, 300),
 )

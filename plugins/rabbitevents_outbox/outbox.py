@@ -179,7 +179,7 @@ class Outbox(Plugin):
             raise ConfigurationError("outbox.publish(session) has no events: say at least one")
         self._check(session.sync_session if isinstance(session, AsyncSession) else session.sync_connection)
         events, rows = await self._written(payloads, told)
-        await session.execute(self.tables.writing, rows)
+        await session.run_sync(self._insert, rows)
         self._wake_after(session)
         return events[0] if len(payloads) == 1 else events
 
@@ -194,7 +194,7 @@ class Outbox(Plugin):
             raise TransactionError(_no_session(session))
         self._check(session)
         prepared = [self._prepare(payload, told) for payload in payloads]
-        session.execute(self.tables.writing, [self._row(message, told) for _, message in prepared])
+        self._insert(session, [self._row(message, told) for _, message in prepared])
         if isinstance(session, Session) and self._relay is not None:
             session.info[_WAKE] = self._relay.wake
         return [event for event, _ in prepared]
@@ -253,6 +253,10 @@ class Outbox(Plugin):
         self._limits.check_message(message)
         own = self._host is None and told.get("exchange") is None
         return row_of(message, self.settings.shards, own_exchange=own)
+
+    def _insert(self, session: Session | Connection, rows: list[Any]) -> None:
+        """Write rows on the session's own connection: it has nothing to add to them."""
+        (session.connection() if isinstance(session, Session) else session).execute(self.tables.writing, rows)
 
     def _check(self, session: Any) -> None:
         """Raise `TransactionError` where no transaction is under way on this database."""

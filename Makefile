@@ -7,17 +7,20 @@ ARGS ?=
 TESTS ?=
 DEBIAN ?=
 CELL ?=
-# Two test processes, each with a RabbitMQ node of its own; a file's tests stay together. One is enough for a part.
-workers := $(if $(TESTS),,--numprocesses 2 --dist loadfile)
+PAGES ?=
+PROCESSES ?= 4
+# More test processes than processors, as they wait more than they work, each with a RabbitMQ node of its own; a file's
+# tests stay together, and the order is that of tests/order.py. One process is enough for a part.
+workers := $(if $(TESTS),,--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
 
 run := .venv/bin/python -m
-debian := postgresql rabbitmq-server redis-server util-linux
+debian := faketime pgbouncer postgresql prometheus rabbitmq-server redis-server util-linux
 export PYTHON
 # pyright's version is pinned: it need not look for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-matrix docs clean venv-demo venv-dev debian
+.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-jaeger test-matrix docs screenshots clean venv-demo venv-dev debian jaeger
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +30,7 @@ demo: venv-demo ## a shop of five services, every effect counted; ARGS="--orders
 
 test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
 	@$(run) pytest $(workers) $(TESTS)
+	@$(if $(TESTS),,echo "what Jaeger shows was not looked at (tests/jaeger was skipped): make test-jaeger does, and needs Go")
 
 check: lint types test ## all that CI runs
 
@@ -41,7 +45,10 @@ types: venv-dev ## mypy and pyright, both strict
 test-rabbitmq4: venv-dev debian ## the tests on RabbitMQ 4.0, Debian trixie's; DEBIAN=sid is 4.3 (needs root)
 	@scripts/rabbitmq4 $(or $(DEBIAN),trixie) $(run) pytest $(TESTS)
 
-test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest, CELL=--list (needs root)
+test-jaeger: jaeger venv-dev debian ## what people look for in Jaeger, asked of a real one (needs Go; minutes the first time)
+	@RABBITEVENTS_TEST_JAEGER=$(CURDIR)/.work/jaeger/jaeger $(run) pytest tests/jaeger
+
+test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest TESTS=..., CELL=--list (needs root)
 	@$(PYTHON) scripts/matrix.py $(CELL)
 
 test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookworm, trixie or sid (needs root)
@@ -49,8 +56,14 @@ test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookwo
 
 docs: venv-dev debian ## build the documentation into docs/_build/html, and check that all that it says runs
 	@$(run) sphinx -q -E -a -W --keep-going -b html docs docs/_build/html
-	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_snippets.py tests/test_site.py tests/test_wire_contract.py
+	@$(run) pytest tests/test_docs.py tests/test_tutorial.py tests/test_commands.py tests/test_snippets.py tests/test_site.py tests/test_service_page.py tests/test_wire_contract.py
 	@echo "docs/_build/html/index.html"
+
+screenshots: venv-dev ## look at the site at four widths, light and dark, in Chromium; PAGES="howto/retry.html" for some
+	@scripts/debian-packages chromium fonts-dejavu-core
+	@$(run) sphinx -q -b html docs docs/_build/html
+	@.venv/bin/python scripts/screenshots.py --to docs/_build/screenshots docs/_build/html $(PAGES)
+	@echo "docs/_build/screenshots"
 
 clean: ## remove what was made here: the environment, caches, the root folders of other Debians
 	rm -rf --one-file-system .venv .work build dist docs/_build *.egg-info .mypy_cache .ruff_cache .hypothesis
@@ -58,6 +71,9 @@ clean: ## remove what was made here: the environment, caches, the root folders o
 
 venv-demo venv-dev: venv-%:
 	@scripts/venv $*
+
+jaeger:
+	@scripts/jaeger >/dev/null
 
 debian:
 ifndef RABBITEVENTS_TEST_AMQP_URL

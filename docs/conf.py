@@ -17,14 +17,17 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.linkcode",
     "sphinx_copybutton",
-    "annotations",  # these two in extensions/
+    "annotations",  # these in extensions/
+    "narrow",
+    "pictures",
     "source_pages",
 ]
-exclude_patterns = ["_build", "compose", "extensions"]
+exclude_patterns = ["_build", "compose", "extensions", "service"]
 
 # Pages: Markdown that reads as well without Sphinx.
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+myst_fence_as_directive = ["mermaid"]  # a picture elsewhere, too
 
 # Reference: what stands in the docstrings, in the order of the code.
 default_role = "py:obj"

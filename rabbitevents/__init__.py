@@ -25,7 +25,7 @@ from rabbitevents.fields import event_fields
 from rabbitevents.lines import LineFilter
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.payload.own import wire_type
-from rabbitevents.plugin import Consume, Host, Plugin, Publish
+from rabbitevents.plugin import Consume, Host, Look, Plugin, Publish
 from rabbitevents.properties import (
     Headers,
     HeaderValue,
@@ -36,7 +36,7 @@ from rabbitevents.properties import (
 )
 from rabbitevents.publishing.writer import Writer
 from rabbitevents.routing import Router, Subscription
-from rabbitevents.states import Check, Depth, Health, Load
+from rabbitevents.states import Check, Depth, Finding, Health, Load
 from rabbitevents.sync import SyncBus
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
 from rabbitevents.wire import Limits, entity_of
@@ -60,6 +60,7 @@ __all__ = [
     "Event",
     "Exchange",
     "Fact",
+    "Finding",
     "HeaderValue",
     "Headers",
     "Health",
@@ -67,6 +68,7 @@ __all__ = [
     "Limits",
     "LineFilter",
     "Load",
+    "Look",
     "Message",
     "Metadata",
     "NotSentError",

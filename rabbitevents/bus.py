@@ -57,6 +57,7 @@ from rabbitevents.publishing.publishing import Publishing, Unroutable
 from rabbitevents.publishing.writer import Checked, Writer
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
+from rabbitevents.topology import Topology
 from rabbitevents.wire import Form, Limits
 
 log: logging.Logger = logging.getLogger("rabbitevents.bus")
@@ -234,6 +235,23 @@ class Bus:
         """Return those of the subscriptions whose chain has ``plugin`` in it: where no other stands in for it."""
         return tuple(s for s in self.subscriptions if any(each is plugin for each in standing_in(self.plugins, s)))
 
+    @property
+    def topology(self) -> Topology:
+        """What the bus needs at the broker, targets before sources. Queues to wait in are made when first needed."""
+        wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
+        for subscription in self.subscriptions:
+            needed = topology.needed(
+                subscription.queue,
+                subscription.dead_queue,
+                subscription.sources,
+                self.exchange,
+                self.configuration.delivery_limit,
+            )
+            for plugin in standing_in(self.plugins, subscription):
+                needed = plugin.topology(needed, subscription)
+            wanted += needed
+        return wanted
+
     # --- life ---
 
     async def __aenter__(self) -> Self:
@@ -346,14 +364,7 @@ class Bus:
 
     async def _declare_topology(self) -> None:
         told = self.configuration
-        wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
-        for subscription in self.subscriptions:
-            needed = topology.needed(
-                subscription.queue, subscription.dead_queue, subscription.sources, self.exchange, told.delivery_limit
-            )
-            for plugin in standing_in(self.plugins, subscription):
-                needed = plugin.topology(needed, subscription)
-            wanted += needed
+        wanted = self.topology
         refused: Mapping[str, TopologyError] = {}
         if told.declare != "none":
             refused = await self._broker.declare(wanted, passive=told.declare == "passive")

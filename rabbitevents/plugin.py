@@ -16,7 +16,7 @@ from rabbitevents.events import Event
 from rabbitevents.facts import Fact
 from rabbitevents.message import Delivery, Message, Settlement
 from rabbitevents.routing import Subscription
-from rabbitevents.states import Check, Depth, Health, Load
+from rabbitevents.states import Check, Depth, Finding, Health, Load
 from rabbitevents.topology import Topology
 from rabbitevents.wire import Limits
 
@@ -139,6 +139,23 @@ class Host(Protocol):
         ...
 
 
+class Look(Protocol):
+    """What `Plugin.diagnose` may use: what the bus is to consume, and a look at its broker. No bus runs."""
+
+    @property
+    def subscriptions(self) -> Sequence[Subscription]:
+        """What the bus consumes."""
+        ...
+
+    def subscriptions_of(self, plugin: Plugin, /) -> Sequence[Subscription]:
+        """Return those of the subscriptions whose chain has ``plugin`` in it: where no other stands in for it."""
+        ...
+
+    async def depth(self, queue: str, /) -> Depth | None:
+        """Look how many messages a queue has ready, and how many consumers; None if there is none of that name."""
+        ...
+
+
 class Plugin:
     """Something that happens around every event.
 
@@ -184,6 +201,20 @@ class Plugin:
 
     def health(self) -> Iterable[Check]:
         """Return what this plugin adds to `Bus.health()`."""
+        return ()
+
+    def describe(self, subscription: Subscription) -> Iterable[tuple[str, str]]:
+        """Return what ``rabbitevents explain`` says of the plugin there: lines of a short label and a text. Must be pure.
+
+        Lines of several plugins under one label stand together. ``("if it fails", "tried again 5 times")``.
+        """
+        return ()
+
+    async def diagnose(self, look: Look) -> Iterable[Finding]:
+        """Return what ``rabbitevents doctor`` finds of what the plugin needs. It has a few seconds, and changes nothing.
+
+        It is called without a lifespan: what it opens, it closes.
+        """
         return ()
 
     def busy(self) -> str:

@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Grade = Literal["wrong", "risk", "note"]
+"""How bad a finding is: something loses events or stands still; it may come to that; it is good to know."""
 
 
 class Depth(msgspec.Struct, frozen=True):
@@ -54,3 +59,15 @@ class Health(msgspec.Struct, frozen=True):
     def problems(self) -> tuple[Check, ...]:
         """The checks that are not as they should be."""
         return tuple(check for check in self.checks if not check.ok)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that ``rabbitevents doctor`` found: how bad it is, where, what it is, and the way out.
+
+    ``where`` is the name of a queue, an exchange, a node or a plugin.
+    """
+
+    grade: Grade
+    where: str
+    what: str
+    way_out: str = ""

@@ -2,11 +2,14 @@
 
 A cell is a Debian with its Python and its RabbitMQ, and what is different in there: other versions of what the library
 depends on, another event loop, a cluster. Each runs in a root folder of its Debian below .work/, in a clone of HEAD,
-for LIMIT seconds at most. What failed runs once more, alone: it counts as failed if it fails again, and as "alone" if
-not. What was seen is kept in docs/matrix.json, and shown in docs/matrix.md.
+for LIMIT seconds at most: the tests are broken off before, and what they have shown counts. What failed runs once more,
+alone: it counts as failed if it fails again, and as "alone" if not. What was seen is kept in docs/matrix.json, and
+shown in docs/matrix.md.
 
-Without names, every cell runs that was not seen with HEAD's sources. `matrix.py --page` writes the page only,
-`--list` says what there is. It needs root, as scripts/in-debian does.
+Without names, every cell runs that was not seen whole with HEAD's sources: what was broken off goes on where it was.
+TESTS in the environment names a part of the tests; the table says so, and the cell is due again. `matrix.py --page`
+writes the page only, `--list` says what there is. It ends with 1 if one of its cells failed, be it some runs ago.
+It needs root, as scripts/in-debian does.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -27,8 +31,10 @@ from xml.etree import ElementTree
 HERE = Path(__file__).resolve().parent.parent
 SEEN = HERE / "docs" / "matrix.json"
 PAGE = HERE / "docs" / "matrix.md"
-LIMIT = 3600
+LIMIT = int(os.environ.get("LIMIT", "3600"))
 """Seconds for a whole cell: its root folder, its environment, the tests, and what failed once more."""
+AGAIN = LIMIT // 8
+"""Seconds of these for what failed once more."""
 
 SOURCES = ("rabbitevents", "plugins", "tests", "pyproject.toml", "constraints-dev.txt")
 BROKER = "$(grep -lE 'rabbit_(url|node|cluster)' tests/test_*.py)"
@@ -40,8 +46,8 @@ def requirements() -> list[tuple[str, str]]:
     """Return what the library and its extras depend on: each package with its range, such as (attrs, >=24.3,<27)."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    of_extras = [each for name, needed in extras.items() if name != "all" for each in needed]
-    found = [re.fullmatch(r"([a-z-]+)(.*)", each) for each in (*project["dependencies"], *of_extras)]
+    of_extras = [each for needed in extras.values() for each in needed if not each.startswith("rabbitevents[")]
+    found = [re.fullmatch(r"([a-z-]+)(?:\[.*\])?(.*)", each) for each in (*project["dependencies"], *of_extras)]
     return [(match[1], match[2]) for match in found if match]
 
 
@@ -100,6 +106,7 @@ CELLS = (
         tests=BROKER,
         environ="RABBITEVENTS_TEST_CLUSTER=3",
     ),
+    Cell("django-6", "trixie", "Django 6: the tests that use Django", "django==6.*", tests="tests/test_django.py"),
     Cell("redis-6", "bookworm", "redis-py 6: the tests that use Redis", "redis==6.*", tests=REDIS),
     Cell("redis-7", "bookworm", "redis-py 7: the tests that use Redis", "redis==7.*", tests=REDIS),
     Cell("redis-8", "trixie", "redis-py 8: the tests that use Redis", "redis==8.*", tests=REDIS),
@@ -108,8 +115,8 @@ CELLS = (
 
 # What runs inside. The tests' own settings forbid a cache; here it is what knows which tests to run once more.
 COMMANDS = """
-scripts/debian-packages rabbitmq-server redis-server util-linux {packages}
-make --silent venv-dev
+make --silent debian venv-dev
+if [[ -n '{packages}' ]]; then scripts/debian-packages {packages}; fi
 if [[ -n '{install}' ]]; then .venv/bin/python -m pip -qq --disable-pip-version-check install {install}; fi
 {first}
 mkdir -p .work
@@ -120,10 +127,15 @@ print(json.dumps({{'python': platform.python_version(), **found}}))
 END
 for package in rabbitmq-server redis-server valkey-server; do dpkg-query -W -f '${{Package}} ${{Version}}\\n' $package || true; done \\
     >.work/servers 2>/dev/null
-run='.venv/bin/python -m pytest -q -o addopts= --strict-markers --strict-config -o cache_dir=.work/cache'
+run() {{
+    timeout --foreground --signal INT --kill-after 60 "$1" .venv/bin/python -m pytest -v -o addopts= --strict-markers \\
+        --strict-config -o cache_dir=.work/cache "${{@:2}}" {tests}
+}}
 export {environ} RABBITEVENTS_MATRIX=1
-$run --numprocesses 2 --dist loadfile --junitxml .work/first.xml {tests} ||
-    $run --last-failed --junitxml .work/second.xml -rf {tests}
+status=0
+run $(({seconds} - SECONDS)) --numprocesses 4 --dist loadfile --no-loadscope-reorder --junitxml .work/first.xml || status=$?
+echo $status >.work/status
+if [[ $status != 0 ]]; then run {again} --last-failed --last-failed-no-failures none --junitxml .work/second.xml -rf; fi
 """
 
 
@@ -134,21 +146,24 @@ def sources() -> str:
     return "-".join(line[:7] for line in done.stdout.split())
 
 
-def run(cell: Cell) -> dict[str, Any]:
-    """Run a cell, and return what was seen. What it printed is in .work/matrix/CELL.log."""
+def run(cell: Cell, part: str) -> dict[str, Any]:
+    """Run a cell, or the ``part`` of its tests, and return what was seen. What it printed is in .work/matrix/CELL.log."""
     folder, log = HERE / ".work" / f"matrix-{cell.debian}", HERE / ".work" / "matrix" / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     inside = folder / "srv" / "rabbitevents" / ".work"
+    shutil.rmtree(inside, ignore_errors=True)  # what the cell before had is not what this one saw
     packages = "valkey-server" if cell.name == "valkey" else ""
     commands = COMMANDS.format(
         install=cell.install,
         first=cell.first,
-        tests=cell.tests,
+        tests=part or cell.tests,
         environ=cell.environ,
         packages=packages,
+        seconds=LIMIT - AGAIN - 120,
+        again=AGAIN,
     )
-    began = time.monotonic()
-    environ = {**os.environ, "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
+    began, ran = time.monotonic(), sources()
+    environ = {**os.environ, "TESTS": "", "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
     with log.open("w") as said:
         command = [str(HERE / "scripts" / "in-debian"), cell.debian, str(folder)]
         status = subprocess.run(command, cwd=HERE, env=environ, stdout=said, stderr=said, check=False).returncode
@@ -156,8 +171,9 @@ def run(cell: Cell) -> dict[str, Any]:
     print(f"{cell.name}: {minutes} min, status {status}; {log.relative_to(HERE)}", flush=True)
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "sources": sources(),
+        "sources": ran,
         "minutes": minutes,
+        "part": part,
         **counts(inside),
         **versions(inside),
     }
@@ -165,25 +181,29 @@ def run(cell: Cell) -> dict[str, Any]:
 
 def counts(inside: Path) -> dict[str, Any]:
     """Count from pytest's own reports what passed, what passed alone only, what failed and what was skipped."""
-    if not (inside / "first.xml").exists():
+    first, second, status = (inside / name for name in ("first.xml", "second.xml", "status"))
+    if not first.exists() or not status.exists():
         return {"finished": False}
-    first = ElementTree.parse(inside / "first.xml").getroot()[0].attrib
-    bad = int(first["failures"]) + int(first["errors"])
-    failed: list[str] = []
-    if bad and not (inside / "second.xml").exists():
-        return {"finished": False}
-    if bad:
-        again = ElementTree.parse(inside / "second.xml").getroot()
-        cases = [
-            case
-            for case in again.iter("testcase")
-            if case.find("failure") is not None or case.find("error") is not None
-        ]
-        failed = sorted({f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}" for case in cases})
-    skipped = int(first["skipped"])
-    passed = int(first["tests"]) - bad - skipped
-    alone = bad - len(failed)
-    return {"finished": True, "passed": passed, "alone": alone, "failed": failed, "skipped": skipped}
+    numbers = ElementTree.parse(first).getroot()[0].attrib
+    bad, skipped = int(numbers["failures"]) + int(numbers["errors"]), int(numbers["skipped"])
+    passed = int(numbers["tests"]) - bad - skipped
+    was_again = second.exists() or not bad
+    failed = failures(second if second.exists() else first)
+    finished = status.read_text().strip() in ("0", "1") and was_again
+    return {
+        "finished": finished,
+        "passed": passed,
+        "alone": bad - len(failed) if was_again else 0,
+        "failed": failed,
+        "skipped": skipped,
+    }
+
+
+def failures(report: Path) -> list[str]:
+    """Return the names of what failed: the file's, and the test's."""
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return sorted({f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}" for case in bad})
 
 
 def versions(inside: Path) -> dict[str, Any]:
@@ -209,10 +229,12 @@ def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
     """Return what the table says of a cell."""
     servers, python = saw.get("servers", {}), saw.get("versions", {}).get("python", "")
     store = servers.get("valkey-server" if cell.name == "valkey" else "redis-server", "")
-    where = [f"`{cell.name}`", cell.what, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
-    if not saw["finished"]:
+    part = f"; of the tests `{saw['part']}`" if saw.get("part") else ""
+    where = [f"`{cell.name}`", cell.what + part, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
+    if "passed" not in saw:
         return [*where, "not finished", "", "", ""]
-    return [*where, str(saw["passed"]), str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
+    until = "" if saw["finished"] else ", not finished"
+    return [*where, f"{saw['passed']}{until}", str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
 
 
 def ranges(seen: dict[str, Any]) -> str:
@@ -244,7 +266,8 @@ CAPTIONS = (
 HEAD = """# What it runs on
 
 `make test-matrix` runs the tests in each of these places, and writes this page. They are Debian 12, Debian 13 and Debian
-sid, each with its own Python, RabbitMQ and Redis; `make test-matrix CELL=lowest` runs one of them.
+sid, each with its own Python, RabbitMQ and Redis; `make test-matrix CELL=lowest` runs one of them, and with
+`TESTS=tests/test_retry.py` a part of its tests, which the table says then.
 
 *Alone* are tests that failed beside others on a busy machine, and passed when they ran once more by themselves.
 
@@ -271,17 +294,22 @@ def main(names: list[str]) -> int:
     if "--list" in names:
         print("\n".join(f"{cell.name:14} {cell.debian:9} {cell.what}" for cell in CELLS))
         return 0
-    now, seen = sources(), seen_before()
-    due = [
-        cell for cell in CELLS if cell.name in names or (not names and seen.get(cell.name, {}).get("sources") != now)
-    ]
-    for cell in due:
-        saw = run(cell)
+    now, seen, part = sources(), seen_before(), os.environ.get("TESTS", "")
+    asked = [cell for cell in CELLS if cell.name in names or not names]
+    for cell in asked:
+        if not names and not part and is_whole(seen.get(cell.name, {}), now):
+            continue
+        saw = run(cell, part)
         seen = {**seen_before(), cell.name: saw}  # another run may have been on another Debian meanwhile
         SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
         PAGE.write_text(page(seen))
     PAGE.write_text(page(seen))
-    return int(any(not seen[cell.name]["finished"] or seen[cell.name]["failed"] for cell in due))
+    return int(any(not seen[cell.name]["finished"] or seen[cell.name]["failed"] for cell in asked))
+
+
+def is_whole(saw: dict[str, Any], now: str) -> bool:
+    """Say whether a cell was seen to its end, with all of its tests and the sources that there are ``now``."""
+    return bool(saw) and saw["finished"] and not saw.get("part") and saw["sources"] == now
 
 
 if __name__ == "__main__":

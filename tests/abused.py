@@ -35,6 +35,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from rabbitevents import Bus
+from rabbitevents.cli.supervisor import LONGEST_PAUSE
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.rabbitmq import RabbitNode
 from tests.shop import OrderPlaced
@@ -42,8 +43,8 @@ from tests.shop import OrderPlaced
 HANG: Final = 4.0
 """Seconds after which the service takes a worker's event loop for hung."""
 
-FOUND: Final = HANG + 3.0
-"""Seconds within which it must be found: a look takes up to a second, and so does a beat; the rest is the machine's."""
+FOUND: Final = 3.0
+"""Seconds more within which it must be found: a look takes up to a second, and so does a beat; the rest is the machine's."""
 
 POISONED: Final = ("hanging-1", "crashing-1")
 
@@ -90,12 +91,22 @@ async def pack(order: OrderPlaced) -> None:
 bus = Bus(os.environ["URL"], store, plugins=[DeadLetter()], grace=10, delivery_limit=8)
 """
 
+SUPERVISOR = """
+import runpy, sys
+from rabbitevents.cli import supervisor
+
+supervisor.LONGEST_PAUSE = float(sys.argv.pop(1))
+runpy.run_module("rabbitevents", run_name="__main__", alter_sys=True)
+"""
+"""`python -m rabbitevents`, whose supervisor waits no longer than its first argument says."""
+
 
 class Round:
     """One run of the service, and what was seen of it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, port: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, port: int, hang: float) -> None:
         self.process = process
+        self.hang = hang
         self.folder = folder
         self.port = port
         self.answers: Counter[str] = Counter()
@@ -162,15 +173,15 @@ def _write_down(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def a_round(folder: Path, url: str, workers: int) -> AsyncGenerator[Round]:
+async def a_round(folder: Path, url: str, workers: int, hang: float, longest: float) -> AsyncGenerator[Round]:
     """Run the service; it is killed at the end, should it still be there."""
     port = free_port()
     path = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/plugins"])
     await asyncio.to_thread(_write_down, folder)
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "rabbitevents", "run", "parcels:bus", "--workers", str(workers)),
-            *("--health", str(port), "--hang", str(HANG), "--log", "json"),
+            *(sys.executable, "-c", SUPERVISOR, str(longest), "run", "parcels:bus", "--workers", str(workers)),
+            *("--health", str(port), "--hang", str(hang), "--log", "json"),
             cwd=folder,
             env={**os.environ, "PYTHONPATH": path, "URL": url},
             stdout=stdout,
@@ -178,17 +189,30 @@ async def a_round(folder: Path, url: str, workers: int) -> AsyncGenerator[Round]
             preexec_fn=lambda: ctypes.CDLL(None).prctl(SUBREAPER, 1),
         )
     try:
-        yield Round(process, folder, port)
+        yield Round(process, folder, port, hang)
     finally:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
 
 
-async def abuse(node: RabbitNode, folder: Path, *, workers: int, seconds: float, well: bool) -> dict[str, Any]:
-    """Run one round; return what was seen of it, and under "faults" what must not be."""
+async def abuse(
+    node: RabbitNode,
+    folder: Path,
+    *,
+    workers: int,
+    seconds: float,
+    well: bool,
+    hang: float = HANG,
+    longest: float = LONGEST_PAUSE,
+) -> dict[str, Any]:
+    """Run one round; return what was seen of it, and under "faults" what must not be.
+
+    ``hang`` is as the service is told; a worker that ended is started again after ``longest`` seconds at most, for a
+    round has some twenty of them.
+    """
     url = await asyncio.to_thread(node.add_vhost)
-    async with a_round(folder, url, workers) as told, Bus(url, name="customers") as customers:
+    async with a_round(folder, url, workers, hang, longest) as told, Bus(url, name="customers") as customers:
         await _until_well(told)
         watching = [asyncio.create_task(told.probe()), asyncio.create_task(told.be_the_kernel())]
         wanted = await _orders(customers, seconds)
@@ -267,7 +291,7 @@ def judged(told: Round, code: int, *, well: bool, orders: int) -> dict[str, Any]
     printed = (told.folder / "stdout").read_text().splitlines()
     broken += sum(re.fullmatch(r"printed \d x{9000} whole", line) is None for line in printed)
     hung = [record for record in records if " hangs: " in record["message"]]
-    late = [each for each in map(_found_after, hung, [told] * len(hung)) if each is None or each > FOUND]
+    late = [each for each in map(_found_after, hung, [told] * len(hung)) if each is None or each > told.hang + FOUND]
     answers = dict(sorted(told.answers.items()))
     faults = {
         "code": code if code != (0 if well else 1) else 0,

@@ -8,12 +8,18 @@ import os
 from collections.abc import Callable, Generator, Mapping
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.loops import LOOPS
+from tests.order import slow_first
 
 pytest.register_assert_rewrite("rabbitevents.testing.bench", "rabbitevents.testing.conformance")
 
 pytest_plugins = ["tests.bed.fixtures", "tests.bed.databases"]
+
+# No test is about speed: an example that took a second had a busy machine.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -22,6 +28,11 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
         return LOOPS
     name = os.environ.get("RABBITEVENTS_TEST_LOOP", "asyncio")
     return {name: LOOPS[name]}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what lasts."""
+    slow_first(items)
 
 
 @pytest.hookimpl(wrapper=True)

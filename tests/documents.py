@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -86,7 +87,12 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     return [block for block in _blocks(page) if not languages or block.language in languages]
 
 
-def _blocks(page: Path) -> Iterator[Block]:
+@cache
+def _blocks(page: Path) -> tuple[Block, ...]:
+    return tuple(_read(page))
+
+
+def _read(page: Path) -> Iterator[Block]:
     for token in MarkdownIt().parse(page.read_text()):
         if token.map is None:
             continue

@@ -153,7 +153,7 @@ def well(found: Supervisor) -> Callable[[], bool]:
 async def test_an_import_that_does_not_end_is_a_hang_too(
     rabbit_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervisor, "START", 2)
+    monkeypatch.setattr(supervisor, "START", 3)
     source = SERVICE + "\nif os.environ['RABBITEVENTS_WORKER'] == '2' and not os.path.exists('once'):\n"
     source += "    open('once', 'w')\n    time.sleep(600)\n"
 
@@ -163,7 +163,7 @@ async def test_an_import_that_does_not_end_is_a_hang_too(
     (said,) = [record for record in caplog.records if "hangs" in record.getMessage()]
     assert said.levelname == "ERROR"
     assert "worker 2" in said.getMessage()
-    assert re.search(r"it has no event loop .* for 4 s \(parcels.py, line \d+, in <module>\)", said.getMessage())
+    assert re.search(r"it has no event loop .* for 6 s \(parcels.py, line \d+, in <module>\)", said.getMessage())
 
 
 async def test_live_fails_while_a_worker_cannot_be_replaced(
@@ -326,7 +326,7 @@ async def test_a_round_of_abuse_leaves_nothing_to_find_fault_with(
 ) -> None:
     monkeypatch.chdir(ROOT)
 
-    found = await abuse(rabbit_node, tmp_path / "round", workers=2, seconds=4, well=well)
+    found = await abuse(rabbit_node, tmp_path / "round", workers=2, seconds=4, well=well, hang=3, longest=1)
 
     assert found["faults"] == {}
     assert found["lines"] > 0

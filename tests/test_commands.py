@@ -26,11 +26,14 @@ COMPOSE: dict[str, Any] = yaml.safe_load((CHECKOUT / "compose.yaml").read_text()
 OTHERS = {
     "cd",
     "celery",
+    "curl",
     "docker",
     "faststream",
     "journalctl",
+    "kubectl",
     "mkdir",
     "pytest",
+    "rabbitmqadmin",
     "rabbitmqctl",
     "redis-cli",
     "systemctl",
@@ -110,8 +113,10 @@ def wrong_program(arguments: list[str], block: Block) -> str:
 
 
 def wrong_services(arguments: list[str]) -> str:
-    wanted = [word for word in arguments[1:] if not word.startswith("-")]
-    return ", ".join(f"no service {word}" for word in wanted if word not in COMPOSE["services"])
+    files = [arguments[at + 1] for at, word in enumerate(arguments) if word == "-f"]
+    wanted = [word for word in arguments if not word.startswith("-") and word not in files][1:]
+    missing = [f"no file {name}" for name in files if not (CHECKOUT / name).is_file()]
+    return ", ".join(missing + [f"no service {word}" for word in wanted if word not in COMPOSE["services"]])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +128,8 @@ def wrong_services(arguments: list[str]) -> str:
         ("pip install 'rabbitevents[kafka]'", "no extra kafka"),
         ("python nowhere.py", "no program nowhere.py"),
         ("docker compose up rabbit", "no service rabbit"),
+        ("docker compose -f compose.yml up", "no file compose.yml"),
+        ("docker compose -f compose.yaml up rabbit", "no service rabbit"),
         ("rabitevents demo", "nobody knows 'rabitevents'"),
     ],
 )
@@ -135,7 +142,7 @@ def test_a_wrong_command_is_found(command: str, problem: str) -> None:
 COMMANDS = CHECKOUT / "docs" / "reference" / "commands.md"
 
 
-@pytest.mark.parametrize("name", ["run", "demo", "dlq"])
+@pytest.mark.parametrize("name", ["run", "explain", "doctor", "demo", "dlq"])
 def test_the_reference_names_every_option_and_no_other(name: str) -> None:
     sections = COMMANDS.read_text().split("\n## ")
     (section,) = (text for text in sections if text.startswith(f"rabbitevents {name}\n"))
@@ -169,6 +176,15 @@ def test_every_service_of_compose_says_when_it_is_well_and_is_reachable_from_thi
     used = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])]
     assert {volume for volume in used if not volume.startswith("./")} == set(COMPOSE["volumes"])
     assert [volume for volume in used if volume.startswith("./") and not (CHECKOUT / volume).is_file()] == []
+
+
+def test_compose_starts_the_version_of_jaeger_that_the_tests_ask() -> None:
+    module = (CHECKOUT / "tests" / "jaeger" / "go.mod").read_text()
+    built = re.search(r"github\.com/jaegertracing/jaeger v1\.(\d+)\.(\d+)", module)
+    assert built is not None
+
+    # One release has two names: as a Go module it is 1.76.0, as an image 2.13.0.
+    assert COMPOSE["services"]["jaeger"]["image"] == f"jaegertracing/jaeger:2.{int(built[1]) - 63}.{built[2]}"
 
 
 def test_the_ports_that_the_pages_name_are_those_of_compose() -> None:

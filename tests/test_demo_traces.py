@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,29 @@ def test_the_trace_of_an_order_that_was_tried_again_is_shown_with_durations(main
     assert any(re.search(r"retry shop\.payment\.charge +in [\d.]+ s", line) for line in trace)
     assert any("wait shop.payment.charge" in line for line in trace)
     assert any("process shop:order.confirmed:shop.notification.tell" in line for line in trace)
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_what_people_see_fits_their_terminal(width: int) -> None:
+    ran = subprocess.run(
+        [*DEMO, "--orders", "60", "--fail", "0.3", "--poison", "--trace"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": str(width), "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+
+    lines = ran.stdout.splitlines()
+    end = next(number for number, line in enumerate(lines) if line.startswith("60 orders placed"))
+
+    shown = [line for line in lines[:end] if not line.startswith("Its trace")]  # which is no terminal's here
+    assert max(map(len, shown)) <= width
+    assert any(re.match(r"notification +\d+ +\d+ +0 +0 +\d+$", line) for line in shown)
+    assert any("OrderAnalyticsUpdated analytics" in line for line in shown)
+    assert not any("…" in line for line in shown)
+    assert any(line.startswith("publish shop:order.placed") for line in shown)
 
 
 def test_five_processes_tell_one_trace_and_send_theirs_to_a_collector(

@@ -142,6 +142,39 @@ def test_show_tells_everything_of_one(server: EmbeddedBroker) -> None:
     assert result.exit_code == 0
 
 
+TRACE, LATER = "4bf92f3577b34da6a3ce929d0e0e4736", "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    ("headers", "trace"),
+    [
+        ({"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}, TRACE),
+        (
+            {
+                "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01",
+                "previous-traceparent": f"00-{LATER}-b7ad6b7169203331-01",
+            },
+            LATER,
+        ),
+        ({"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "previous-traceparent": "\x1b[2J"}, TRACE),
+        ({"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}, None),
+        ({"traceparent": [TRACE]}, None),
+        ({}, None),
+    ],
+)
+def test_show_names_the_trace_in_which_it_failed(
+    server: EmbeddedBroker, headers: dict[str, HeaderValue], trace: str | None
+) -> None:
+    filled(server, 0)
+    properties = Properties(message_id="id-1", type="order.placed", headers=headers)
+    asyncio.run(put(server, raw(b"{}", queue=DEAD, properties=properties)))
+
+    result = called("show", BUS)
+
+    said = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("trace ")]
+    assert said == ([trace] if trace else [])
+
+
 def test_show_of_what_is_not_there_ends_with_1(server: EmbeddedBroker) -> None:
     filled(server, 2)
 

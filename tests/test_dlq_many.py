@@ -77,8 +77,10 @@ def _dlq(
     assert process.stdout is not None
     assert process.stderr is not None
     if asked is not None and answer is not None:
-        while not before.endswith(b"[y/N]: "):
-            before += process.stderr.read(1) or b""
+        while not before.endswith(b"[y/N]:"):  # the space after it may go to stdout, as in click 8.2
+            more = process.stderr.read(1)
+            assert more, f"it ended before it asked:\n{before.decode()}"
+            before += more
         loop.call_soon_threadsafe(asked.set)
         asyncio.run_coroutine_threadsafe(answer.wait(), loop).result()
         process.stdin.write(b"y\n")

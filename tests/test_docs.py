@@ -17,12 +17,15 @@ import rabbitevents.health
 import rabbitevents.logs
 import rabbitevents.testing
 import rabbitevents_deadletter
+import rabbitevents_django
+import rabbitevents_django.testing
 import rabbitevents_idempotency
 import rabbitevents_metrics
 import rabbitevents_retry
 import rabbitevents_tracing
+from tests.bed.rabbitmq import RabbitNode
 from tests.documents import CHECKOUT, PAGES, blocks, name_of, prose
-from tests.follow import BROKER, follow
+from tests.follow import BROKER, MANAGEMENT, follow
 
 README = CHECKOUT / "README.md"
 TOUR = CHECKOUT / "docs" / "tour.md"
@@ -35,10 +38,12 @@ FOLLOWED = [page for page in PAGES if blocks(page, "python", "console") and page
 
 @pytest.mark.parametrize("page", FOLLOWED, ids=name_of)
 async def test_a_page_can_be_followed(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    needs_rabbitmq = any(BROKER in block.text for block in blocks(page, "python", "console"))
-    url: str | None = request.getfixturevalue("rabbit_url") if needs_rabbitmq else None
-
-    await follow(page, tmp_path, url)
+    text = "".join(block.text for block in blocks(page, "python", "console"))
+    if MANAGEMENT in text:
+        node: RabbitNode = request.getfixturevalue("managed_node")
+        await follow(page, tmp_path, node.add_vhost(), node.http_url)
+    else:
+        await follow(page, tmp_path, request.getfixturevalue("rabbit_url") if BROKER in text else None)
 
 
 def test_a_page_has_something_to_follow() -> None:
@@ -85,6 +90,8 @@ EXPORTING: list[ModuleType] = [
     rabbitevents.cli,
     rabbitevents.testing,
     rabbitevents_deadletter,
+    rabbitevents_django,
+    rabbitevents_django.testing,
     rabbitevents_idempotency,
     rabbitevents_metrics,
     rabbitevents_retry,

@@ -305,6 +305,48 @@ async def test_a_reconnect_is_counted_and_the_first_connection_is_not(measured: 
     assert measured.value("rabbitevents.reconnects") == 1
 
 
+async def test_connections_that_are_down_or_blocked_are_gauges(measured: Measured) -> None:
+    broker = EmbeddedBroker()
+
+    def seen() -> tuple[float, float]:
+        return measured.value("rabbitevents.connections.down"), measured.value("rabbitevents.connections.blocked")
+
+    async with Bus(broker.client(), plugins=[Metrics(meter_provider=measured.provider)]) as bus:
+        at_first = seen()
+        bus.report(facts.Blocked("low on memory"))
+        blocked = seen()
+        broker.go_down()  # nobody says that it is not blocked any more
+        await eventually(lambda: seen() == (1, 0), "the loss")
+        broker.come_up()
+        await eventually(lambda: seen() == (0, 0), "the connection")
+        bus.report(facts.Blocked("low on memory"))
+        bus.report(facts.ConnectionLost("consume", "amqp://localhost", "cut"))
+        other = seen()
+        bus.report(facts.Unblocked())
+        at_last = seen()
+
+    assert (at_first, blocked, other, at_last) == ((0, 0), (0, 1), (1, 1), (1, 0))
+    assert measured.value("rabbitevents.reconnects") == 1
+
+
+async def test_what_an_outbox_has_is_a_gauge_until_its_relay_is_silent(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen() -> list[float]:
+        names = [f"rabbitevents.outbox.{what}" for what in ("pending", "lag", "dead")]
+        return [point.value for name in names for point in measured.points(name).values()]
+
+    async with Bus("memory://", plugins=[Metrics(meter_provider=measured.provider)]) as bus:
+        before = seen()
+        bus.report(facts.Backlog("event_outbox", 30, 2.5, 0))
+        bus.report(facts.Backlog("event_outbox", 40, 3.5, 1))
+        there = seen()
+        monkeypatch.setattr("rabbitevents_metrics.backlogs.LASTING", 0.0)  # as if it had said so long ago
+        later = seen()
+
+    assert (before, there, later) == ([], [40, 3.5, 1], [])
+
+
 async def test_what_is_under_way_is_looked_at(measured: Measured) -> None:
     router, go_on = Router("inventory"), asyncio.Event()
 
@@ -448,6 +490,7 @@ async def everything(measured: Measured) -> AsyncGenerator[None]:
         probe.bus.report(facts.Postponed(RESERVE, "t", "1", 1, 5.0, "E", False))
         probe.bus.report(facts.Discarded(RESERVE, "t", "1", 1, "GoneError"))
         probe.bus.report(facts.Tripped(RESERVE, 10, 20, "ConnectionError"))
+        probe.bus.report(facts.Backlog("event_outbox", 3, 1.5, 0))
         await eventually(lambda: measured.value("rabbitevents.consumers.expected") == 1, "a look")
         broker.go_down()
         await eventually(lambda: measured.value("rabbitevents.queue.looks.failed") > 0, "a look that failed")

@@ -22,18 +22,19 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from rabbitevents import Bus
+from rabbitevents import Bus, Event, Router
 from rabbitevents.testing import running
 from rabbitevents_metrics import Metrics
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.otlp import Collector
 from tests.bed.proxy import Proxy
 from tests.shop import eventually
-from tests.test_metrics import ALL, Measured, everything
+from tests.test_metrics import ALL, Measured, everything, foreign
 from tests.test_tracing import OrderPlaced, inventory
 from tests.test_tracing_conventions import METRICS, unconventional
 
 DASHBOARD = Path(__file__).parent.parent / "docs" / "grafana.json"
+HOWTO = DASHBOARD.parent / "howto" / "metrics.md"
 
 
 @dataclass
@@ -106,7 +107,7 @@ def names_in(query: str) -> list[str]:
 
 
 def labels_in(query: str) -> list[str]:
-    grouped = [re.split(r", ", group) for group in re.findall(r"by \(([^)]*)\)", query)]
+    grouped = [re.split(r", ", group) for group in re.findall(r"\b(?:by|without) \(([^)]*)\)", query)]
     return [*re.findall(r"(\w+)(?:=~|!~|!=|=)", query), *(label for labels in grouped for label in labels)]
 
 
@@ -183,3 +184,54 @@ async def test_metrics_reach_an_otlp_collector_by_their_names(otlp: Collector, r
 
 def running_now(points: list[Any]) -> float:
     return float(points[-1].value) if points else 0.0
+
+
+def series(page: Page) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """All series of a page: a sample's name and its labels."""
+    families = text_string_to_metric_families(page.text())
+    return {(sample.name, frozenset(sample.labels.items())) for family in families for sample in family.samples}
+
+
+async def test_entities_and_odd_types_add_no_series(prometheus: tuple[Measured, Page]) -> None:
+    measured, page = prometheus
+    audit = Router("audit")
+
+    @audit.on("order.*", "payment.#")
+    async def record(told: Event) -> None: ...
+
+    routers = (inventory(), audit)
+    async with running(Bus("memory://", *routers, plugins=[Metrics(meter_provider=measured.provider)])) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"))
+        await probe.bus.send(foreign("order.odd"))
+        await eventually(lambda: len(measured.points("rabbitevents.queue.depth")) == 5, "a look at the queues")
+        await probe.settled()
+        before = await asyncio.to_thread(series, page)
+        for number in range(1000):
+            await probe.bus.publish(OrderPlaced(f"entity-{number}"))
+            await probe.bus.send(foreign(f"order.n{number}"))
+            await probe.bus.send(foreign(f"payment.{'a.' * (number % 20)}\N{SNOWMAN}{number}"))
+        await probe.settled(60)
+        after = await asyncio.to_thread(series, page)
+
+    assert after == before
+    assert measured.value("messaging.client.consumed.messages") == 4003
+
+
+async def test_there_are_as_many_series_as_the_page_says(prometheus: tuple[Measured, Page], rabbit_url: str) -> None:
+    measured, page = prometheus
+    rows = re.findall(r"^\| ([\w ]+) \| (\d+) \|", HOWTO.read_text(), re.MULTILINE)
+    said = {of: int(number) for of, number in rows}
+    at_rest = said["worker"] + said["subscription"]
+    and_then = said["event type that a subscription names"] + 2 * said["event type that is published"]
+    plugins = [Metrics(meter_provider=measured.provider, interval=timedelta(seconds=1))]
+
+    async with Bus(rabbit_url, inventory(), plugins=plugins) as bus:
+        await eventually(lambda: len(measured.points("rabbitevents.queue.depth")) == 3, "a look at the queues")
+        await eventually(lambda: measured.value("rabbitevents.event_loop.lag") > 0, "a look at the loop")
+        before = await asyncio.to_thread(series, page)
+        await bus.publish(OrderPlaced("o-1"))
+        await eventually(lambda: measured.value("rabbitevents.settled") == 1, "the acknowledgement")
+        after = await asyncio.to_thread(series, page)
+
+    assert len(before) == at_rest
+    assert len(after) == at_rest + and_then + 2  # an outcome, and a type that nobody is bound for

@@ -78,7 +78,8 @@ async def test_a_queue_deleted_under_its_consumer_is_declared_again_and_consumed
 
 @pytest.mark.timeout(240)
 async def test_after_a_consumer_timeout_the_consumer_is_back_and_the_effect_happens_once(own_node: NodeFactory) -> None:
-    node = await own_node(config={"consumer_timeout": "1000"})  # 3.10 and 4.0 look once a minute
+    look_every_second = "[{rabbit, [{channel_tick_interval, 1000}]}]"  # once a minute, if nothing is said
+    node = await own_node(config={"consumer_timeout": "1000"}, advanced=look_every_second)
     effects = Effects()
     seen: list[bool] = []
     timed_out = asyncio.Event()

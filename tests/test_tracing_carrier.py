@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from opentelemetry import baggage, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, attach, detach
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from rabbitevents.facts import Connected
 from rabbitevents.topics import matches
@@ -152,6 +162,80 @@ def test_a_copy_says_which_attempt_made_it_and_only_one_that_was_recorded() -> N
     assert previous_attempt(left_behind(recorded)) == recorded
     assert left_behind(SpanContext(7, 8, True, TraceFlags(0)))["previous-traceparent"] is None
     assert left_behind(None)["previous-traceparent"] is None
+
+
+sent = st.builds(
+    SpanContext,
+    st.integers(0, 2**128 - 1),
+    st.integers(0, 2**64 - 1),
+    st.booleans(),
+    st.builds(TraceFlags, st.integers(0, 255)),
+    st.sampled_from([TraceState(), TraceState([("vendor", "x")])]),
+)
+
+
+@given(sent, st.dictionaries(st.sampled_from(["tenant", "region"]), st.sampled_from(["north", "a b"])))
+def test_what_is_written_and_read_without_the_propagators_is_what_they_would(
+    span: SpanContext, carried: dict[str, str]
+) -> None:
+    context = set_span_in_context(NonRecordingSpan(span), Context())
+    for key, value in carried.items():
+        context = baggage.set_baggage(key, value, context)
+    theirs: dict[str, str] = {}
+    propagate.inject(theirs, context)
+
+    headers = written(context)
+    found, expected = read(headers), propagate.extract(theirs, Context())
+
+    assert headers == theirs
+    assert span_of(found) == span_of(expected)
+    assert span_of(found).is_remote == span_of(expected).is_remote
+    assert baggage.get_all(found) == baggage.get_all(expected)
+
+
+traceparents = st.one_of(
+    st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", fullmatch=True),
+    st.builds("{}-{}-{}-{}".format, *(st.text(alphabet="0f", max_size=size) for size in (2, 32, 16, 2))),
+    st.text(alphabet="0f- ", max_size=60),
+    st.sampled_from([f" {GOOD}", f"{GOOD}\n", f"{GOOD} ", f"{GOOD}-more", "01" + GOOD[2:], GOOD.replace("b7", "B7")]),
+)
+
+
+@given(traceparents)
+def test_whatever_is_read_without_the_propagators_is_what_they_would(traceparent: str) -> None:
+    headers = {"traceparent": traceparent}
+
+    assert span_of(read(headers)) == span_of(propagate.extract(headers, Context()))
+
+
+class Silent(TraceContextTextMapPropagator):
+    """Someone's own, which sends nothing along, and believes nothing."""
+
+    def inject(
+        self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
+    ) -> None:
+        """Say nothing."""
+
+    def extract(
+        self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
+    ) -> Context:
+        return Context() if context is None else context
+
+
+@pytest.mark.parametrize("own", [Silent(), CompositePropagator([Silent(), W3CBaggagePropagator()])])
+def test_a_propagator_of_somebody_s_own_has_the_word(own: TextMapPropagator) -> None:
+    context = set_span_in_context(NonRecordingSpan(SpanContext(1, 2, True, TraceFlags(1))), Context())
+    before = propagate.get_global_textmap()
+    usual = written(context)
+    propagate.set_global_textmap(own)
+    try:
+        headers, found = written(context), read({"traceparent": GOOD})
+    finally:
+        propagate.set_global_textmap(before)
+
+    assert headers == {}
+    assert not span_of(found).is_valid
+    assert written(context) == usual != {}
 
 
 def ago(**time: float) -> str:

@@ -41,7 +41,7 @@ def forged(headers: dict[str, Any], **properties: Any) -> Message:
     )
 
 
-async def spans_of(message: Message, *, fail: int, link: bool = False) -> Traces:
+async def spans_of(message: Message, *, fail: int, link: bool | timedelta = False) -> Traces:
     """Let an event pass, fail, be retried, dead-lettered and replayed."""
     traces = Traces()
     plugins = [
@@ -99,12 +99,16 @@ FORGERIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(("traced", "link"), [(False, False), (True, True), (True, timedelta(0))])
 @pytest.mark.parametrize(("headers", "more"), [each[1:] for each in FORGERIES], ids=[each[0] for each in FORGERIES])
 async def test_a_forged_header_costs_no_span_of_another_event(
-    headers: dict[str, Any], more: dict[str, Any], traced: bool, caplog: pytest.LogCaptureFixture
+    headers: dict[str, Any],
+    more: dict[str, Any],
+    traced: bool,
+    link: bool | timedelta,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    traces = await spans_of(forged({**(TRACED if traced else {}), **headers}, **more), fail=9, link=traced)
+    traces = await spans_of(forged({**(TRACED if traced else {}), **headers}, **more), fail=9, link=link)
 
     check(traces, caplog)
     assert len([span for span in traces.spans if span.name.startswith("process")]) >= 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tenacity import stop_after_attempt, wait_fixed
@@ -114,3 +116,27 @@ def test_nothing_that_a_stranger_named_reaches_a_terminal_as_it_is() -> None:
 
     assert told.isprintable()
     assert "\\x1b[2J" in told
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_where_there_is_little_room_each_step_is_broken_within_its_branch(width: int) -> None:
+    name = "process shop:inventory.reserved:shop.payment.charge"
+    failed = {"error.type": "shop.payment.ProviderUnavailableError", "rabbitevents.wait": 30.2}
+    steps = [step(f"{n}", f"{n - 1}" if n else "", n, n + 0.5, name, attributes=failed, failed=True) for n in range(8)]
+    steps.append(step("beside", "0", 9.0, 9.5, "retry"))
+
+    lines = story(steps, width).splitlines()
+
+    assert max(map(len, lines)) <= width
+    said = "".join(re.sub(r"[│├└─ ]", "", line) for line in lines)
+    assert said.count(name.replace(" ", "")) == 8
+    assert "at3.000s,500ms,waited30.20s,attempt1,failedwithshop.payment.ProviderUnavailableError" in said
+    assert all(line.startswith(("│", "├", "└", " ", "process")) for line in lines)
+    assert lines[-2] == "└─ retry"
+
+
+def test_where_there_is_room_a_step_is_a_line() -> None:
+    steps = [step("publish", "", 0.0, 0.1), step("process", "publish", 0.2, 0.3)]
+
+    assert story(steps, 40) == story(steps)
+    assert story(steps, 20) != story(steps)

@@ -53,7 +53,7 @@ class SourceLinks(SphinxTransform):
         if not path.exists() or not path.is_relative_to(CHECKOUT):
             return
         name = str(path.relative_to(CHECKOUT))
-        if name in INCLUDED:
+        if INCLUDED.get(name, self.env.docname) != self.env.docname:
             page = INCLUDED[name]
         elif path.is_relative_to(self.app.srcdir):
             return

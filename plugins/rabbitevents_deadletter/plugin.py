@@ -49,6 +49,9 @@ log.addFilter(LineFilter())
 _ATTEMPT: ContextVar[int] = ContextVar("rabbitevents_deadletter_attempt", default=0)
 """The attempt that runs in the current task, where an earlier one was repeated in this process; 0: as the delivery says."""
 
+GIVEN_UP = "given up on"
+"""Under what ``rabbitevents explain`` says where an event goes in the end."""
+
 _SHORTER = ((), (TRACEBACK,), (TRACEBACK, MESSAGE))
 """What is left off, step by step, where the labels do not fit beside an event's own headers."""
 
@@ -112,6 +115,10 @@ class DeadLetter(Plugin):
     def health(self) -> Iterable[Check]:
         """Say how many dead letters there are; none of them keeps the service from its work."""
         return () if self._tending is None else self._tending.checks()
+
+    def describe(self, subscription: Subscription) -> Iterable[tuple[str, str]]:
+        """Say where what is given up on goes."""
+        yield GIVEN_UP, f"{subscription.dead_queue} (rabbitevents dlq)"
 
     def observe(self, fact: Fact) -> None:
         """Count the attempts that are repeated in this process: the delivery that we see knows only the first of them."""

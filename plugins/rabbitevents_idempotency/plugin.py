@@ -19,12 +19,15 @@ from rabbitevents import (
     Consume,
     DecodeError,
     Delivery,
+    Finding,
     Host,
     LineFilter,
+    Look,
     Outcome,
     Plugin,
     RabbitEventsError,
     Settlement,
+    Subscription,
     event_fields,
     facts,
     forward,
@@ -33,7 +36,7 @@ from rabbitevents.arguments import Seconds, one_of, span, whole, wrong
 from rabbitevents_idempotency.claims import Claims, Lease, log
 from rabbitevents_idempotency.facts import Fenced, Unclaimed
 from rabbitevents_idempotency.memory import MemoryStore
-from rabbitevents_idempotency.store import Acquired, Busy, Conflict, Done, Store
+from rabbitevents_idempotency.store import Acquired, Busy, Conflict, Done, Store, StoreUnavailableError
 
 log.addFilter(LineFilter())
 
@@ -135,6 +138,20 @@ class Idempotency(Plugin):
     def health(self) -> Iterable[Check]:
         """Say whether the store answers."""
         return self._claims.checks() if self._claims is not None else ()
+
+    def describe(self, subscription: Subscription) -> Iterable[tuple[str, str]]:
+        """Say for how long it is known what was handled, and where."""
+        days = f"{self._keep / timedelta(days=1):g} days"
+        yield "handled once", f"known for {days}, in {type(self._store).__name__}"
+
+    async def diagnose(self, look: Look) -> Iterable[Finding]:
+        """Look at the store, as a start does: its one write, a probe, is gone after a millisecond."""
+        where = type(self._store).__name__
+        try:
+            warnings = await self._store.look()
+        except StoreUnavailableError as error:
+            return [Finding("wrong", where, str(error), "is it running there? without it, events wait")]
+        return [Finding("risk", where, warning) for warning in warnings]
 
     def alone(self) -> str:
         """Say that what a `MemoryStore` keeps is seen by one process."""

@@ -18,6 +18,9 @@ MOST: Final = 200
 OTHER: Final = "_OTHER"
 """What stands for a name that nobody expected, as in the conventions' ``error.type``."""
 
+_ORIGIN: Final = b"origin-routing-key"
+"""The header of a copy that says what its event was routed by, as bytes: see the wire contract."""
+
 
 class Names:
     """A bounded set of names: those that are expected, the first few others, and `OTHER` for the rest.
@@ -115,10 +118,7 @@ class Flows:
 
     def into(self, delivery: Delivery) -> Flow:
         """Return the flow of what was delivered; those whose type the code does not name, one together."""
-        try:
-            key = delivery.routing_key
-        except DecodeError:
-            key = OTHER
+        key = _routed_by(delivery)
         found = self._in.get((delivery.queue, key))
         return found if found is not None else self._new_flow(delivery.queue, key)
 
@@ -145,6 +145,17 @@ class Flows:
             "messaging.destination.name": ":".join(part for part in parts if part) or "amq.default",
             **self._servers.get(connection, {}),
         }
+
+
+def _routed_by(delivery: Delivery) -> str:
+    """Return what an event was routed by first; of one that is no copy that needs no reading, which takes 4 us."""
+    raw = delivery.raw
+    if isinstance(raw, bytes) and _ORIGIN not in raw:
+        return delivery.via_routing_key
+    try:
+        return delivery.routing_key
+    except DecodeError:
+        return OTHER
 
 
 def _is_pattern(key: str) -> bool:

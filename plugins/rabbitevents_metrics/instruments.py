@@ -47,8 +47,13 @@ GAUGES: Final = {
     "rabbitevents.deliveries.queued": ("{delivery}", "Deliveries that wait for a worker."),
     "rabbitevents.deliveries.running": ("{delivery}", "Deliveries that are being handled."),
     "rabbitevents.deliveries.held": ("{delivery}", "Deliveries that are held."),
+    "rabbitevents.connections.down": ("{connection}", "Connections that are lost and not back yet."),
+    "rabbitevents.connections.blocked": ("{connection}", "Connections that the broker takes no events from."),
     "rabbitevents.consumers.expected": ("{consumer}", "Consumers there should be."),
     "rabbitevents.consumers.running": ("{consumer}", "Consumers there are."),
+    "rabbitevents.outbox.pending": ("{message}", "Events in an outbox that are to be sent."),
+    "rabbitevents.outbox.lag": ("s", "How long the oldest of them has waited."),
+    "rabbitevents.outbox.dead": ("{message}", "Events in an outbox that were given up on."),
     "rabbitevents.queue.depth": ("{message}", "Events that are ready in a queue."),
     "rabbitevents.queue.consumers": ("{consumer}", "A queue's consumers, anybody's."),
 }

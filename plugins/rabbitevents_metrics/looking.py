@@ -13,6 +13,7 @@ from typing import Any, Final
 from opentelemetry.metrics import Observation
 
 from rabbitevents import Depth, Host, Load, RabbitEventsError, Subscription
+from rabbitevents_metrics.backlogs import Backlogs
 from rabbitevents_metrics.instruments import LAG, Instruments
 
 TICK: Final = 0.25
@@ -30,7 +31,8 @@ _TRIES: Final = 20
 class Looking:
     """Looks at some subscriptions of a bus while it runs, and at the bus itself.
 
-    ``publishes`` says how many publishes are under way; without it, somebody else looks at the bus itself.
+    ``bus_s`` says what gauges of the bus itself are, by the last word of their names; without it, somebody else looks at
+    the bus. ``backlogs`` are those of its outboxes.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Looking:
         host: Host,
         subscriptions: Sequence[Subscription],
         instruments: Instruments,
-        publishes: Callable[[], int] | None,
+        bus_s: Callable[[], Mapping[str, int]] | None,
+        backlogs: Backlogs,
     ) -> None:
         self._host = host
         self._subscriptions = subscriptions
         self._instruments = instruments
-        self._publishes = publishes
+        self._bus_s = bus_s
+        self._backlogs = backlogs
         self._bus = {"rabbitevents.bus": host.name}
         self._depths: dict[str, Depth] = {}
         self._consumers = frozenset(f"consumer {each.queue}" for each in host.subscriptions)
@@ -53,7 +57,7 @@ class Looking:
     async def at_work(self, interval: float | None) -> AsyncGenerator[None]:
         """Look as long as the bus runs, into the queues every ``interval`` seconds; be read meanwhile."""
         looks: list[Coroutine[Any, Any, None]] = [self._look_into_queues(interval)] if interval is not None else []
-        if self._publishes is not None:
+        if self._bus_s is not None:
             looks.append(self._look())
         tasks = [asyncio.create_task(look, name=f"{self._host.name} metrics") for look in looks]
         self._instruments.gauging.append(self.observe)
@@ -80,8 +84,10 @@ class Looking:
             of = "ready" if what == "depth" else what
             for queue, depth in tuple(self._depths.items()):
                 yield Observation(getattr(depth, of), {"rabbitevents.queue": queue})
-        elif self._publishes is not None:
-            numbers = {"publishes": self._publishes(), "expected": len(self._consumers), "running": self._running}
+        elif name.startswith("rabbitevents.outbox."):
+            yield from self._backlogs.observe(what)
+        elif self._bus_s is not None:
+            numbers = {**self._bus_s(), "expected": len(self._consumers), "running": self._running}
             yield Observation(numbers[what], self._bus)
 
     def _loads(self) -> Mapping[str, Load]:
@@ -106,7 +112,7 @@ class Looking:
     async def _look_into_queues(self, interval: float) -> None:
         """Ask the broker how deep the queues are, every ``interval`` seconds, until cancelled."""
         queues = [queue for each in self._subscriptions for queue in (each.queue, each.dead_queue)]
-        if queues and self._publishes is not None:
+        if queues and self._bus_s is not None:
             queues.append("delay.lost")  # the dead letters of no queue that is there
         await asyncio.sleep(FIRST_LOOK)
         while True:

@@ -26,6 +26,7 @@ from rabbitevents import (
     facts,
 )
 from rabbitevents.arguments import Seconds, span, wrong
+from rabbitevents_metrics.backlogs import Backlogs
 from rabbitevents_metrics.flows import Flows, Names
 from rabbitevents_metrics.instruments import instruments
 from rabbitevents_metrics.looking import Looking
@@ -67,12 +68,16 @@ class Metrics(Plugin):
         self._reasons = Names()
         self._in_flight = 0
         self._lost: set[str] = set()
+        self._blocked = 0
+        self._backlogs = Backlogs()
         self._mine: frozenset[str] = frozenset()
         """Queues and subscriptions whose facts are counted here: every plugin hears of all, and a handler may have its own."""
         self._is_the_bus_s = True
         self._reactions: dict[type[Fact], Callable[[Any], None]] = {
             facts.Connected: self._connected,
-            facts.ConnectionLost: lambda fact: self._lost.add(fact.connection),
+            facts.ConnectionLost: self._disconnected,
+            facts.Blocked: lambda _: self._block(1),
+            facts.Unblocked: lambda _: self._block(0),
             facts.ConsumerLost: lambda fact: self._count("consumers.lost", queue=fact.queue),
             facts.Returned: lambda fact: self._count("unroutable", type=self._flows.types.learned(fact.type)),
             facts.Stale: lambda fact: self._count("stale", queue=fact.queue, started=fact.started),
@@ -83,6 +88,7 @@ class Metrics(Plugin):
             facts.Discarded: lambda fact: self._gave_up("discarded", fact.subscription, fact.error),
             facts.DeadLettered: lambda fact: self._gave_up("dead_letters", fact.subscription, fact.reason),
             facts.Tripped: lambda fact: self._count("kill_switch.trips", subscription=fact.subscription),
+            facts.Backlog: self._backlogs.note,
             facts.Duplicate: lambda fact: self._count("duplicates", subscription=fact.subscription),
         }
 
@@ -93,9 +99,12 @@ class Metrics(Plugin):
         mine = host.subscriptions_of(self)
         self._mine = frozenset(name for each in mine for name in (each.name, each.queue))
         self._is_the_bus_s = not any(self in each.plugins for each in host.subscriptions)
-        publishes = (lambda: self._in_flight) if self._is_the_bus_s else None
-        async with Looking(host, mine, self._instruments, publishes).at_work(self._interval):
+        bus_s = self._now if self._is_the_bus_s else None
+        async with Looking(host, mine, self._instruments, bus_s, self._backlogs).at_work(self._interval):
             yield
+
+    def _now(self) -> dict[str, int]:
+        return {"publishes": self._in_flight, "down": len(self._lost), "blocked": self._blocked}
 
     # --- the chains ---
 
@@ -153,9 +162,19 @@ class Metrics(Plugin):
 
     def _connected(self, fact: facts.Connected) -> None:
         self._flows.connected(fact.connection, fact.server)
+        labels = {"rabbitevents.connection": fact.connection}
+        reconnects = self._instruments.count("rabbitevents.reconnects", labels)  # 0 at first: a rate begins with that
         if fact.connection in self._lost:
             self._lost.discard(fact.connection)
-            self._count("reconnects", connection=fact.connection)
+            reconnects.number += 1
+
+    def _disconnected(self, fact: facts.ConnectionLost) -> None:
+        self._lost.add(fact.connection)
+        if fact.connection != "consume":  # what was blocked is gone, and nobody says so
+            self._block(0)
+
+    def _block(self, connections: int) -> None:
+        self._blocked = connections
 
     def _retried(self, fact: facts.Retried) -> None:
         attempt = min(fact.attempt, MOST_ATTEMPTS)

@@ -193,7 +193,7 @@ class Outbox(Plugin):
         if not isinstance(cast("object", session), (Session, Connection)):
             raise TransactionError(_no_session(session))
         self._check(session)
-        prepared = [self._prepare(payload, told) for payload in payloads]
+        prepared = self._prepare(payloads, told)
         self._insert(session, [self._row(message, told) for _, message in prepared])
         if isinstance(session, Session) and self._relay is not None:
             session.info[_WAKE] = self._relay.wake
@@ -216,7 +216,7 @@ class Outbox(Plugin):
         one_of("insert: style", style, Style)
         if not payloads:
             raise ConfigurationError("insert() has no events: say at least one")
-        rows = [self._row(self._prepare(payload, told)[1], told) for payload in payloads]
+        rows = [self._row(message, told) for _, message in self._prepare(payloads, told)]
         return statement_of(self.engine.dialect.identifier_preparer.format_table(self.tables.outbox), rows, style)
 
     async def _hook(self, proceed: Publish, message: Message) -> None:
@@ -233,7 +233,7 @@ class Outbox(Plugin):
 
     async def _written(self, payloads: tuple[Any, ...], told: dict[str, Any]) -> tuple[list[Event[Any]], list[Any]]:
         """Return events and their rows; where the bus runs, its plugins have seen them."""
-        prepared = [self._prepare(payload, told) for payload in payloads]
+        prepared = self._prepare(payloads, told)
         host = self._host
         if host is None or self not in host.plugins:
             return [event for event, _ in prepared], [self._row(message, told) for _, message in prepared]
@@ -243,11 +243,13 @@ class Outbox(Plugin):
                 await host.publish_message(message)
         return [event for event, _ in prepared], transaction.rows
 
-    def _prepare(self, payload: Any, told: dict[str, Any]) -> tuple[Event[Any], Message]:
+    def _prepare(self, payloads: tuple[Any, ...], told: dict[str, Any]) -> list[tuple[Event[Any], Message]]:
         if "timeout" in told:
             raise ConfigurationError("timeout=: what is written into a transaction waits for nothing; leave it out")
+        if len(payloads) > 1 and told.get("id") is not None:
+            raise ConfigurationError("id=: an id is one event's alone, and several are given: publish them one by one")
         writer = self._host or self._writer
-        return writer.prepare(payload, **told)
+        return [writer.prepare(payload, **told) for payload in payloads]
 
     def _row(self, message: Message, told: dict[str, Any]) -> dict[str, Any]:
         self._limits.check_message(message)

@@ -118,7 +118,6 @@ class Relay:
             if now >= self._acquire_due and not self._stopping:
                 await self._acquire()
                 self._acquire_due = now + STANDBY
-            self._is_there()
             if now >= self._count_due and self._tenures:
                 self._count_due = now + COUNTING
                 await self._count()
@@ -131,6 +130,7 @@ class Relay:
             else:
                 await asyncio.sleep(min(STANDBY, 0.2))
             self._collect()
+            self._is_there()
 
     async def _acquire(self) -> None:
         if len(self._tenures) == self._told.shards:

@@ -209,9 +209,13 @@ class Tenure:
     def _next(self) -> list[Row]:
         """Return rows to be sent now; none where it is not the time for it."""
         now = self._time()
-        if self._stopping or now < self._send_due or now >= self.lease.until - 1.0:
+        if self._stopping or now < self._send_due or self._left(now) <= 0:
             return []
         return self._window.take(1 if self.trouble else self._told.batch)
+
+    def _left(self, now: float) -> float:
+        """Return how long a sending may take: it has to end, one way or the other, before the lease does."""
+        return self.lease.until - now - self._told.lease / 6
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -222,7 +226,7 @@ class Tenure:
         """Send rows, and those that come after them, without a turn of `run` in between."""
         try:
             while rows:
-                await self._deliver(rows, min(SENDING, self.lease.until - self._time() - 1.0))
+                await self._deliver(rows, min(SENDING, self._left(self._time())))
                 rows = [] if self.trouble else self._next()
                 self._mark()
                 if self._next_read() <= self._time():
@@ -346,7 +350,9 @@ class Tenure:
         return 0.0 if self._more or self._woken or self._window.starved else min(self._poll_due, self._scan_due)
 
     def _next_send(self, now: float) -> float:
-        if not self._window.ready or self._stopping or self._waves >= (1 if self.trouble else WAVES):
+        if not self._window.ready or self._stopping or self._left(now) <= 0:
+            return float("inf")
+        if self._waves >= (1 if self.trouble else WAVES):
             return float("inf")
         return max(now, self._send_due)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import ClassVar, Final, cast
@@ -26,6 +26,7 @@ from rabbitevents import (
     Outcome,
     Plugin,
     Settlement,
+    Subscription,
     event_fields,
     facts,
     forward,
@@ -33,7 +34,7 @@ from rabbitevents import (
 from rabbitevents.arguments import Seconds, seconds, wrong
 from rabbitevents_retry.policy import MOST, Policy, bounded
 from rabbitevents_retry.rules import RETRY, STOP, WAIT, Action, Discarding, Postponement, Rule, Rules
-from rabbitevents_retry.timetable import Timetable, check, timetable
+from rabbitevents_retry.timetable import Timetable, check, described, timetable
 
 log: logging.Logger = logging.getLogger("rabbitevents.retry")
 log.addFilter(LineFilter())
@@ -167,6 +168,10 @@ class Retry(Plugin):
         self._stay = limit / 2
         self._given_up.clear()
         yield
+
+    def describe(self, subscription: Subscription) -> Iterable[tuple[str, str]]:
+        """Say what is done about which failure, wait by wait."""
+        return described(self.timetable())
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Handle a delivery, and again where the wait is short; the answer may be that it comes back later."""

@@ -289,3 +289,29 @@ def _shown(seconds: float) -> str:
         if number:
             words.append(f"{number} {unit}")
     return " ".join(words[:2])
+
+
+SHOWN: Final = 8
+"""How many waits are said one by one."""
+
+
+def described(table: Timetable) -> Iterator[tuple[str, str]]:
+    """Yield a policy in lines, each a label and a text, as ``rabbitevents explain`` shows it."""
+    sentences = table.sentences or (Sentence("", "tried again", table),)
+    for sentence in sentences:
+        about = f"{sentence.about}: " if sentence.about else ""
+        yield "if it fails", f"{about}{sentence.does}{'' if sentence.table is None else _waits(sentence.table)}"
+    tables = [sentence.table for sentence in sentences if sentence.table is not None]
+    queues = list(dict.fromkeys(" to ".join(step.queues) for table in tables for step in table.steps if step.queues))
+    if queues:
+        yield "waits in", ", ".join(queues[:SHOWN]) + (", ..." if len(queues) > SHOWN else "")
+
+
+def _waits(table: Timetable) -> str:
+    """Return ", 5 attempts: after 1 s, 4 s, 32 s, 256 s"."""
+    waits = [_marked(step.wait) for step in table.steps]
+    if not waits:
+        return ", never: 1 attempt"
+    shown = ", ".join(waits[:SHOWN]) + (", ..." if len(waits) > SHOWN or table.attempts is None else "")
+    times = "without end" if table.attempts is None else f"{table.attempts} attempts"
+    return f", {times}: after {shown}"

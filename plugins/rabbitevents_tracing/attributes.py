@@ -7,17 +7,18 @@ wrote is cut and escaped: of a text that is no UTF-8, or of a number of more tha
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from os.path import basename
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry.trace import Span, Status, StatusCode
 
-from rabbitevents import Delivery, Message, RabbitEventsError
+from rabbitevents import DecodeError, Delivery, Message, Properties, RabbitEventsError
 from rabbitevents.texts import name_of, printable
 from rabbitevents_tracing.carrier import Headers, Times, seconds
 
-Attributes = Mapping[str, str | int | float | bool]
+Value = str | int | float | bool
+Attributes = Mapping[str, Value]
 
 LONGEST: Final = 255
 """Characters of an AMQP name; what a header says may be longer, and is cut."""
@@ -38,12 +39,46 @@ def shown(text: str, longest: int = LONGEST) -> str:
 
 def number(value: object) -> int:
     """Return a number as a span may say it; 0 for what is none."""
-    return max(0, min(int(value), _LARGEST)) if isinstance(value, int) else 0
+    if not isinstance(value, int):
+        return 0
+    return int(value) if 0 <= value <= _LARGEST else max(0, min(value, _LARGEST))
 
 
-def of_message(message: Message) -> dict[str, Any]:
+class Said(Mapping[str, Value]):
+    """Attributes that are made when somebody asks for one: of an event that nobody samples, none is.
+
+    They are all there when a span begins, for samplers and processors, and OpenTelemetry's SDK takes them in at once.
+    """
+
+    __slots__ = ("_known", "_make")
+
+    def __init__(self, make: Callable[[], dict[str, Value]]) -> None:
+        self._make = make
+        self._known: dict[str, Value] | None = None
+
+    def _made(self) -> dict[str, Value]:
+        known = self._known
+        if known is None:
+            known = self._known = self._make()
+        return known
+
+    def __getitem__(self, name: str) -> Value:
+        return self._made()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made())
+
+    def __len__(self) -> int:
+        return len(self._made())
+
+    def items(self) -> ItemsView[str, Value]:
+        """Return them with their names, as a dict does."""
+        return self._made().items()
+
+
+def of_publish(destination: Attributes, message: Message) -> dict[str, Value]:
     """Return what the span of a publish says."""
-    said = ids(message.type, message.properties, message.headers)
+    said = {**destination, **ids(message.type, message.properties, message.headers)}
     said["messaging.message.body.size"] = len(message.body)
     causation = message.headers.get("causation-id")
     if isinstance(causation, str):
@@ -53,9 +88,9 @@ def of_message(message: Message) -> dict[str, Any]:
     return said
 
 
-def ids(type: str, properties: Any, headers: Headers) -> dict[str, Any]:
+def ids(type: str, properties: Properties, headers: Headers) -> dict[str, Value]:
     """Return what each span of an event says: what one looks for it by."""
-    said: dict[str, Any] = {"rabbitevents.event.type": shown(type)}
+    said: dict[str, Value] = {"rabbitevents.event.type": shown(type)}
     if properties.message_id:
         said["messaging.message.id"] = shown(properties.message_id)
     if properties.correlation_id:
@@ -67,10 +102,18 @@ def ids(type: str, properties: Any, headers: Headers) -> dict[str, Any]:
     return said
 
 
-def of_origin(delivery: Delivery) -> dict[str, Any]:
+def of_delivery(delivery: Delivery) -> dict[str, Value]:
+    """Return what each span of a delivery says; its queue, and no more, where its properties cannot be read."""
+    try:
+        return {**ids(delivery.type, delivery.properties, delivery.headers), "rabbitevents.queue": delivery.queue}
+    except DecodeError:
+        return {"rabbitevents.queue": delivery.queue}
+
+
+def of_origin(delivery: Delivery) -> dict[str, Value]:
     """Return what a span says of an attempt where no span of its publish, in the same trace, says it."""
     properties, causation = delivery.properties, delivery.headers.get("causation-id")
-    said: dict[str, Any] = {"messaging.message.body.size": delivery.oversize or len(delivery.body)}
+    said: dict[str, Value] = {"messaging.message.body.size": delivery.oversize or len(delivery.body)}
     if isinstance(causation, str):
         said["rabbitevents.causation.id"] = shown(causation)
     if properties.app_id:
@@ -78,9 +121,9 @@ def of_origin(delivery: Delivery) -> dict[str, Any]:
     return said
 
 
-def of_place(delivery: Delivery) -> dict[str, Any]:
+def of_place(delivery: Delivery) -> dict[str, Value]:
     """Return what can always be said of a delivery, be its properties readable or not."""
-    said: dict[str, Any] = {
+    said: dict[str, Value] = {
         "messaging.rabbitmq.message.delivery_tag": delivery.tag,
         "rabbitevents.queue": delivery.queue,
     }
@@ -89,14 +132,14 @@ def of_place(delivery: Delivery) -> dict[str, Any]:
     return said
 
 
-def of_attempt(delivery: Delivery, headers: Headers, times: Times, now: int, *, is_new: bool) -> dict[str, Any]:
+def of_attempt(delivery: Delivery, headers: Headers, times: Times, now: int, *, is_new: bool) -> dict[str, Value]:
     """Return what is said of the attempt itself; one that is not ``is_new`` has not waited at the broker since the last."""
-    said: dict[str, Any] = {"rabbitevents.attempt": number(delivery.attempt)}
+    said: dict[str, Value] = {"rabbitevents.attempt": number(delivery.attempt)}
     wait = seconds(times.since, now) if is_new else None
     if wait is not None:
         said["rabbitevents.wait"] = wait
-    if count := number(delivery.delivery_count):
-        said["rabbitevents.delivery_count"] = count
+    if count := delivery.delivery_count:
+        said["rabbitevents.delivery_count"] = number(count)
     if replays := number(headers.get("replay-count")):
         said["rabbitevents.replays"] = replays
     if is_new and times.replayed and (dead := seconds(times.forwarded, times.replayed)) is not None:
@@ -122,4 +165,4 @@ def fail(span: Span, error: BaseException, *, with_text: bool) -> None:
         code, line = stack[-1]
         where = f"{basename(code.co_filename)}:{line} in {code.co_qualname}"
         span.set_attribute("rabbitevents.error.location", shown(where))
-    span.set_status(Status(StatusCode.ERROR, f"{name}: {text}" if text else name))
+    span.set_status(Status(StatusCode.ERROR, f"{name}: {text}" if text else None))  # the name alone is error.type

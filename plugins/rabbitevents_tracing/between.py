@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
@@ -17,9 +16,19 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from rabbitevents import Delivery, Message
-from rabbitevents_tracing.attributes import Attributes, number, shown
-from rabbitevents_tracing.carrier import LINK, Headers, Times
+from rabbitevents import DecodeError, Delivery, Message
+from rabbitevents_tracing.attributes import (
+    Attributes,
+    Value,
+    ids,
+    number,
+    of_attempt,
+    of_delivery,
+    of_origin,
+    of_place,
+    shown,
+)
+from rabbitevents_tracing.carrier import FORWARDED_AT, LINK, REPLAYED_AT, Headers, Times
 from rabbitevents_tracing.destinations import SYSTEM
 
 
@@ -28,19 +37,39 @@ class Attempt(NamedTuple):
 
     owner: object
     """Who traces it: a handler may have a plugin of its own, and every plugin hears of every fact."""
-    place: tuple[str, int, int]
-    """Which delivery it is of."""
+    delivery: Delivery
     context: Context
     """With the attempt's span in it, for what happens next to be its child."""
-    ids: Attributes = MappingProxyType({})
-    """What all spans of this event say; nothing where nobody records."""
-    number: int = 0
-    event: str = ""
-    """The event's id, once it is known that the attempt was not all."""
     told: int = 0
     """When it was said that the event waits in this process, in ns."""
     is_buried: bool = False
     """Whether it was said that this was the last one."""
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Which delivery it is of."""
+        return self.delivery.place
+
+    @property
+    def ids(self) -> Attributes:
+        """What all spans of this event say."""
+        return of_delivery(self.delivery)
+
+    @property
+    def number(self) -> int:
+        """Which attempt it is, as a span may say it; 0 where that cannot be read."""
+        try:
+            return number(self.delivery.attempt)
+        except DecodeError:
+            return 0
+
+    @property
+    def event(self) -> str:
+        """The event's id, by which those who decide what becomes of it report; empty where that cannot be read."""
+        try:
+            return str(self.delivery.id)
+        except DecodeError:
+            return ""
 
     @property
     def span(self) -> SpanContext:
@@ -63,8 +92,33 @@ class Arrival(NamedTuple):
     """The span of the attempt before this one, wherever that was."""
     is_root: bool
     """Whether its attempt begins a trace."""
+    is_late: bool
+    """Whether it does since the event lay for long: what comes of it then is no part of what was long ago."""
     now: int
     """When it came, in ns."""
+
+    @property
+    def is_another(self) -> bool:
+        """Whether there was an attempt before it, here or elsewhere."""
+        return self.before is not None or FORWARDED_AT in self.headers or REPLAYED_AT in self.headers
+
+    @property
+    def times(self) -> Times:
+        """Since when it is under way. Raises `DecodeError`."""
+        return Times.of(self.headers, self.delivery.properties.timestamp, self.now)
+
+    def said(self, destination: Attributes) -> dict[str, Value]:
+        """Return what the span of its attempt says: of which event, as far as that can be read, and from where."""
+        delivery = self.delivery
+        said = {**destination, **of_place(delivery)}
+        try:
+            said |= ids(delivery.type, delivery.properties, self.headers)
+            said |= of_attempt(delivery, self.headers, self.times, self.now, is_new=self.before is None)
+            if self.is_root or not self.producer.trace_flags.sampled:
+                said |= of_origin(delivery)
+        except DecodeError:
+            pass  # reading it further in says so
+        return said
 
 
 class Between:
@@ -101,28 +155,51 @@ class Between:
             span.set_status(Status(StatusCode.ERROR, "dead-lettered"))
         span.end()
 
-    def what_was(self, arrival: Arrival, attempt: Attempt, said: Attributes, times: Times) -> None:
+    def what_was(self, arrival: Arrival, attempt: Attempt) -> None:
         """Say how long the event waited for the attempt that begins: since the last one, or since it was replayed.
 
-        That stands beside the attempts, below the publish; where that is elsewhere, below the last attempt.
+        That stands beside the attempts, below the publish; where that is elsewhere, below the last attempt. A wait for
+        longer than a trace is to be is no span: the attempt says how long it was.
         """
+        try:
+            times, queue = arrival.times, arrival.delivery.queue
+        except DecodeError:
+            return  # reading it further in says so
         before, previous = arrival.before, arrival.previous
         since = before.told if before is not None else times.replayed or times.forwarded
         beside = arrival.came
         if arrival.is_root and previous is not None:
             beside = set_span_in_context(NonRecordingSpan(previous))
-        if not since or (arrival.is_root and previous is None):
+        if not since or arrival.is_late or (arrival.is_root and previous is None):
             return
         operation = "replay" if before is None and times.replayed else "wait"
         links = [Link(previous, {LINK: "previous attempt"})] if operation == "replay" and previous is not None else None
-        queue = arrival.delivery.queue
-        told = {**_named(operation, queue), **attempt.ids, **said}
+        told = {**_named(operation, queue), **attempt.ids}
+        told |= of_attempt(arrival.delivery, arrival.headers, times, arrival.now, is_new=before is None)
         told.pop("rabbitevents.wait", None)  # that is how long it is
         name = f"{operation} {queue}"
         self._tracer.start_span(name, context=beside, attributes=told, links=links, start_time=since).end(arrival.now)
 
+    def brought_back(self, arrival: Arrival, context: Context, links: list[Link]) -> Context:
+        """Begin a trace with the replay of what lay dead for long, for its attempt to be the child; else leave ``context``."""
+        delivery, headers, now = arrival.delivery, arrival.headers, arrival.now
+        times = Times.of(headers, delivery.properties.timestamp, now)
+        if arrival.before is not None or not times.replayed:
+            return context
+        said = {
+            **_named("replay", delivery.queue),
+            **ids(delivery.type, delivery.properties, headers),
+            "rabbitevents.queue": delivery.queue,
+            **of_attempt(delivery, headers, times, now, is_new=True),
+        }
+        said.pop("rabbitevents.wait", None)  # that is how long it is
+        name = f"replay {delivery.queue}"
+        span = self._tracer.start_span(name, context=context, attributes=said, links=links, start_time=times.replayed)
+        span.end(now)
+        return set_span_in_context(span, context)
 
-def _named(operation: str, to: str) -> dict[str, Any]:
+
+def _named(operation: str, to: str) -> dict[str, Value]:
     return {
         "messaging.system": SYSTEM,
         "messaging.operation.name": operation,

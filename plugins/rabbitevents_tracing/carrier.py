@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from opentelemetry import propagate, trace
+from opentelemetry import baggage, propagate, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Getter, Setter
-from opentelemetry.trace import SpanContext
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import Getter, Setter, TextMapPropagator
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 PREVIOUS: Final = "previous-traceparent"
@@ -30,6 +32,8 @@ REPLAYED_AT: Final = "replay-at"
 LINK: Final = "rabbitevents.link"
 """The attribute of a link that says what it leads to: "producer", or "previous attempt"."""
 
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
 BAGGAGE: Final = "baggage"
 LONGEST_BAGGAGE: Final = 8192
 LONGEST: Final = 512
@@ -38,11 +42,13 @@ LONGEST: Final = 512
 OLDEST: Final = 400 * 86_400 * 1_000_000_000
 """How long ago a header may say that something began, in ns: dead letters lie for months, and no span for centuries."""
 
-_LISTS = frozenset({BAGGAGE, "tracestate"})
+_LISTS = frozenset({BAGGAGE, TRACESTATE})
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
 _MORE = re.compile(r"[\x20-\x7e\t]*")
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
+_USUAL = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})").fullmatch
+_W3C = [TraceContextTextMapPropagator, W3CBaggagePropagator]
 
 Headers = Mapping[str, Any]
 
@@ -101,8 +107,36 @@ def _member(text: str) -> str:
     return ""
 
 
+class _Propagation:
+    """The propagators that are configured globally, and whether they are those that OpenTelemetry takes by itself.
+
+    What those say of nearly every event, a ``traceparent`` and nothing else, is written and read here: that takes a third
+    of their time. Whatever else there is, and any other propagator, is theirs.
+    """
+
+    def __init__(self) -> None:
+        self._known: TextMapPropagator | None = None
+        self._is_w3c = False
+
+    def is_w3c(self) -> bool:
+        """Say whether they are W3C's two, and nobody's own."""
+        propagator = propagate.get_global_textmap()
+        if propagator is not self._known:
+            parts = getattr(propagator, "_propagators", ()) if type(propagator) is CompositePropagator else ()
+            self._is_w3c = [type(part) for part in parts] == _W3C
+            self._known = propagator
+        return self._is_w3c
+
+
+_PROPAGATION = _Propagation()
+
+
 def written(context: Context) -> dict[str, str]:
     """Return ``context`` as headers, by the propagators that are configured globally."""
+    if _PROPAGATION.is_w3c() and (len(context) <= 1 or not baggage.get_all(context)):  # at most a span, nearly always
+        span = trace.get_current_span(context).get_span_context()
+        if not span.trace_state:
+            return {} if span == INVALID_SPAN_CONTEXT else {TRACEPARENT: _traceparent(span)}
     carrier: dict[str, str] = {}
     propagate.inject(carrier, context, _WRITING)
     return carrier
@@ -113,15 +147,31 @@ def read(headers: Headers) -> Context:
 
     It begins with an empty one, since a worker runs in the context of whoever started the bus.
     """
+    if _PROPAGATION.is_w3c() and TRACESTATE not in headers and BAGGAGE not in headers:
+        value = headers.get(TRACEPARENT)
+        usual = _USUAL(value) if isinstance(value, str) else None
+        if usual is not None:
+            id, span_id, flags = usual.groups()
+            remote = SpanContext(int(id, 16), int(span_id, 16), True, TraceFlags(int(flags, 16)))
+            return trace.set_span_in_context(NonRecordingSpan(remote), Context())
     return propagate.extract(headers, Context(), _READING)
+
+
+def _traceparent(span: SpanContext) -> str:
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
 
 
 def left_behind(context: SpanContext | None) -> dict[str, str | None]:
     """Return what a copy's headers say of the attempt that made it; None removes what an earlier one said."""
     previous = None
     if context is not None and context.is_valid and context.trace_flags.sampled:
-        previous = f"00-{trace.format_trace_id(context.trace_id)}-{trace.format_span_id(context.span_id)}-01"
+        previous = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
     return {PREVIOUS: previous, FORWARDED_AT: datetime.now(UTC).isoformat()}
+
+
+def onward(context: Context) -> dict[str, str | None]:
+    """Return ``context`` as headers that stand in for all that a copy carries of a trace."""
+    return {**dict.fromkeys(propagate.get_global_textmap().fields), **written(context)}
 
 
 def previous_attempt(headers: Headers) -> SpanContext | None:
@@ -156,6 +206,18 @@ class Times(NamedTuple):
         if replayed <= forwarded:
             replayed = 0
         return cls(forwarded, replayed, replayed or forwarded or _ns(headers.get("event-time"), now))
+
+
+def is_idle(headers: Headers, sent_at: int | None, now: int, longest: float) -> bool:
+    """Say whether more than ``longest`` ns went by since the last attempt, or before the first one since the event's time.
+
+    AMQP's timestamp is that to the second, and settles it nearly always.
+    """
+    sent = (sent_at or 0) * 1_000_000_000
+    if FORWARDED_AT not in headers and now - sent <= longest:
+        return False
+    since = _ns(headers.get(FORWARDED_AT) or headers.get("event-time"), now) or _possible(sent, now)
+    return since > 0 and now - since > longest
 
 
 def seconds(since: int, until: int) -> float | None:

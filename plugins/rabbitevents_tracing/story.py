@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -74,10 +75,11 @@ class Step(msgspec.Struct, frozen=True):
         return ", ".join([*said, *(each for each in self.events if each != "exception")])
 
 
-def story(steps: Iterable[Step]) -> str:
+def story(steps: Iterable[Step], width: int | None = None) -> str:
     """Return steps as lines of text: when each began, how long it took, what it was.
 
-    What a step led to stands below it, linked traces too. The times of beginning count from the first step.
+    What a step led to stands below it, linked traces too. The times of beginning count from the first step. Where the
+    lines would be wider than ``width`` columns, the branches come first, and each line is broken within its own.
     """
     ordered = sorted(steps, key=lambda step: step.start)
     if not ordered:
@@ -88,21 +90,48 @@ def story(steps: Iterable[Step]) -> str:
         cause = next((each for each in (step.parent, step.producer) if each in known), "")
         below.setdefault(cause, []).append(step)
     began = ordered[0].start
-    rows = [(step, f"{branch}{printable(step.name)}") for step, branch in _branches(below)]
-    width = max(len(shown) for _, shown in rows)
-    return "\n".join(
-        f"{step.start - began:>9.3f} s {_duration(step.end - step.start):>9}  {shown:<{width}}  {printable(step.notes)}".rstrip()
-        for step, shown in rows
-    )
+    branches = list(_branches(below))
+    across = max(len(branch) + len(printable(step.name)) for step, branch, _ in branches)
+    lines = [
+        f"{step.start - began:>9.3f} s {_duration(step.end - step.start):>9}  "
+        f"{branch + printable(step.name):<{across}}  {printable(step.notes)}".rstrip()
+        for step, branch, _ in branches
+    ]
+    if width is not None and max(map(len, lines)) > width:
+        lines = [line for step, branch, guide in branches for line in _narrow(step, began, branch, guide, width)]
+    return "\n".join(lines)
 
 
-def _branches(below: dict[str, list[Step]]) -> Iterator[tuple[Step, str]]:
-    """Yield each step with the branch that leads to it, what a step led to right after it. Traces may be deep."""
+def _narrow(step: Step, began: float, branch: str, guide: str, width: int) -> Iterator[str]:
+    """Yield a step's lines where there is little room: its branch and name, and below it what else there is to say."""
+    times = f"at {step.start - began:.3f} s, {_duration(step.end - step.start)}"
+    for text in (step.name, f"{times}, {step.notes}" if step.notes else times):
+        for line in _broken(printable(text), max(width - len(guide), 10)):
+            yield branch + line
+            branch = guide
+
+
+def _broken(text: str, room: int) -> Iterator[str]:
+    """Yield a text in lines, broken behind a space, or a sign that stands between names."""
+    line = ""
+    for word in re.findall(rf"[^\s:.]{{,{room - 1}}}[\s:.]?", text):
+        if len(line) + len(word.rstrip()) > room:
+            yield line.rstrip()
+            line = ""
+        line += word
+    yield line
+
+
+def _branches(below: dict[str, list[Step]]) -> Iterator[tuple[Step, str, str]]:
+    """Yield each step with the branch that leads to it, what a step led to right after it. Traces may be deep.
+
+    The last of the three is what stands before a second line of the step: its branches go on.
+    """
     left = [(step, "", "") for step in reversed(below.get("", ()))]
     while left:
         step, branch, indent = left.pop()
-        yield step, branch
         led_to = below.get(step.id, [])
+        yield step, branch, indent + ("│  " if led_to else "   ")
         for place in reversed(range(len(led_to))):
             last = place == len(led_to) - 1
             left.append((led_to[place], f"{indent}{'└─ ' if last else '├─ '}", f"{indent}{'   ' if last else '│  '}"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
+from math import inf
 from time import time_ns
 from typing import Any, ClassVar, Final, cast
 
 from opentelemetry import trace
-from opentelemetry.context import attach, detach
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
@@ -30,16 +33,24 @@ from rabbitevents import (
     Host,
     Limits,
     Message,
-    Outcome,
     Plugin,
     Publish,
     Settlement,
     facts,
 )
 from rabbitevents.arguments import flag, wrong
-from rabbitevents_tracing.attributes import fail, ids, number, of_attempt, of_message, of_origin, of_place
+from rabbitevents_tracing.attributes import Said, fail, of_publish
 from rabbitevents_tracing.between import Arrival, Attempt, Between
-from rabbitevents_tracing.carrier import LINK, Headers, Times, left_behind, previous_attempt, read, written
+from rabbitevents_tracing.carrier import (
+    LINK,
+    Headers,
+    is_idle,
+    left_behind,
+    onward,
+    previous_attempt,
+    read,
+    written,
+)
 from rabbitevents_tracing.destinations import Destinations
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
@@ -53,8 +64,8 @@ class Tracing(Plugin):
     """Trace every event, from its publish through every attempt to handle it.
 
     :param tracer_provider: Stands in for the global one of OpenTelemetry.
-    :param link: Whether an attempt is the root of a trace of its own, and linked to the producer's span, instead of its
-        child: False.
+    :param link: When an attempt begins a trace of its own, and is linked to the producer's span, instead of being its
+        child: always (True), never (False), or after a longer wait than this timedelta: 10 minutes.
     :param error_text: Whether the text of an exception is told, as the description of the span's status too: False.
         Without it only its class and its stack are, since the text may quote the event.
     """
@@ -63,14 +74,19 @@ class Tracing(Plugin):
     inside: ClassVar[frozenset[str]] = frozenset({"dead-letter", "retry"})
 
     def __init__(
-        self, *, tracer_provider: TracerProvider | None = None, link: bool = False, error_text: bool = False
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        link: bool | timedelta = timedelta(minutes=10),
+        error_text: bool = False,
     ) -> None:
         if not isinstance(cast("object", tracer_provider), TracerProvider | None):
             raise wrong("Tracing: tracer_provider", tracer_provider, "say a TracerProvider of OpenTelemetry")
         self._tracer = trace.get_tracer(
             "rabbitevents", version("rabbitevents"), tracer_provider=tracer_provider, schema_url=SCHEMA
         )
-        self._link = flag("Tracing: link", link)
+        self._link = link is True
+        self._longest = _longest(link)
         self._error_text = flag("Tracing: error_text", error_text)
         self._between = Between(self._tracer)
         self._destinations = Destinations()
@@ -102,14 +118,11 @@ class Tracing(Plugin):
     async def publish(self, proceed: Publish, message: Message) -> None:
         """Make the producer span, and let the message carry it."""
         destination = self._destinations.published(message.exchange, message.routing_key)
-        span = self._tracer.start_span(
-            destination.named("publish"), kind=SpanKind.PRODUCER, attributes=destination.attributes
-        )
+        said = Said(partial(of_publish, destination.attributes, message))
+        span = self._tracer.start_span(destination.named("publish"), kind=SpanKind.PRODUCER, attributes=said)
         context = set_span_in_context(span)
         token = attach(context)
         try:
-            if span.is_recording():
-                span.set_attributes(of_message(message))
             carried = written(context)
             await proceed(message.replace(headers=carried) if carried else message)
         except BaseException as error:
@@ -130,12 +143,9 @@ class Tracing(Plugin):
             settlement = await proceed(delivery)
         except BaseException as error:
             fail(span, error, with_text=self._error_text)
-            _ATTEMPT.set(_named(attempt, delivery))
             raise
         else:
             span.set_attribute("rabbitevents.outcome", settlement.outcome.value)
-            if settlement.outcome is not Outcome.ACK:
-                _ATTEMPT.set(_named(attempt, delivery))
             return settlement
         finally:
             detach(token)
@@ -145,37 +155,32 @@ class Tracing(Plugin):
         """Begin the span of an attempt, and say on it which event it is, as far as that can be read."""
         arrival = self._arrived(delivery)
         span = self._start(arrival)
-        attempt = Attempt(self, delivery.place, set_span_in_context(span, arrival.came))
-        if not span.is_recording():
-            return span, attempt
-        said = of_place(delivery)
-        try:
-            headers, times = arrival.headers, Times.of(arrival.headers, delivery.properties.timestamp, arrival.now)
-            known = {**ids(delivery.type, delivery.properties, headers), "rabbitevents.queue": delivery.queue}
-            attempt = attempt._replace(ids=known, number=number(delivery.attempt))
-            more = of_attempt(delivery, headers, times, arrival.now, is_new=arrival.before is None)
-            said.update(known)
-            said.update(more)
-            if arrival.is_root or not arrival.producer.trace_flags.sampled:
-                said.update(of_origin(delivery))
-            if arrival.before is not None or times.replayed or times.forwarded:
-                self._between.what_was(arrival, attempt, more, times)
-        except DecodeError:
-            pass  # reading it further in says so
-        span.set_attributes(said)
+        attempt = Attempt(self, delivery, set_span_in_context(span, arrival.came))
+        if arrival.is_another and span.is_recording():
+            self._between.what_was(arrival, attempt)
         return span, attempt
 
     def _arrived(self, delivery: Delivery) -> Arrival:
+        now, is_late = time_ns(), False
         try:
             headers: Headers = delivery.headers
+            is_late = is_idle(headers, delivery.properties.timestamp, now, self._longest)
         except DecodeError:
             headers = {}  # reading it further in says so
         came = read(headers)
-        producer = get_current_span(came).get_span_context()
         before = self._before(delivery, headers)
+        if before is not None:
+            is_late = before.told > 0 and now - before.told > self._longest
+            came = before.context if self._is_elsewhere(before, came) else came
+        producer = get_current_span(came).get_span_context()
         previous = before.span if before is not None else previous_attempt(headers)
-        is_root = self._link or not producer.is_valid
-        return Arrival(delivery, headers, came, producer, before, previous, is_root, time_ns())
+        is_root = self._link or is_late or not producer.is_valid
+        return Arrival(delivery, headers, came, producer, before, previous, is_root, is_late, now)
+
+    def _is_elsewhere(self, attempt: Attempt, came: Context) -> bool:
+        """Say whether an attempt has begun a trace, which goes on with what comes of it."""
+        trace = get_current_span(came).get_span_context().trace_id
+        return not self._link and attempt.span.is_valid and attempt.span.trace_id != trace
 
     def _before(self, delivery: Delivery, headers: Headers) -> Attempt | None:
         last = _ATTEMPT.get()
@@ -193,13 +198,16 @@ class Tracing(Plugin):
         key = delivery.routing_key if headers else delivery.via_routing_key
         destination = self._destinations.consumed(exchange, key, delivery.queue)
         links = [Link(previous, {LINK: "previous attempt"})] if previous is not None else []
-        if self._link and producer.is_valid:
+        context = set_span_in_context(INVALID_SPAN, came) if arrival.is_root else came
+        if arrival.is_root and producer.is_valid:
             links.insert(0, Link(producer, {LINK: "producer"}))
+        if arrival.is_late:
+            context = self._between.brought_back(arrival, context, links)
         return self._tracer.start_span(
             destination.named("process"),
-            context=set_span_in_context(INVALID_SPAN, came) if self._link else came,
+            context=context,
             kind=SpanKind.CONSUMER,
-            attributes=destination.attributes,
+            attributes=Said(partial(arrival.said, destination.attributes)),
             links=links or None,
             start_time=arrival.now,
         )
@@ -210,13 +218,15 @@ class Tracing(Plugin):
         """Let a copy carry which attempt made it, and when; say in the trace what it is for."""
         attempt = _ATTEMPT.get()
         if attempt is None or attempt.place != delivery.place:  # it was decided before we saw it
-            known = {**ids(message.type, message.properties, message.headers), "rabbitevents.queue": delivery.queue}
-            attempt = Attempt(self, delivery.place, read(message.headers), known)
+            attempt = Attempt(self, delivery, read(message.headers))
             previous = previous_attempt(message.headers)
         else:
             previous = attempt.span
         self._between.forwarded(attempt, delivery.queue, message)
-        labelled = message.replace(headers=left_behind(previous))
+        labels = left_behind(previous)
+        if self._is_elsewhere(attempt, read(message.headers)):
+            labels |= onward(attempt.context)
+        labelled = message.replace(headers=labels)
         try:
             self._limits.check_message(labelled)
         except EncodeError:
@@ -255,9 +265,12 @@ class Tracing(Plugin):
         return attempt if attempt.span.trace_flags.sampled else None
 
 
-def _named(attempt: Attempt, delivery: Delivery) -> Attempt:
-    """Return the attempt with its event's id, by which those who decide what becomes of it report."""
-    try:
-        return attempt._replace(event=str(delivery.id))
-    except DecodeError:
-        return attempt
+def _longest(link: object) -> float:
+    """Return the longest wait, in ns, after which an attempt is part of the trace that was."""
+    if isinstance(link, bool):
+        return inf
+    if not isinstance(link, timedelta) or link < timedelta(0):
+        raise wrong(
+            "Tracing: link", link, "say True (always), False (never), or after how long a wait: timedelta(minutes=10)"
+        )
+    return link.total_seconds() * 1e9

@@ -10,5 +10,8 @@ CRASHED: Final = 1
 WRONG: Final = 2
 """Something is written wrong, or no broker can be used; one line says what, and the way out."""
 
+FOUND: Final = 3
+"""What was looked for is there: something is wrong at the broker, and the service itself was not asked to run."""
+
 INTERRUPTED: Final = 130
 """Ctrl-C in a command that is no service: what shells expect of SIGINT."""

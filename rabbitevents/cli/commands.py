@@ -23,6 +23,8 @@ from rabbitevents.plugin import COMMANDS, commands
 _OURS: Final = {
     "completion": "rabbitevents.cli.completion:completion",
     "demo": "rabbitevents.demo.command:demo",
+    "doctor": "rabbitevents.cli.doctor:doctor",
+    "explain": "rabbitevents.cli.explain:explain",
     "run": "rabbitevents.cli.service:run",
     "version": "rabbitevents.cli.versions:version",
 }
@@ -178,6 +180,8 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 Examples:
   rabbitevents run shop.inventory:bus              a service, until Ctrl-C
   rabbitevents run shop.inventory:bus --workers 4  in four processes
+  rabbitevents explain shop.inventory:bus          what is wired
+  rabbitevents doctor shop.inventory:bus           what is wrong at its broker
   rabbitevents demo                                a shop of services, without a broker
   rabbitevents completion --help                   let the shell complete all of this
 
@@ -186,6 +190,7 @@ Exit codes:
   0    all is well; of a service, that it has drained
   1    a crash; its traceback is shown
   2    something is written wrong, or no broker can be used: one line says what
+  3    doctor found something wrong
   130  Ctrl-C""",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of what goes wrong.")

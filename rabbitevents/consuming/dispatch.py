@@ -242,7 +242,11 @@ class Dispatch:
             return found
         if len(self._invocations) == 1 and not self._invocations[0].reads_payload:
             return self._invocations[0]
-        raise DecodeError(f"no handler of queue {delivery.queue!r} is for {kind!r}", type=kind)
+        raise DecodeError(
+            f"no handler of queue {delivery.queue!r} is for {kind!r}; if none is to be, the queue is still bound for it: "
+            "`rabbitevents doctor` has the command that unbinds it",
+            type=kind,
+        )
 
     def _by_exchange(self, delivery: Delivery) -> Invocation | None:
         """Return the handler whose queue is bound to where a delivery was published, which is not the bus's exchange."""

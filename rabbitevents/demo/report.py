@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rich.table import Table
+from rich.text import Text
 from yarl import URL
 
 from rabbitevents.cli import out
@@ -22,15 +23,18 @@ COMMAND: Final = "rabbitevents dlq list"
 
 def show(result: Result) -> None:
     """Print everything."""
-    out.print(table(result.tally), soft_wrap=False)
+    whole = table(result.tally)
+    fits = out.measure(whole, options=out.options.update(width=1000)).maximum <= out.width
+    for each in (whole,) if fits else narrow(result.tally):
+        out.print(each, soft_wrap=False)
     if result.story:
         out.print(tree(result.story), soft_wrap=False)
     if result.trace:
-        out.print("Its trace, when each step began and how long it took:", style="bold")
+        out.print("Its trace, when each step began and how long it took:", style="bold", soft_wrap=not out.is_terminal)
         out.print(result.trace)
     style = "green" if result.counts.flawless else "bold red"
     for line in (*closing(result.counts), *graves(result)):
-        out.print(line, style=style)
+        out.print(line, style=style, soft_wrap=not out.is_terminal or COMMAND in line)  # which is to be copied
 
 
 def table(tally: Tally) -> Table:
@@ -39,23 +43,35 @@ def table(tally: Tally) -> Table:
     for heading in ("handled", "effects", "retries", "dead letters", "published"):
         table.add_column(heading, justify="right")
     table.add_column("of these")
-    dead = Counter(owner(queue) for queue, _ in tally.dead)
     for service in SERVICES:
-        published = {NAMES[type]: number for (by, type), number in tally.published.items() if by == service}
-        counts = (
-            tally.handled[service],
-            tally.effects[service],
-            tally.retried[service],
-            dead[service],
-            sum(published.values()),
-        )
-        table.add_row(
-            service,
-            *(f"{count:,}" for count in counts),
-            "\n".join(f"{number:,} {name}" for name, number in published.items()),
-            end_section=True,
-        )
+        names = "\n".join(f"{number:,} {name}" for name, number in _published(tally, service))
+        table.add_row(service, *_counts(tally, service), names, end_section=True)
     return table
+
+
+def narrow(tally: Tally) -> tuple[Table, Table]:
+    """Return the same as two tables, which 50 columns have room for."""
+    counts = Table("service", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("handled", "effects", "retries", "dead", "pub-\nlished"):
+        counts.add_column(heading, justify="right")
+    events = Table("", "of these", "of", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    events.columns[0].justify = "right"
+    for service in SERVICES:
+        counts.add_row(service, *_counts(tally, service))
+        for name, number in _published(tally, service):
+            events.add_row(f"{number:,}", name, Text(service, style="dim"))
+    return counts, events
+
+
+def _counts(tally: Tally, service: str) -> list[str]:
+    dead = sum(owner(queue) == service for queue, _ in tally.dead)
+    published = sum(number for _, number in _published(tally, service))
+    counts = (tally.handled[service], tally.effects[service], tally.retried[service], dead, published)
+    return [f"{count:,}" for count in counts]
+
+
+def _published(tally: Tally, service: str) -> list[tuple[str, int]]:
+    return [(NAMES[type], number) for (by, type), number in tally.published.items() if by == service]
 
 
 def closing(counts: Counts) -> list[str]:

@@ -27,7 +27,7 @@ def tree(story: Sequence[Published | Trouble]) -> Tree:
     for step in story:
         steps.setdefault(step.cause if isinstance(step, Published) else step.event, []).append(step)
     (root,) = (step for step in steps[""] if isinstance(step, Published))
-    drawn = Tree(Text(f"The story of order {root.about.partition('-')[2]}, each event below its cause:", style="bold"))
+    drawn = Tree(Text(f"The story of order {root.about}, each event below its cause:", style="bold"))
     _grow(drawn, root, None, steps)
     return drawn
 

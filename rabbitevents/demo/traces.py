@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from yarl import URL
 
+from rabbitevents.cli import out
 from rabbitevents.demo.journal import append, finished_lines
 from rabbitevents.demo.settings import Settings
 from rabbitevents_tracing import Step, Tracing, story
@@ -34,6 +35,10 @@ FLUSH: Final = 5.0
 
 QUEUED: Final = 20_000
 """Spans that wait to be sent, at most: a shop at work makes tens of thousands a second."""
+
+HERE: Final = {"host.name": gethostname(), "ip": "127.0.0.1"}
+"""Which machine it is. Jaeger's page knows machines by ``ip``, its newer API by ``host.name``: the clocks of those it cannot
+tell apart are one, and of others it warns wherever an attempt begins after its publish has ended."""
 
 _decode = msgspec.json.Decoder(Step).decode
 
@@ -52,7 +57,7 @@ class Traces:
 
     def plugin(self, service: str) -> Tracing:
         """Return the plugin that traces a service."""
-        which = {"service.name": f"shop.{service}", "service.instance.id": str(uuid4()), "host.name": gethostname()}
+        which = {"service.name": f"shop.{service}", "service.instance.id": str(uuid4()), **HERE}
         provider = TracerProvider(ALWAYS_ON, Resource.create(which), shutdown_on_exit=False)
         for processor in self._processors:
             provider.add_span_processor(processor)
@@ -132,9 +137,9 @@ def endpoint(url: str) -> str:
 
 
 def told(folder: Path, event: str) -> str:
-    """Return as text the trace that began with ``event``, from what all processes have written."""
+    """Return as text the trace that began with ``event``, from what all processes have written, as the terminal is wide."""
     traces = {step.trace for step in _steps_with(folder, event) if step.attributes.get("messaging.message.id") == event}
-    return story(step for trace in traces for step in _steps_with(folder, trace) if step.trace == trace)
+    return story((step for trace in traces for step in _steps_with(folder, trace) if step.trace == trace), out.width)
 
 
 def _steps_with(folder: Path, text: str) -> Iterator[Step]:

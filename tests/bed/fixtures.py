@@ -28,7 +28,12 @@ class NodeFactory(Protocol):
     """Start a node for one test; the arguments are those of `RabbitNode`."""
 
     async def __call__(
-        self, *, config: Mapping[str, str] | None = None, advanced: str = "[]", tls: bool = False
+        self,
+        *,
+        config: Mapping[str, str] | None = None,
+        advanced: str = "[]",
+        tls: bool = False,
+        management: bool = False,
     ) -> RabbitNode: ...
 
 
@@ -60,6 +65,18 @@ def rabbit_node(rabbit_cluster: list[RabbitNode]) -> RabbitNode:
     return rabbit_cluster[0]
 
 
+_QUICK = "[{rabbit, [{quorum_tick_interval, 500}]}]"
+"""What quorum queues say of themselves is half a second old at most, and not five."""
+
+
+@pytest.fixture(scope="module")
+def managed_node() -> Iterator[RabbitNode]:
+    """A node with the management plugin, that the tests of a module share: leave it as it was."""
+    _require_own_node()
+    with RabbitNode(management=True, advanced=_QUICK, root=_root()) as node:
+        yield node
+
+
 @pytest.fixture
 def own_node() -> Iterator[NodeFactory]:
     """Start nodes that only this test has, to kill, suspend and restart; they are gone when it ends.
@@ -70,9 +87,13 @@ def own_node() -> Iterator[NodeFactory]:
     with ExitStack() as nodes:
 
         async def start(
-            *, config: Mapping[str, str] | None = None, advanced: str = "[]", tls: bool = False
+            *,
+            config: Mapping[str, str] | None = None,
+            advanced: str = "[]",
+            tls: bool = False,
+            management: bool = False,
         ) -> RabbitNode:
-            node = RabbitNode(config=config, advanced=advanced, tls=tls, root=_root())
+            node = RabbitNode(config=config, advanced=advanced, tls=tls, management=management, root=_root())
             nodes.callback(node.close)
             return await node.astart()
 

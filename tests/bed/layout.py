@@ -32,6 +32,7 @@ class Layout:
     cookie: str
     port: int
     tls_port: int | None
+    http_port: int | None
     distribution_port: int
     epmd_port: int
 
@@ -83,7 +84,13 @@ DEFAULTS = {"disk_free_limit.absolute": "1MB"}
 
 
 def lay_out(
-    root: Path | None, config: Mapping[str, str], advanced: str, *, tls: bool, beside: Layout | None = None
+    root: Path | None,
+    config: Mapping[str, str],
+    advanced: str,
+    *,
+    tls: bool,
+    management: bool = False,
+    beside: Layout | None = None,
 ) -> Layout:
     """Make a node's folder, inside of `root` if there is one, with its cookie and its configuration files.
 
@@ -102,6 +109,7 @@ def lay_out(
         cookie=beside.cookie if beside else secrets.token_hex(16),
         port=free_port(),
         tls_port=free_port() if tls else None,
+        http_port=free_port() if management else None,
         distribution_port=free_port(),
         epmd_port=beside.epmd_port if beside else free_port(),
     )
@@ -113,11 +121,20 @@ def _write(layout: Layout, config: Mapping[str, str], advanced: str) -> None:
     cookie = layout.folder / ".erlang.cookie"
     cookie.write_text(layout.cookie)
     cookie.chmod(0o400)
-    settings = {**DEFAULTS, **_tls_settings(layout), **config}
+    settings = {**DEFAULTS, **_tls_settings(layout), **_management_settings(layout), **config}
     lines = [f"{key} = {value}\n" for key, value in settings.items()]
     (layout.folder / "rabbitmq.conf").write_text("".join(lines))
     (layout.folder / "advanced.config").write_text(f"{advanced}.\n")
-    (layout.folder / "enabled_plugins").write_text("[].\n")
+    plugins = "" if layout.http_port is None else "rabbitmq_management"
+    (layout.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+
+
+def _management_settings(layout: Layout) -> dict[str, str]:
+    """Return what its HTTP API is told. What it knows is half a second old at most, and not five."""
+    if layout.http_port is None:
+        return {}
+    port = str(layout.http_port)
+    return {"management.tcp.ip": LOOPBACK, "management.tcp.port": port, "collect_statistics_interval": "500"}
 
 
 def _tls_settings(layout: Layout) -> dict[str, str]:

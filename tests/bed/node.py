@@ -36,8 +36,9 @@ class Node:
     """One broker process with its data, which outlive each other: kill it, start it, and it is the same node.
 
     `config` are lines of rabbitmq.conf, `advanced` is the Erlang term of advanced.config, `tls` adds a listener
-    with a certificate for localhost, and `root` is the folder of another system whose RabbitMQ to run. `beside` is a
-    running node with which this one can form a cluster: they share a cookie and a name server, which is that node's.
+    with a certificate for localhost, `management` one for HTTP, and `root` is the folder of another system whose
+    RabbitMQ to run. `beside` is a running node with which this one can form a cluster: they share a cookie and a name
+    server, which is that node's.
     Every method blocks; each that can last has a twin that leaves the event loop running: `astart` for `start`.
     """
 
@@ -47,11 +48,19 @@ class Node:
         config: Mapping[str, str] | None = None,
         advanced: str = "[]",
         tls: bool = False,
+        management: bool = False,
         root: Path | str | None = None,
         beside: Node | None = None,
     ) -> None:
         folder = None if root is None else Path(root).resolve()
-        self.layout: Layout = lay_out(folder, config or {}, advanced, tls=tls, beside=beside.layout if beside else None)
+        self.layout: Layout = lay_out(
+            folder,
+            config or {},
+            advanced,
+            tls=tls,
+            management=management,
+            beside=beside.layout if beside else None,
+        )
         self._has_own_epmd = beside is None
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None

@@ -73,7 +73,7 @@ class PostgresServer:
             self._make(data)
         (data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed: its number may be another's by now
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
-        command = _as_account([str(_program("postgres")), "-D", str(data), "-p", str(self.port), *options])
+        command = as_account([str(_program("postgres")), "-D", str(data), "-p", str(self.port), *options])
         self._server = spawn(command, _ENVIRONMENT, self.folder / "output")
         deadline = time.monotonic() + timeout
         while not self._answers():
@@ -144,7 +144,7 @@ class PostgresServer:
         if os.getuid() == 0:
             shutil.chown(self.folder, ACCOUNT)
             self.folder.chmod(0o755)
-        command = _as_account(
+        command = as_account(
             [str(_program("initdb")), "-D", str(data), "-U", "test", "-A", "trust", "-E", "UTF8", "--no-sync"]
         )
         done = subprocess.run(
@@ -171,7 +171,7 @@ def _program(name: str) -> Path:
     return BINARIES[-1] / name
 
 
-def _as_account(command: Sequence[str]) -> list[str]:
+def as_account(command: Sequence[str]) -> list[str]:
     """Return a command as it runs as another account than root; killed, all the same, when its parent is gone."""
     if os.getuid() != 0:
         return list(command)

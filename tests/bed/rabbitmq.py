@@ -46,6 +46,13 @@ class RabbitNode(Node):
         return f"amqps://guest:guest@localhost:{self.layout.tls_port}/"
 
     @property
+    def http_url(self) -> str:
+        """Where its management API is; raises NodeError for a node without one."""
+        if self.layout.http_port is None:
+            raise NodeError("this node was made without management=True")
+        return f"http://{LOOPBACK}:{self.layout.http_port}"
+
+    @property
     def ca_file(self) -> Path:
         """The certificate authority (PEM) behind the TLS listener."""
         return self.layout.folder / "ca.pem"
@@ -66,6 +73,10 @@ class RabbitNode(Node):
         """Add a user, with no permission anywhere, and return `url` for this user."""
         self.eval(f"ok = rabbit_auth_backend_internal:add_user({_binary(name)}, {_binary(password)}, {_WHO})")
         return url.replace("guest:guest@", f"{quote(name, safe='')}:{quote(password, safe='')}@")
+
+    def set_tag(self, user: str, tag: str) -> None:
+        """Give a user one tag, which says what it may see over HTTP: management, monitoring, administrator."""
+        self.eval(f"ok = rabbit_auth_backend_internal:set_tags({_binary(user)}, [{tag}], {_WHO})")
 
     def set_password(self, user: str, password: str) -> None:
         """Change a user's password; connections that are open stay open."""

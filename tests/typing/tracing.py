@@ -24,6 +24,7 @@ def by_default() -> Bus:
 
 def with_providers(tracers: TracerProvider, meters: MeterProvider) -> Bus:
     tracing = Tracing(tracer_provider=tracers, link=True, error_text=True)
+    Tracing(link=timedelta(hours=1))
     return Bus("memory://", plugins=[tracing, Metrics(meter_provider=meters, interval=timedelta(minutes=1))])
 
 

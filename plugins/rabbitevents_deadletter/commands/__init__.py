@@ -61,15 +61,16 @@ def list_(where: Target, selection: Selection, by: By | None, as_json: bool) -> 
     if as_json:
         click.echo(rendering.as_json(found))
     elif any(each.groups for each in found):
-        rendering.put(out, rendering.summary_table(found, by or ""))
+        rendering.put(out, *rendering.summary(found, by or "", out.width))
     elif not partial:
         out.print(_nothing(selection))
     for each in partial:
-        say.print(*rendering.outcome(each, ""))
+        rendering.tell(say, *rendering.outcome(each, ""))
     if where.is_blind:
-        say.print(
+        rendering.tell(
+            say,
             "AMQP tells nobody which queues there are: name them with --queue, or the bus as MODULE:BUS; "
-            "at the broker, `rabbitmqctl list_queues name messages` lists them (those of dead letters end with .dead)"
+            "at the broker, `rabbitmqctl list_queues name messages` lists them (those of dead letters end with .dead)",
         )
     return NOT_ALL if where.is_blind or partial else 0
 
@@ -93,7 +94,7 @@ def show(where: Target, selection: Selection, limit: int | None, as_json: bool) 
             continue
         if number:
             out.rule()
-        rendering.put(out, *rendering.whole(letter))
+        rendering.put(out, *rendering.whole(letter, out.width))
     if not found and not selection.ids and not code:
         say.print(_nothing(selection))
     return code

@@ -55,7 +55,7 @@ class Progress:
             if self._remembers:
                 self.shown.add(letter.digest())
             if self._names:
-                say.print(rendering.line_of(letter))
+                rendering.tell(say, rendering.line_of(letter))
         total = min(result.there, self._limit or result.there) or None
         at = result.meant if self._limit is not None else result.looked_at
         self._bar.update(self._task, completed=at, total=total, description=f"{self._doing} {printable(result.queue)}")
@@ -71,10 +71,9 @@ class Progress:
             raise BrokerError(printable(str(error))) from error  # it names the event, in words of whoever published it
         finally:
             for result in self.latest.values():
-                for line in rendering.outcome(result, word, broken_off=broken_off):
-                    say.print(line)
+                rendering.tell(say, *rendering.outcome(result, word, broken_off=broken_off))
         for id in self._ids.values():
-            say.print(f"no dead letter of the event {printable(id)} was found")
+            rendering.tell(say, f"no dead letter of the event {printable(id)} was found")
         return NOT_ALL if self._ids or any(each.failed or each.partial for each in self.latest.values()) else 0
 
     async def _steps(self, where: Target, doing: Callable[..., Awaitable[Result]], how: dict[str, Any]) -> None:

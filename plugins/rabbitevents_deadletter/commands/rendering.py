@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -25,6 +26,9 @@ DEPTH_SHOWN: Final = 100
 VALUE_SHOWN: Final = 2_048
 """How much of a body and of a header is shown, in bytes and signs; an export has all of it."""
 
+WIDE_ROW: Final = 79
+"""Columns that a line of sixteen bytes takes; where there are fewer, it has eight."""
+
 _REASONS: Mapping[str, str] = {
     "rejected": "rejected: no copy with a label could be made, and the broker took it as it came",
     "delivery_limit": "given up on by the broker: it came back unsettled more often than its queue's delivery limit",
@@ -42,19 +46,40 @@ def put(console: Console, *what: RenderableType) -> None:
     console.print(Group(*what), soft_wrap=False)
 
 
-def summary_table(summaries: Iterable[Summary], by: By = "") -> Table:
-    """Return the counts of several queues as one table."""
-    columns = [name for name in ("error", "type") if by in ("", name)]
-    names = [Column(name, overflow="fold") for name in ("queue", *columns)]
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("count", "oldest", "newest")]
-    table = Table(*names, *numbers, box=None, pad_edge=False, header_style="bold")
+def tell(console: Console, *lines: str | Text) -> None:
+    """Print lines: on a terminal broken between words, and whole for whoever else reads them."""
+    for line in lines:
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+def summary(summaries: Iterable[Summary], by: By, width: int) -> Iterator[RenderableType]:
+    """Yield the counts of several queues: as one table, or, where that is wider than ``width``, below each other."""
+    columns = ("queue", *(name for name in ("error", "type") if by in ("", name)))
+    rows = list(_counted(summaries, columns[1:]))
+    heads = (*columns, "count", "oldest", "newest")
+    across = sum(max(map(len, column)) for column in zip(heads, *rows, strict=True)) + 2 * (len(heads) - 1)
+    if across > width:
+        for *names, count, oldest, newest in rows:
+            yield Text(names[0], overflow="fold", style="bold")
+            for each in (*names[1:], f"{count}, {oldest} to {newest} old"):
+                yield Text(f"  {each}", overflow="fold")
+        return
+    left = [Column(name, no_wrap=True) for name in columns]
+    right = [Column(name, justify="right", no_wrap=True) for name in heads[len(columns) :]]
+    table = Table(*left, *right, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    yield table
+
+
+def _counted(summaries: Iterable[Summary], columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Yield for each group its queue, what it is counted by, how many there are, and how old they are."""
     now = datetime.now(UTC)
-    for summary in summaries:
-        for group in summary.groups:
-            said = [summary.queue, *(getattr(group, name) or "(unreadable)" for name in columns)]
+    for each in summaries:
+        for group in each.groups:
+            said = [each.queue, *(getattr(group, name) or "(unreadable)" for name in columns)]
             ages = age_of(group.oldest, now), age_of(group.newest, now)
-            table.add_row(*(Text(printable(each)) for each in said), f"{group.count:,}", *ages)
-    return table
+            yield (*map(printable, said), f"{group.count:,}", *ages)
 
 
 def letter_json(letter: DeadLetterMessage) -> str:
@@ -89,8 +114,8 @@ def time_of(time: datetime | None) -> str:
 # --- one letter ----------------------------------------------------------------------------------------------------
 
 
-def whole(letter: DeadLetterMessage) -> Iterator[RenderableType]:
-    """Yield a letter in full: what it says of itself, its headers, where it failed, its body."""
+def whole(letter: DeadLetterMessage, width: int) -> Iterator[RenderableType]:
+    """Yield a letter in full, for so many columns: what it says of itself, its headers, where it failed, its body."""
     yield _rows(_facts(letter))
     if letter.traceback:
         yield _section("traceback", printable(letter.traceback, lines=True))
@@ -100,13 +125,13 @@ def whole(letter: DeadLetterMessage) -> Iterator[RenderableType]:
         yield _rows(headers)
     raw = letter.delivery.raw
     if letter.unreadable and isinstance(raw, bytes):
-        yield _section(f"properties ({len(raw):,} bytes, unreadable)", excerpt(raw, VALUE_SHOWN))
+        yield _section(f"properties ({len(raw):,} bytes, unreadable)", excerpt(raw, VALUE_SHOWN, width))
     more = ""
     if letter.delivery.oversize:
         more = ", over the limit and not kept"
     elif letter.size > BODY_SHOWN:
         more = f", of which {BODY_SHOWN:,} are shown; an export has all of it"
-    yield _section(f"body ({letter.size:,} bytes{more})", _body(letter.body))
+    yield _section(f"body ({letter.size:,} bytes{more})", _body(letter.body, width))
 
 
 def _facts(letter: DeadLetterMessage) -> dict[str, object]:
@@ -123,6 +148,7 @@ def _facts(letter: DeadLetterMessage) -> dict[str, object]:
         "handler": letter.handler,
         "host": letter.host,
         "published": f"to {letter.exchange!r} with {letter.routing_key!r}",
+        "trace": trace_of(letter),
         "unreadable": letter.unreadable,
     }
     properties = {} if letter.unreadable else msgspec.structs.asdict(letter.delivery.properties)
@@ -130,6 +156,14 @@ def _facts(letter: DeadLetterMessage) -> dict[str, object]:
     return {name: value for name, value in said.items() if value not in (None, "")}
 
 
+def trace_of(letter: DeadLetterMessage) -> str:
+    """Return the trace in which it failed, as one looks for it (in Jaeger, say); empty where its headers name none (W3C)."""
+    said = (letter.headers.get(name) for name in ("previous-traceparent", "traceparent"))
+    found = (_TRACEPARENT(value) for value in said if isinstance(value, str))
+    return next((each[1] for each in found if each), "")
+
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 _SAID: Final = ("headers", "type", "message_id")
 
 
@@ -148,7 +182,7 @@ def _section(title: str, text: str) -> RenderableType:
     return Group(Text(f"\n{title}", style="bold"), Text(indent(text, "  "), overflow="fold"))
 
 
-def _body(body: bytes) -> str:
+def _body(body: bytes, width: int) -> str:
     """Return a body to look at: JSON with indents, any other text escaped, anything else as a table of bytes."""
     # Indents of what is nested deep are many times the body; brackets in texts are counted too.
     depth = max(accumulate(1 if sign in b"[{" else -1 for sign in body if sign in b"[]{}"), default=0)
@@ -157,22 +191,23 @@ def _body(body: bytes) -> str:
             return printable(msgspec.json.format(body, indent=2).decode(), lines=True)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             pass  # it is no JSON, or none that can be read
-    return excerpt(body, BODY_SHOWN)
+    return excerpt(body, BODY_SHOWN, width)
 
 
-def excerpt(data: bytes, limit: int) -> str:
+def excerpt(data: bytes, limit: int, width: int) -> str:
     """Return the beginning of ``data``: as escaped text where it is mostly text, else as a table of bytes."""
     shown = data[:limit]
     text = shown.decode("utf-8", "surrogateescape")
     if sum(sign.isprintable() or sign in "\r\n\t" for sign in text) >= 0.8 * len(text):
         return printable(text, lines=True)
-    return "\n".join(_row(shown[at : at + 16], at) for at in range(0, len(shown), 16))
+    row = 16 if width >= WIDE_ROW else 8
+    return "\n".join(_row(shown[at : at + row], at, row) for at in range(0, len(shown), row))
 
 
-def _row(data: bytes, at: int) -> str:
+def _row(data: bytes, at: int, row: int) -> str:
     """Return one line of a hex dump."""
     signs = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in data)
-    return f"{at:08x}  {data.hex(' '):<47}  {signs}"
+    return f"{at:08x}  {data.hex(' '):<{3 * row - 1}}  {signs}"
 
 
 # --- what was done -------------------------------------------------------------------------------------------------

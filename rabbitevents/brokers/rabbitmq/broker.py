@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from rabbitevents.brokers import Deliver, Settings, Trusted
-from rabbitevents.brokers.rabbitmq.address import addresses
+from rabbitevents.brokers.rabbitmq.address import Address, addresses
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.declaring import declare, depth
 from rabbitevents.brokers.rabbitmq.link import Link, Restore
@@ -43,8 +43,9 @@ class RabbitMQ:
     """
 
     def __init__(self, *urls: str, ssl_context: ssl.SSLContext | None = None, heartbeat: int = 10) -> None:
-        self._addresses = addresses(urls)
-        self._context = ssl_context
+        self.addresses: tuple[Address, ...] = addresses(urls)
+        """Where it is looked for, with the passwords."""
+        self.context: ssl.SSLContext | None = ssl_context
         self._heartbeat = heartbeat
         self._topology = Topology()
         self._passive = False
@@ -64,7 +65,7 @@ class RabbitMQ:
     def address(self) -> str:
         """The broker that we are connected to; while there is none, all that are looked for."""
         connection = self._publishing.connection if self._publishing is not None else None
-        return str(connection.address) if connection is not None else " or ".join(map(str, self._addresses))
+        return str(connection.address) if connection is not None else " or ".join(map(str, self.addresses))
 
     # --- starting ---
 
@@ -91,10 +92,10 @@ class RabbitMQ:
     def _link(self, role: str, restore: Restore) -> Link:
         return Link(
             role,
-            self._addresses,
+            self.addresses,
             name=self._settings.name,
             heartbeat=self._heartbeat,
-            context=self._context,
+            context=self.context,
             restore=restore,
             report=self._report,
             patience=self._settings.start_timeout,

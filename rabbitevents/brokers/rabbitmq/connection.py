@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import aio_pika
 from aiormq.abc import AbstractChannel
@@ -99,6 +99,17 @@ class Connection:
         opened = cls(address, connection, made.tap, made.transport, heartbeat)
         made.tap.frame_limit = max(FRAME_LIMIT, opened.frame_max + OVERHEAD)
         return opened
+
+    @property
+    def server(self) -> Mapping[str, object]:
+        """What the broker said of itself: its product, version, platform and cluster's name."""
+        transport = self._connection.transport
+        return {} if transport is None else cast("Mapping[str, object]", transport.connection.server_properties)
+
+    @property
+    def certificate(self) -> Mapping[str, object]:
+        """The broker's certificate, as `ssl.SSLSocket.getpeercert` says it; empty without TLS, or where none is checked."""
+        return cast("Mapping[str, object]", self.transport.get_extra_info("peercert") or {})
 
     @property
     def frame_max(self) -> int:

@@ -1,0 +1,256 @@
+"""Checks of what is declared: what is missing, otherwise there, too much, or overridden."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Final
+from urllib.parse import quote
+
+from rabbitevents.operations.effective import Setting
+from rabbitevents.operations.scene import Scene
+from rabbitevents.operations.standing import StandingBinding, StandingQueue
+from rabbitevents.states import Finding, Grade
+from rabbitevents.topics import matches
+from rabbitevents.topology import (
+    DEAD_LETTER_LIMIT,
+    DELAY_DUE,
+    DELAY_LOST,
+    Arguments,
+    Binding,
+    Exchange,
+    Queue,
+    due_exchange,
+)
+
+MOVING: Final = ".moving"
+"""How a queue is called that stands in for another one while that is made anew."""
+
+LEAST_LIMIT: Final = 20
+"""Deliveries below which a few deploys and lost connections use up a limit: before RabbitMQ 4.3 each give-back counts."""
+
+_HARMLESS: Final = ("x-delivery-limit", "x-max-length", "x-max-length-bytes")
+"""Arguments with which a queue still keeps what it was given."""
+
+_ANEW: Final = "bring the bus into line with it, or empty and delete it, so that it is declared anew"
+
+
+def missing(scene: Scene) -> Iterator[Finding]:
+    """Look for queues and exchanges that are not there."""
+    own = [each.queue for each in scene.subscriptions if each.queue in scene.missing]
+    if own and len(own) == len(scene.subscriptions):
+        what = f"none of this bus's queues is there: {', '.join(own)}"
+        yield Finding("wrong", "queues", what, "start the service once (rabbitevents run) with a user that may declare")
+        return
+    for name, why in scene.missing.items():
+        yield Finding("wrong", name, why, "" if ":" in why else "start the service, with a user that may declare")
+
+
+def otherwise(scene: Scene) -> Iterator[Finding]:
+    """Look for queues and exchanges that are there with other arguments, or of another kind."""
+    for item in scene.needed.items:
+        if isinstance(item, Queue) and item.name in scene.standing.queues:
+            there = scene.standing.queues[item.name]
+            if there.kind != item.arguments.get("x-queue-type", "classic"):
+                what = f"it is a {there.kind} queue: it does not outlive its node, and what is rejected may be lost"
+                yield Finding("wrong", item.name, what, "empty and delete it, so that it is declared anew")
+                continue
+            differing = _differing(item.arguments, there.arguments)
+            if differing:
+                grade: Grade = "risk" if all(name in _HARMLESS for name in differing) else "wrong"
+                yield Finding(grade, item.name, f"other arguments: {_sides(differing)}", _ANEW)
+        elif isinstance(item, Exchange) and item.kind is not None and item.name in scene.standing.exchanges:
+            exchange = scene.standing.exchanges[item.name]
+            differing = _differing(item.arguments, exchange.arguments)
+            if exchange.kind != item.kind:
+                differing = {"kind": (exchange.kind, item.kind), **differing}
+            if differing:
+                yield Finding(
+                    "wrong", item.name, f"other arguments: {_sides(differing)}", "have it deleted and declared anew"
+                )
+
+
+Differing = Mapping[str, tuple[object, object]]
+
+
+def _differing(wanted: Arguments, there: Arguments) -> Differing:
+    names = dict.fromkeys((*wanted, *there))
+    sides = {name: (there.get(name), wanted.get(name)) for name in names}
+    return {name: (stands, wants) for name, (stands, wants) in sides.items() if stands != wants}
+
+
+def _sides(differing: Differing) -> str:
+    return "; ".join(
+        f"{name} is {'not set' if stands is None else stands}, wanted is {'none' if wants is None else wants}"
+        for name, (stands, wants) in differing.items()
+    )
+
+
+def unbound(scene: Scene) -> Iterator[Finding]:
+    """Look for bindings that are not there: those events do not come."""
+    for queue, keys in _by_queue(_wanted(scene) - scene.standing.bindings).items():
+        if queue not in scene.missing and queue in scene.standing.queues:
+            what = f"it is not bound to {keys}: those events do not come"
+            yield Finding("wrong", queue, what, "restart the service: it makes its bindings when it starts")
+
+
+def stale(scene: Scene) -> Iterator[Finding]:
+    """Look for bindings of our queues that the code does not have: an event type that was dropped, or a changed pattern."""
+    queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
+    extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
+    exchanges: dict[tuple[str, str], list[str]] = {}
+    for each in sorted(extra - _wanted(scene), key=lambda each: (each.target, each.routing_key, each.exchange)):
+        exchanges.setdefault((each.target, each.routing_key), []).append(each.exchange)
+    for (queue, key), names in exchanges.items():
+        what = f"it is bound to {' and '.join(names)} by {key!r}, and no handler is called for that"
+        words = f"destination_type=queue destination={queue} properties_key={quote(key, safe='') or '~'}"
+        command = shlex.join(["rabbitmqadmin", "-V", scene.vhost, "delete", "binding"])
+        commands = " && ".join(f"{command} source={name} {words}" for name in names)
+        yield Finding(
+            "risk", queue, what, f"once no older version of the service runs, which would bind it again: {commands}"
+        )
+
+
+def orphans(scene: Scene) -> Iterator[Finding]:
+    """Look for queues under our routers' names that no code names: those of handlers that were renamed or removed."""
+    needed = {each.queue for each in scene.subscriptions} | {
+        *scene.needed.queues,
+        *(f"{name}{MOVING}" for name in scene.needed.queues),
+    }
+    for name, queue in sorted(scene.standing.queues.items()):
+        router = next((each for each in scene.routers if name.startswith(f"{each}.")), None)
+        if router is None or name in needed or name.endswith((".dead", MOVING)):
+            continue
+        bound = [each for each in scene.standing.bindings if each.to_queue and each.target == name]
+        keys = sorted({each.routing_key for each in bound if each.exchange == scene.exchange})
+        gets = f"; it gets {', '.join(keys)}" if keys else ""
+        ready = "" if queue.ready is None else f"; {queue.ready:,} ready"
+        if queue.consumers:
+            what = f"no handler of this bus has this queue, and somebody consumes it{gets}{ready}"
+            yield Finding("note", name, what, "another bus's, or an older version of this one?")
+        else:
+            what = f"nobody's: no handler of this bus has this queue, and nobody consumes it{gets}{ready}"
+            old = name.removeprefix(f"{router}.")
+            way_out = f"renamed? on(..., name={old!r}) keeps it; removed? unbind it, look what is in it, and delete it"
+            yield Finding("risk", name, what, way_out)
+
+
+def policies(scene: Scene) -> Iterator[Finding]:
+    """Look what policies make of our queues."""
+    timeouts = {each.queue: each.options.timeout for each in scene.subscriptions}
+    for queue in scene.ours:
+        policy, operator = scene.standing.over(queue)
+        names = [f"policy {policy.name}"] if policy is not None else []
+        names += [f"operator policy {operator.name}"] if operator is not None else []
+        holds = scene.standing.holds(queue, scene.version)
+        for grade, what in _overridden(queue, holds):
+            yield Finding(grade, queue.name, f"{' and '.join(names)}: {what}", _exclude(scene, queue))
+        timeout, limit = timeouts.get(queue.name), holds.get("consumer-timeout")
+        if timeout is not None and limit is not None and timeout.total_seconds() * 1000 >= float(limit.value):
+            what = f"a consumer timeout of {float(limit.value) / 1000:g} s, and one handling may take {timeout.total_seconds():g} s"
+            yield Finding("wrong", queue.name, what, "raise it, or lower the handler's timeout=")
+
+
+def _overridden(queue: StandingQueue, holds: Mapping[str, Setting]) -> Iterator[tuple[Grade, str]]:
+    theirs = {key: setting.value for key, setting in holds.items() if setting.by.endswith("policy")}
+    wants_all = queue.arguments.get("x-dead-letter-strategy") == "at-least-once"
+    waits = "x-message-ttl" in queue.arguments
+    if "overflow" in theirs and theirs["overflow"] != "reject-publish":
+        lost = "dead letters can be lost" if wants_all else "what does not fit is dropped"
+        yield "wrong", f"overflow={theirs['overflow']} overrides reject-publish: {lost}"
+    if "expires" in theirs:
+        yield "wrong", f"expires={theirs['expires']}: a queue that nobody uses for so long is deleted, full or not"
+    if "message-ttl" in theirs:
+        after = f"message-ttl={theirs['message-ttl']}: "
+        yield (
+            "wrong",
+            f"{after}events come back too early" if waits else f"{after}what waits longer becomes a dead letter",
+        )
+    for key in ("max-length", "max-length-bytes"):
+        if key in theirs:
+            yield "risk", f"{key}={theirs[key]}: what does not fit is refused, and publishing fails"
+    if "delivery-limit" in theirs:
+        yield (
+            "risk",
+            f"delivery-limit={theirs['delivery-limit']} stands before {queue.arguments.get('x-delivery-limit', 'none')}",
+        )
+    if theirs.get("delayed-retry-type", "disabled") != "disabled":
+        yield "risk", "delayed-retry: what is given back comes later, also what a stop gives back"
+
+
+def _exclude(scene: Scene, queue: StandingQueue) -> str:
+    router = next((router for router in scene.routers if queue.name.startswith(f"{router}.")), None)
+    prefix = scene.exchange if router is None and queue.name.startswith(f"{scene.exchange}.") else router or "delay"
+    return f"exclude it: let the policy's pattern begin with ^(?!{prefix}\\.)"
+
+
+def limits(scene: Scene) -> Iterator[Finding]:
+    """Look whether a few give-backs use up a queue's delivery limit, and whether dead letters can be looked at."""
+    for _, queue in scene.queues:
+        limit = scene.standing.holds(queue, scene.version).get("delivery-limit")
+        if limit is not None and 0 <= int(limit.value) < LEAST_LIMIT:
+            what = (
+                f"a delivery limit of {limit.value}: a few deploys and lost connections make a dead letter of an event"
+            )
+            yield Finding("risk", queue.name, what, "50 is the bus's own; see Bus(delivery_limit=)")
+    for name in [*(each.dead_queue for each in scene.subscriptions), DELAY_LOST]:
+        dead = scene.standing.queues.get(name)
+        held = None if dead is None else scene.standing.holds(dead, scene.version).get("delivery-limit")
+        if held is not None and 0 <= int(held.value) < DEAD_LETTER_LIMIT:
+            what = f"a delivery limit of {held.value}: so often can its letters be looked at, and then they are gone"
+            yield Finding("risk", name, what, _ANEW)
+
+
+def ways_out(scene: Scene) -> Iterator[Finding]:
+    """Look whether what has waited goes somewhere, also where its queue is gone."""
+    for name in (DELAY_DUE, due_exchange(scene.exchange)):
+        there = scene.standing.exchanges.get(name)
+        if there is None:
+            continue
+        policy = scene.standing.over_exchange(there)
+        if "alternate-exchange" not in {*there.arguments, *(policy.definition if policy is not None else ())}:
+            what = "it has no alternate exchange: 32 events for a queue that is gone stop everybody's waiting"
+            yield Finding("wrong", name, what, "have it deleted and declared anew, by a start of the service")
+    for queue in scene.waiting:
+        leads_to = queue.arguments.get("x-dead-letter-exchange")
+        if leads_to is None or leads_to not in scene.standing.exchanges:
+            gone = "leads nowhere" if leads_to is None else f"leads to exchange {leads_to}, which is not there"
+            yield Finding(
+                "wrong", queue.name, f"what waits in it {gone}, and never comes back", "start the service anew"
+            )
+
+
+def unheard(scene: Scene) -> Iterator[Finding]:
+    """Look for events that handlers publish and no queue is bound for."""
+    keys = {each.routing_key for each in scene.standing.bindings if each.exchange == scene.exchange}
+    for type in scene.published:
+        if not any(matches(key, type) for key in keys):
+            yield Finding("note", type, f"no queue is bound to {scene.exchange} for this event: nobody gets it")
+
+
+def moving(scene: Scene) -> Iterator[Finding]:
+    """Look for queues that stand in for ours."""
+    for each in scene.subscriptions:
+        there = scene.standing.queues.get(f"{each.queue}{MOVING}")
+        if there is not None:
+            wait = "" if there.ready is None else f"; {there.ready:,} wait here"
+            what = f"{each.queue} is being made anew, or was and nobody went on{wait}"
+            yield Finding("risk", there.name, what, "go on with it: what is in here belongs to that queue")
+
+
+# --- what is ours ----------------------------------------------------------------------------------------------------
+
+
+def _wanted(scene: Scene) -> frozenset[StandingBinding]:
+    return frozenset(
+        StandingBinding(item.exchange, item.queue, item.routing_key)
+        for item in scene.needed.items
+        if isinstance(item, Binding)
+    )
+
+
+def _by_queue(bindings: frozenset[StandingBinding]) -> Mapping[str, str]:
+    found: dict[str, list[str]] = {}
+    for each in sorted(bindings, key=lambda each: (each.target, each.exchange, each.routing_key)):
+        found.setdefault(each.target, []).append(f"{each.exchange} by {each.routing_key!r}")
+    return {queue: ", ".join(keys) for queue, keys in found.items()}

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Literal, TypeVar, cast, overload
 
-from sqlalchemy import Connection, event, insert
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -54,8 +54,8 @@ class Outbox(Plugin):
     :param name: The events' source where no bus runs: a service's name. By default the bus's, and unknown without one.
     :param relay: Whether this process relays: True.
     :param batch: How many rows are in the relay's hands at a time, at least: 500.
-    :param poll: How often the relay looks for what other processes have written: 0.1 s; up to ten times as seldom while
-        there is nothing.
+    :param poll: How often the relay looks for what other processes have written: 0.1 s; up to ten times as often while
+        they write, and up to ten times as seldom while there is nothing.
     :param keep: For how long a row is kept once it is sent. By default it is deleted.
     :param max_attempts: How often a row may fail by itself before it is dead: 10, over 17 minutes.
     :param unroutable: What a row is that no queue is bound for: "raise" (the default) keeps it as failed; "ignore" takes it
@@ -179,7 +179,7 @@ class Outbox(Plugin):
             raise ConfigurationError("outbox.publish(session) has no events: say at least one")
         self._check(session.sync_session if isinstance(session, AsyncSession) else session.sync_connection)
         events, rows = await self._written(payloads, told)
-        await session.execute(insert(self.tables.outbox), rows)
+        await session.run_sync(self._insert, rows)
         self._wake_after(session)
         return events[0] if len(payloads) == 1 else events
 
@@ -194,7 +194,7 @@ class Outbox(Plugin):
             raise TransactionError(_no_session(session))
         self._check(session)
         prepared = self._prepare(payloads, told)
-        session.execute(insert(self.tables.outbox), [self._row(message, told) for _, message in prepared])
+        self._insert(session, [self._row(message, told) for _, message in prepared])
         if isinstance(session, Session) and self._relay is not None:
             session.info[_WAKE] = self._relay.wake
         return [event for event, _ in prepared]
@@ -255,6 +255,10 @@ class Outbox(Plugin):
         self._limits.check_message(message)
         own = self._host is None and told.get("exchange") is None
         return row_of(message, self.settings.shards, own_exchange=own)
+
+    def _insert(self, session: Session | Connection, rows: list[Any]) -> None:
+        """Write rows on the session's own connection: it has nothing to add to them."""
+        (session.connection() if isinstance(session, Session) else session).execute(self.tables.writing, rows)
 
     def _check(self, session: Any) -> None:
         """Raise `TransactionError` where no transaction is under way on this database."""

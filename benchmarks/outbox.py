@@ -69,8 +69,8 @@ PUBLISHED = (
     Figure("without: tx/s", "without_rate"),
 )
 PHASES = (
-    Phase("relayed, 1,000 entities", ("--phase", "relay", "--entities", "1000"), RELAYED, 10_000, 1_500),
-    Phase("relayed, one entity", ("--phase", "relay", "--entities", "1"), RELAYED, 3_000, 300),
+    Phase("relayed, 1,000 entities", ("--phase", "relay", "--entities", "1000"), RELAYED, 6_000, 1_000),
+    Phase("relayed, one entity", ("--phase", "relay", "--entities", "1"), RELAYED, 2_000, 200),
     Phase("commit to handler, one process", ("--phase", "latency"), DELAYS, 1_000, 200),
     Phase("commit to handler, writer apart", ("--phase", "latency", "--apart"), DELAYS, 1_000, 200),
     Phase("one event in a transaction", ("--phase", "publish"), PUBLISHED, 1_000, 100),

@@ -79,9 +79,9 @@ class Tenure:
     """
 
     def __init__(self, shards: Shards, lease: Lease, host: Host, settings: Settings) -> None:
-        self.lease = lease
-        self.idle = False
-        self.trouble = ""
+        self.lease: Lease = lease
+        self.idle: bool = False
+        self.trouble: str = ""
         """Why nothing can be sent, by anybody; empty: it can."""
         self._shards = shards
         self._host = host

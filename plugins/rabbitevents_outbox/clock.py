@@ -16,7 +16,7 @@ class now(GenericFunction[Any]):  # noqa: N801
     """The moment that it is, by the database's clock."""
 
     type: TypeEngine[Any] = DateTime(timezone=True)
-    inherit_cache: bool | None = True
+    inherit_cache: bool = True
     name: str = "rabbitevents_now"
 
 
@@ -24,7 +24,7 @@ class at(GenericFunction[Any]):  # noqa: N801 - a function of SQL, named as thos
     """The moment so many seconds from now, by the database's clock."""
 
     type: TypeEngine[Any] = DateTime(timezone=True)
-    inherit_cache: bool | None = True
+    inherit_cache: bool = True
     name: str = "rabbitevents_at"
 
 
@@ -32,7 +32,7 @@ class age(GenericFunction[float]):  # noqa: N801
     """How many seconds ago a moment was, by the database's clock."""
 
     type: TypeEngine[float] = Float()
-    inherit_cache: bool | None = True
+    inherit_cache: bool = True
     name: str = "rabbitevents_age"
 
 

@@ -66,7 +66,7 @@ async def serve(endpoint: str) -> dict[str, Any]:
             probe.messages.clear()
             if published % 100 == 0:
                 await probe.settled()
-        alive = sum(isinstance(each, ReadableSpan) for each in gc.get_objects())
+        alive = sum(issubclass(type(each), ReadableSpan) for each in gc.get_objects())
     leaving = threading.Thread(target=provider.shutdown, daemon=True)
     leaving.start()
     leaving.join(3)

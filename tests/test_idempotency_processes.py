@@ -245,7 +245,7 @@ async def test_an_event_that_crashes_the_process_ends_alone_among_the_dead(scene
 
 @pytest.mark.timeout(300)
 async def test_ten_kills_at_any_moment_lose_nothing_and_repeat_only_what_was_not_marked(scene: Scene) -> None:
-    events, seed = 3000, random.randrange(10**6)
+    events, seed = 6000, random.randrange(10**6)
     rng = random.Random(seed)
     await scene.publish([f"o-{number}" for number in range(events)])
 

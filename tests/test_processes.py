@@ -137,7 +137,7 @@ async def test_sigterm_while_the_broker_is_away_ends_the_service_at_once(signals
     ledger = Ledger(tmp_path / "ledger")
     async with service("quick", f"amqp://127.0.0.1:{free_port()}/", ledger) as process:
         await eventually(ledger.path.exists, "the service to start")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2)
         for _ in range(signals):
             process.send_signal(signal.SIGTERM)
 

@@ -14,9 +14,9 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from rabbitevents import Bus, Event, Router
+from rabbitevents import Bus, Event, Message, Plugin, Publish, Router
 from rabbitevents.testing import EmbeddedBroker, running
-from rabbitevents_outbox import Outbox, Tables
+from rabbitevents_outbox import Outbox, Tables, TransactionError
 from rabbitevents_outbox.shards import Shards
 from tests.bed.fixtures import NodeFactory
 from tests.bed.pgbouncer import PgBouncer
@@ -307,6 +307,49 @@ async def test_clocks_that_are_an_hour_apart_make_no_difference(rabbit_url: str,
 
 
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+
+
+@pytest.mark.parametrize(
+    "broken", ["event_id = 'junk'", "properties = 'text'", "delay_ms = 'soon'", "body = NULL || 7"]
+)
+async def test_what_sqlite_lets_anybody_write_stops_that_row_alone(sqlite_engine: AsyncEngine, broken: str) -> None:
+    async with async_sessionmaker(sqlite_engine).begin() as session:
+        await Outbox(sqlite_engine).publish(session, OrderPriced("broken", 1))
+        await session.execute(text(f"UPDATE OR IGNORE rabbitevents_outbox SET {broken}"))
+        await Outbox(sqlite_engine).publish(session, OrderPriced("sound", 2))
+
+    async with shop(sqlite_engine) as (here, _probe, _sessions):
+        await until(lambda: 2 in here.prices, "the sound one", 15)
+
+
+async def test_a_relay_that_fails_by_a_defect_says_so_and_goes_on_once_it_can(
+    sqlite_engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(sqlite_engine) as (here, probe, sessions):
+        async with sessions.begin() as session:
+            await here.outbox.publish(session, Unheard(1))
+            await session.execute(text("UPDATE rabbitevents_outbox SET attempts = 'many'"))  # which nobody can count on
+        await wait_for(lambda: _problems(probe.bus), lambda said: "it failed: TypeError" in said, "the trouble")
+
+        async with sessions.begin() as session:
+            await session.execute(Tables().outbox.delete())
+            await here.outbox.publish(session, OrderPriced("o-1", 1))
+
+        await until(lambda: here.prices == [1], "the next event", 15)
+        await wait_for(lambda: _problems(probe.bus), lambda said: not said, "the recovery")
+    assert sum("begun again" in record.message for record in caplog.records) == 1
+
+
+async def test_what_a_plugin_swallows_fails_the_transaction(engine: AsyncEngine) -> None:
+    class Swallows(Plugin):
+        async def publish(self, proceed: Publish, message: Message) -> None:
+            return None
+
+    made = Shop(Outbox(engine), Swallows())
+    async with running(made.bus), async_sessionmaker(engine).begin() as session:
+        await session.execute(text("SELECT 1"))
+        with pytest.raises(TransactionError, match="did not let the event come here"):
+            await made.outbox.publish(session, OrderPriced("o-1", 1))
 
 
 # --- rows put there by hand ----------------------------------------------------------------------------------------

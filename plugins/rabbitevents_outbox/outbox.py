@@ -224,10 +224,10 @@ class Outbox(Plugin):
         if transaction is None or transaction.over:
             await proceed(message)
             return
-        self._limits.check_message(message)
-        transaction.rows.append(row_of(message, self.settings.shards))
         if transaction.outbox not in (None, self):
             raise ConfigurationError("one transaction has two outboxes: a service's events go out through one")
+        self._limits.check_message(message)
+        transaction.rows.append(row_of(message, self.settings.shards))
         transaction.outbox = self
         transaction.wake = None if self._relay is None else self._relay.wake
 
@@ -241,6 +241,11 @@ class Outbox(Plugin):
             transaction.outbox = self
             for _, message in prepared:
                 await host.publish_message(message)
+        if len(transaction.rows) != len(prepared):
+            raise TransactionError(
+                "outbox.publish(session, ...): a plugin, or a handler that is without this outbox, did not let the event come "
+                "here, so it is not in the transaction"
+            )
         return [event for event, _ in prepared], transaction.rows
 
     def _prepare(self, payloads: tuple[Any, ...], told: dict[str, Any]) -> list[tuple[Event[Any], Message]]:
@@ -271,7 +276,7 @@ class Outbox(Plugin):
         theirs, ours = engine.url, self.engine.url
         if (engine.dialect.name, theirs.database) != (self._backend, ours.database):
             raise TransactionError(
-                f"outbox.publish(session, ...): the session is of {theirs.render_as_string()}, and the outbox's tables are in "
+                f"outbox.publish(session, ...): the session is of {where(engine)}, and the outbox's tables are in "
                 f"{where(self.engine)}: one transaction is in one database"
             )
         if isinstance(session, Connection) and session.get_execution_options().get("isolation_level") == "AUTOCOMMIT":

@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import Check, Host, facts
+from rabbitevents.texts import name_of
 from rabbitevents_outbox.databases import AWAY, reason
 from rabbitevents_outbox.shards import Shards
 from rabbitevents_outbox.tables import Tables, where
@@ -18,6 +19,9 @@ from rabbitevents_outbox.tenure import Settings, Tenure, log
 
 STANDBY: Final = 1.0
 """Seconds between two attempts at a shard that another relay has."""
+
+GLANCE: Final = 0.2
+"""Seconds between two looks at what is due, while no shard is ours."""
 
 COUNTING: Final = 5.0
 """Seconds between two counts of what is to be sent."""
@@ -73,7 +77,7 @@ class Relay:
         """Say whether the database answers, whether rows are sent, and whether any is dead."""
         troubles = [tenure.trouble for tenure, _ in self._tenures.values() if tenure.trouble]
         if self._away:
-            detail = f"the database does not answer: {self._away}"
+            detail = self._away
         elif troubles:
             detail = f"nothing is sent: {troubles[0]}"
         elif self._backlog is not None and self._backlog.dead:
@@ -102,14 +106,17 @@ class Relay:
 
     async def _run(self) -> None:
         """Supervise: whatever happens, try again, and say so once."""
-        while not (self._stopping and not self._tenures):
-            try:
-                if self._failures or not self._acquire_due:
-                    await self._shards.make(self._told.shards)
-                await self._supervise()
-            except AWAY as error:
-                await self._wait_for_database(error)
-        await self._end()
+        try:
+            while not (self._stopping and not self._tenures):
+                try:
+                    if self._failures or not self._acquire_due:
+                        await self._shards.make(self._told.shards)
+                    await self._supervise()
+                except Exception as error:
+                    # The database is away, or a defect, here or in a plugin: neither may end the only one that sends.
+                    await self._try_again(error)
+        finally:
+            await self._end()
 
     async def _supervise(self) -> None:
         loop_time = self._loop.time
@@ -128,7 +135,7 @@ class Relay:
             if tasks:
                 await asyncio.wait(tasks, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
             else:
-                await asyncio.sleep(min(STANDBY, 0.2))
+                await asyncio.sleep(GLANCE)
             self._collect()
             self._is_there()
 
@@ -141,6 +148,8 @@ class Relay:
         tenure = Tenure(self._shards, lease, self._host, self._told)
         task = self._loop.create_task(tenure.run(), name=f"rabbitevents outbox shard {lease.shard}")
         self._tenures[lease.shard] = tenure, task
+        if self._stopping:  # told so while the database was asked
+            tenure.stop()
         log.info("this process relays shard %d of %s", lease.shard, self._where)
 
     def _collect(self) -> None:
@@ -156,16 +165,20 @@ class Relay:
         self._host.report(self._backlog)
 
     def _is_there(self) -> None:
-        """Note that the database answers."""
+        """Note that it works."""
         if self._away_since is not None:
-            log.info("the outbox's database answers again, after %.1f s", self._loop.time() - self._away_since)
+            log.info("the relay of %s goes on, after %.1f s", self._where, self._loop.time() - self._away_since)
         self._away, self._away_since, self._failures = "", None, 0
 
-    async def _wait_for_database(self, error: BaseException) -> None:
-        self._away = reason(error)
+    async def _try_again(self, error: Exception) -> None:
+        is_away = isinstance(error, AWAY)
+        self._away = f"the database does not answer: {reason(error)}" if is_away else f"it failed: {name_of(error)}"
         if self._away_since is None:
             self._away_since = self._loop.time()
-            log.warning("the outbox %s waits for its database: %s", self._where, self._away)
+            if is_away:
+                log.warning("the outbox %s waits for its database: %s", self._where, reason(error))
+            else:
+                log.error("the relay of %s failed, and is begun again until it goes on", self._where, exc_info=error)
         await asyncio.sleep(AWAY_PAUSES[min(self._failures, len(AWAY_PAUSES) - 1)])
         self._failures += 1
 

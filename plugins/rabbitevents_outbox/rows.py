@@ -37,7 +37,6 @@ class Row(msgspec.Struct, frozen=True):
 
     id: int
     entity: str | None
-    event_id: UUID
     type: str
     exchange: str | None
     routing_key: str
@@ -48,20 +47,20 @@ class Row(msgspec.Struct, frozen=True):
 
     def describe(self) -> str:
         """Name the row for logs, in one printable line, never its body."""
-        return printable(f"{self.type} {self.event_id} (row {self.id})")
+        return printable(f"{self.type} (row {self.id})")
 
     def message(self, exchange: str, timeout: float) -> Message:
         """Return the message, to ``exchange`` where the row names none. Raises `DecodeError` for a broken row."""
-        try:
+        try:  # SQLite keeps in a column whatever is put there
             delay = None if self.delay_ms is None else timedelta(milliseconds=self.delay_ms)
-        except OverflowError as error:
-            raise DecodeError(f"row {self.id}: its delay is beyond all times") from error
-        properties = decode_properties(bytes(self.properties))
+            properties, body = bytes(self.properties), bytes(self.body)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DecodeError(f"row {self.id} holds what no message can be made of: {error}") from error
         return Message(
             exchange=exchange if self.exchange is None else self.exchange,
             routing_key=self.routing_key,
-            body=bytes(self.body),
-            properties=properties,
+            body=body,
+            properties=decode_properties(properties),
             after=delay,
             timeout=timeout,
         )

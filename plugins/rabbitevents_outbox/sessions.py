@@ -86,7 +86,8 @@ class Pool:
         else:
             self._plain = sessions.class_
             self._make = sessionmaker(class_=_guarded(self._plain), **sessions.kw)
-        event.listen(self.engine, "handle_error", _failed)
+        if not event.contains(self.engine, "handle_error", _failed):
+            event.listen(self.engine, "handle_error", _failed)
 
     def unit(self) -> Unit:
         """Return a transaction that has not begun."""

@@ -165,7 +165,9 @@ class Tables:
         make = f"rabbitevents sql print --dialect {backend_of(connection.engine)}"
         for table in (self.version, *tables):
             try:
-                found = connection.execute(select(table).limit(1)).first()
+                found = connection.execute(
+                    select(table).limit(1 if table is self.version else 0)
+                ).first()  # columns alone
             except SQLAlchemyError as error:
                 raise ConfigurationError(
                     f"table {table.fullname!r} of {database} cannot be read; `{make}` makes it: {reason(error)}"

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rabbitevents import Bus, ConfigurationError
-from rabbitevents.cli import BusReference, load_bus, out, run, say, serving, serving_options
+from rabbitevents.cli import BusCommands, BusReference, load_bus, out, run, say, serving, serving_options
 from rabbitevents.texts import cut, printable
 from rabbitevents_outbox.bench import Bench, Kept, Which
 from rabbitevents_outbox.outbox import Outbox
@@ -69,20 +69,8 @@ def relay(ctx: click.Context, /, reference: str, **told: Any) -> None:
 # --- outbox --------------------------------------------------------------------------------------------------------
 
 
-class Commands(click.Group):
-    """A group that knows what is meant by a bus without a command."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is meant. Raises `click.UsageError`."""
-        if ":" in args[0] and not args[0].startswith("-"):
-            raise click.UsageError(f"say what to do first: {ctx.command_path} list {args[0][:60]}", ctx)
-        return super().resolve_command(ctx, args)
-
-
 @click.group(
-    cls=Commands,
+    cls=BusCommands,
     epilog="""\b
 Examples:
   rabbitevents outbox list shop.order:bus

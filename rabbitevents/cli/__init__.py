@@ -19,8 +19,9 @@ Ctrl-C ends it with 130; an int that it returns is its exit code.
 """
 
 from rabbitevents.cli.console import out, say
+from rabbitevents.cli.groups import BusCommands
 from rabbitevents.cli.loop import run
 from rabbitevents.cli.reference import BusReference, load_bus
 from rabbitevents.cli.service import serving, serving_options
 
-__all__ = ["BusReference", "load_bus", "out", "run", "say", "serving", "serving_options"]
+__all__ = ["BusCommands", "BusReference", "load_bus", "out", "run", "say", "serving", "serving_options"]

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import click
 
-from rabbitevents.cli import out, run, say
+from rabbitevents.cli import BusCommands, out, run, say
 from rabbitevents.texts import printable
 from rabbitevents_deadletter.commands import rendering, targets
 from rabbitevents_deadletter.commands.progress import NOT_ALL, Progress
@@ -24,7 +24,7 @@ from rabbitevents_deadletter.workbench.lines import Edits, edited
 
 
 @click.group(
-    cls=targets.Commands,
+    cls=BusCommands,
     epilog="""\b
 Examples:
   rabbitevents dlq list shop.inventory:bus --by error

@@ -96,18 +96,6 @@ def _of_the_bus(name: str, known: list[str]) -> str:
     raise ConfigurationError(f"the bus has no queue {name[:80]!r}; its dead letter queues are {there}")
 
 
-class Commands(click.Group):
-    """A group that knows what is meant by a bus without a command."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is meant. Raises `click.UsageError`."""
-        if ":" in args[0] and not args[0].startswith("-"):
-            raise click.UsageError(f"say what to do first: {ctx.command_path} list {args[0][:60]}", ctx)
-        return super().resolve_command(ctx, args)
-
-
 # --- arguments and options -----------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,17 @@ async def wait_for(look: Callable[[], Awaitable[T]], fits: Callable[[T], bool], 
         await asyncio.sleep(0.05)
 
 
+def listening() -> tuple[Router, Ledger]:
+    """A router whose one handler notes what comes, one after the other."""
+    router, ledger = Router("ledger"), Ledger()
+
+    @router.on(Written, concurrency=1)
+    async def take(entry: Event[Written]) -> None:
+        ledger.take(entry)
+
+    return router, ledger
+
+
 # --- the broker ----------------------------------------------------------------------------------------------------
 
 
@@ -74,12 +85,7 @@ async def test_a_broker_that_is_killed_and_comes_back_gets_everything(
     own_node: NodeFactory, engine: AsyncEngine
 ) -> None:
     node = await own_node()
-    router, ledger = Router("ledger"), Ledger()
-
-    @router.on(Written, concurrency=1)
-    async def take(entry: Event[Written]) -> None:
-        ledger.take(entry)
-
+    router, ledger = listening()
     outbox = Outbox(engine)
     bus = Bus(node.url, router, plugins=[outbox])
     async with bus:
@@ -246,12 +252,7 @@ async def test_a_relay_that_stood_still_past_its_lease_sends_nothing_more_under_
     url = postgres.url(database=postgres.database())
     engine = engine_of(url)
     await Tables().create(engine)
-    router, ledger = Router("ledger"), Ledger()
-
-    @router.on(Written, concurrency=1)
-    async def take(entry: Event[Written]) -> None:
-        ledger.take(entry)
-
+    router, ledger = listening()
     environment = {"AMQP_URL": rabbit_url, "DATABASE_URL": url}
     async with Bus(rabbit_url, router), processes("relay tests.committed_service:relay", 2, environment) as two:
         await until(lambda: any("this process relays" in each.said for each in two), "a relay", 30)
@@ -280,12 +281,7 @@ async def test_clocks_that_are_an_hour_apart_make_no_difference(rabbit_url: str,
     url = postgres.url(database=postgres.database())
     engine = engine_of(url)
     await Tables().create(engine)
-    router, ledger = Router("ledger"), Ledger()
-
-    @router.on(Written, concurrency=1)
-    async def take(entry: Event[Written]) -> None:
-        ledger.take(entry)
-
+    router, ledger = listening()
     environment = {"AMQP_URL": rabbit_url, "DATABASE_URL": url}
     fast = {**environment, "LD_PRELOAD": FAKETIME, "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     async with (

@@ -141,7 +141,8 @@ async def test_sigterm_while_the_broker_is_away_ends_the_service_at_once(signals
         for _ in range(signals):
             process.send_signal(signal.SIGTERM)
 
-        assert await asyncio.wait_for(process.wait(), 5) == 0
+        # The second one may come when the bus has ended already, and the signal is the interpreter's again.
+        assert await asyncio.wait_for(process.wait(), 5) in {0, -signal.SIGTERM if signals == 2 else 0}
 
 
 async def test_a_handler_that_will_not_be_cancelled_does_not_hold_up_the_exit(

@@ -57,10 +57,10 @@ class Counts:
 
     ``placed`` orders were given to the order service, of which ``unconfirmed`` were not taken by the broker; of the
     others, ``confirmed`` and ``cancelled`` were closed, and ``dead`` have an event in a dead letter queue instead.
-    ``published`` events were confirmed by the broker (with a ``store``: committed there), and ``handled`` effects found in the ledgers, each counted once;
-    ``lost`` effects are missing there, and not dead letters; ``duplicates`` were there already. ``retried`` is how often
-    a handling was tried again. ``seconds`` go from the first order to the last effect. ``restarts`` counts processes
-    that ended in the middle.
+    ``published`` events were confirmed by the broker (with a ``store``: committed there), and ``handled`` effects
+    found in the ledgers, each counted once; ``lost`` effects are missing there, and not dead letters; ``duplicates``
+    were there already. ``retried`` is how often a handling was tried again. ``seconds`` go from the first order to
+    the last effect. ``restarts`` counts processes that ended in the middle.
     """
 
     broker: str
@@ -130,7 +130,9 @@ async def run(
             await _look_for_the_dead(site, front.bus, tally)
         await site.collect()
     tally.read()  # all ledgers are closed now: what came last is among it
-    counts = _count(settings, None if site.store is None else site.store.shown, tally, placed, unconfirmed, seconds, crew.restarts)
+    counts = _count(
+        settings, None if site.store is None else site.store.shown, tally, placed, unconfirmed, seconds, crew.restarts
+    )
     chosen = tally.most_telling
     return Result(counts, tally, tally.story(chosen), _trace(folder, chosen) if settings.trace and chosen else "")
 

@@ -24,13 +24,14 @@ from rabbitevents.demo.orders import Order
 from rabbitevents.demo.shop.order import OrderBook, place_in
 from rabbitevents.texts import cut, printable
 from rabbitevents_outbox import Inbox, Outbox, Tables, prepare_sqlite
+from rabbitevents_outbox.databases import turn_of
 
 V = TypeVar("V")
 
 LEASE: Final = 3
 """Seconds for which nobody else sends what a process that was killed was to send."""
 
-NO_URL: Final = "say where the database is: sqlite:///shop.db, or postgresql://user:password@localhost/shop"
+NO_URL: Final = "say where the database is: sqlite:///shop.db, or postgresql://localhost/shop"
 
 DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 """The drivers that there are, by what a URL begins with."""
@@ -118,7 +119,7 @@ class Store:
     async def place(self, outbox: Outbox, batch: Sequence[Order]) -> None:
         """Place orders, all of them or none. Raises `StoreUnavailableError`."""
         try:
-            async with self._sessions.begin() as session:
+            async with turn_of(self.engine), self._sessions.begin() as session:
                 token = _OPEN.set(session)
                 try:
                     await place_in(session, outbox, OrderBook(StoreShelf(self, "order")), batch)
@@ -130,7 +131,7 @@ class Store:
     async def take(self) -> list[bytes]:
         """Take out the lines of the ledger whose transactions have committed. Raises `StoreUnavailableError`."""
         try:
-            async with self._sessions.begin() as session:
+            async with turn_of(self.engine), self._sessions.begin() as session:
                 rows = (await session.execute(delete(Line).returning(Line.id, Line.record))).all()
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailableError(f"--store {self.shown}: the ledger cannot be read: {reason(error)}") from error
@@ -289,7 +290,7 @@ def _engine(url: str, pool: int) -> AsyncEngine:
         raise ConfigurationError(f"--store: {NO_URL}") from error
     driver = DRIVERS.get(told.drivername, told.drivername)
     if driver not in DRIVERS.values():
-        raise ConfigurationError(f"--store {told.drivername}:...: {NO_URL}")
+        raise ConfigurationError(f"--store: {told.drivername!r} is neither sqlite nor postgresql: {NO_URL}")
     if driver.startswith("sqlite"):
         if told.database in (None, "", ":memory:"):
             raise ConfigurationError(f"--store {shown(url)} names no file: {NO_URL}")

@@ -17,6 +17,8 @@ import rabbitevents.health
 import rabbitevents.logs
 import rabbitevents.testing
 import rabbitevents_deadletter
+import rabbitevents_django
+import rabbitevents_django.testing
 import rabbitevents_idempotency
 import rabbitevents_metrics
 import rabbitevents_retry
@@ -88,6 +90,8 @@ EXPORTING: list[ModuleType] = [
     rabbitevents.cli,
     rabbitevents.testing,
     rabbitevents_deadletter,
+    rabbitevents_django,
+    rabbitevents_django.testing,
     rabbitevents_idempotency,
     rabbitevents_metrics,
     rabbitevents_retry,

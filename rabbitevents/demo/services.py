@@ -177,9 +177,9 @@ async def opened(
 
 def _store(url: str, settings: Settings) -> AbstractAsyncContextManager[Store]:
     try:
-        from rabbitevents.demo import store
+        from rabbitevents.demo.store import CONNECTIONS, Store
 
-        return store.opened(url, pool=store.CONNECTIONS if settings.processes else len(SERVICES) * store.CONNECTIONS)
+        return Store(url, pool=CONNECTIONS if settings.processes else len(SERVICES) * CONNECTIONS).opened()
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"--store needs {error.name}: pip install 'rabbitevents[sql]'") from error
 

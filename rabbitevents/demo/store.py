@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from decimal import Decimal
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import msgspec
 from sqlalchemy import Column, Table, Text, delete, select, update
@@ -74,13 +74,24 @@ class StoreUnavailableError(RabbitEventsError):
 
 
 class Store:
-    """A database, and what a run does with it. Raises `ConfigurationError` for a URL that leads to none."""
+    """A database, and what a run does with it, on up to ``pool`` connections.
+
+    Raises `ConfigurationError` for a URL that leads to none, and ModuleNotFoundError without the driver.
+    """
 
     def __init__(self, url: str, pool: int) -> None:
         self.engine: AsyncEngine = _engine(url, pool)
         self.shown: str = shown(url)
         self._sessions = async_sessionmaker(self.engine)
         self._insert: Any = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncGenerator[Self]:
+        """Yield itself; its connections are closed at the end."""
+        try:
+            yield self
+        finally:
+            await self.engine.dispose()
 
     async def prepare(self) -> None:
         """Make the tables that are missing, and empty the shop. Raises `ConfigurationError`."""
@@ -256,16 +267,6 @@ def _is(service: str, book: str, key: str) -> Iterable[Any]:
 
 
 # --- the database --------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def opened(url: str, pool: int) -> AsyncGenerator[Store]:
-    """Yield a store whose engine has up to ``pool`` connections; they are closed at the end."""
-    store = Store(url, pool)
-    try:
-        yield store
-    finally:
-        await store.engine.dispose()
 
 
 def shown(url: str) -> str:

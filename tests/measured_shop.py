@@ -21,6 +21,7 @@ from redis.asyncio import from_url
 from tenacity import stop_after_attempt
 
 from rabbitevents import Bus, Delivery
+from rabbitevents.demo.books import Folder
 from rabbitevents.demo.ledger import GivenUp, Handled, Ledger, Published, Record, Retried
 from rabbitevents.demo.provider import UnreliableProvider
 from rabbitevents.demo.recorder import Recorder
@@ -53,7 +54,7 @@ def bus() -> Bus:
     ]
     made = Bus(os.environ["URL"], *(each.router for each in SERVICES.values()), name="shop", plugins=plugins)
     for name, service in SERVICES.items():
-        made.provide(service.state, service.state(Path(worker, name)))
+        made.provide(service.state, service.state(Folder(Path(worker, name))))
     made.provide(PaymentProvider, factory=_provider)
     return made
 

@@ -20,13 +20,14 @@ import pytest
 from rabbitevents import Bus
 from rabbitevents.cli.commands import command_line
 from rabbitevents.demo import command
+from rabbitevents.demo.journal import Journal
 from rabbitevents.demo.orders import SAMPLE, make_orders
 from rabbitevents.demo.report import closing
 from rabbitevents.demo.run import Counts, run
 from rabbitevents.demo.services import EXCHANGE
 from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.shop.events import OrderPlaced
-from rabbitevents.demo.shop.inventory import Stock
+from rabbitevents.demo.shop.inventory import Reservation
 from rabbitevents.testing import EmbeddedBroker
 from tests.bed.loopback import free_port
 
@@ -133,8 +134,9 @@ async def test_what_an_earlier_run_left_in_the_queues_is_not_counted(rabbit_url:
 async def test_the_stock_of_a_run_is_what_was_sold(tmp_path: Path) -> None:
     counts = await counted(200, folder=tmp_path)
 
-    stock = Stock(tmp_path / "inventory")
-    sold = {id for id, reservation in stock.reserved.items() if reservation.pieces and id not in stock.returned}
+    reserved = Journal(tmp_path / "inventory" / "reserved.jsonl", Reservation)
+    returned = Journal(tmp_path / "inventory" / "returned.jsonl", Reservation)
+    sold = {id for id, reservation in reserved.items() if reservation.pieces and id not in returned}
     assert len(sold) == counts.confirmed
 
 
@@ -157,7 +159,7 @@ def main(capsys: pytest.CaptureFixture[str]) -> Main:
 
 
 KEYS = [
-    *("broker", "placed", "confirmed", "cancelled", "published", "handled", "lost", "duplicates", "seconds"),
+    *("broker", "store", "placed", "confirmed", "cancelled", "published", "handled", "lost", "duplicates", "seconds"),
     *("retried", "dead"),
 ]
 
@@ -263,6 +265,14 @@ def test_sabotage_is_noticed(main: Main, sabotage: str, lost: int, duplicates: i
         (["--redis", "localhost"], "say where Redis is"),
         (["--redis", "redis://:secret@localhost:port/"], "say where Redis is"),
         (["--redis", "redis://localhost/?colour=red"], "--redis redis://localhost/: "),
+        (["--redis", "redis://localhost", "--store", "sqlite:///shop.db"], "--redis and --store both remember"),
+        (["--store", "shop.db"], "say where the database is"),
+        (["--store", ""], "say where the database is"),
+        (["--store", "postgresql://me:secret@localhost:port/"], "say where the database is"),
+        (["--store", "mysql://me:secret@localhost/shop"], "'mysql' is neither sqlite nor postgresql"),
+        (["--store", "sqlite://"], "names no file"),
+        (["--store", "sqlite:////nowhere/shop.db"], "sqlite:////nowhere/shop.db cannot be used: unable to open"),
+        (["--store", "sqlite:////etc/hostname"], "sqlite:////etc/hostname cannot be used: file is not a database"),
         (["--trace", "--json"], "leave one of them out"),
         (["--trace", "--orders", "5001"], "at most 5,000 orders"),
         (["--patience", "0"], "'0' is no number from 1"),
@@ -287,6 +297,7 @@ def test_a_bad_argument_is_one_clear_line(main: Main, arguments: list[str], says
     assert err[0].startswith("rabbitevents demo: ")
     assert len(err[0]) < 1100
     assert says in err[0]
+    assert "secret" not in err[0]
 
 
 def test_a_file_that_may_not_be_read_is_one_clear_line(main: Main, tmp_path: Path) -> None:

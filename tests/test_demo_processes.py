@@ -13,21 +13,21 @@ from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from rabbitevents.demo import crew
+from rabbitevents.demo.books import Folder
 from rabbitevents.demo.crew import Assignment, Crew, ServiceNotStartedError
+from rabbitevents.demo.journal import Journal
 from rabbitevents.demo.orders import make_orders, poisoned
 from rabbitevents.demo.run import Counts, run
 from rabbitevents.demo.services import SERVICES
 from rabbitevents.demo.settings import Settings
-from rabbitevents.demo.shop.analytics import Figures
-from rabbitevents.demo.shop.inventory import Stock
-from rabbitevents.demo.shop.notification import Mail
-from rabbitevents.demo.shop.order import OrderBook
-from rabbitevents.demo.shop.payment import Payments
+from rabbitevents.demo.shop.analytics import Figures, Level
+from rabbitevents.demo.shop.inventory import Reservation, Stock
 from rabbitevents.routing import Options
 from rabbitevents.testing.bench import eventually
 from tests.bed.redis import RedisServer
@@ -83,7 +83,7 @@ async def test_nothing_is_lost_when_a_service_is_killed_in_the_middle(
 
     assert counts.flawless
     assert counts.retried > 0
-    check_that_the_books_agree(tmp_path)
+    await check_that_the_books_agree(tmp_path)
 
 
 async def test_what_was_marked_in_redis_is_not_handled_again_after_a_kill(
@@ -95,7 +95,7 @@ async def test_what_was_marked_in_redis_is_not_handled_again_after_a_kill(
 
     assert counts.duplicates <= Options().concurrency  # those that the kill caught between their effect and its mark
     assert counts.flawless
-    check_that_the_books_agree(tmp_path)
+    await check_that_the_books_agree(tmp_path)
 
 
 async def killed(victim: str, settings: Settings, folder: Path) -> Counts:
@@ -114,23 +114,27 @@ async def killed(victim: str, settings: Settings, folder: Path) -> Counts:
     return counts
 
 
-def check_that_the_books_agree(folder: Path) -> None:
+async def check_that_the_books_agree(folder: Path) -> None:
     """Check that five services that share nothing know the same of every order, but for the one that is poisoned."""
-    book = OrderBook(folder / "order").outcomes
-    stock = Stock(folder / "inventory")
-    payments = Payments(folder / "payment").charged
-    figures = Figures(folder / "analytics")
+    book = Journal(folder / "order" / "outcomes.jsonl", str)
+    reserved = Journal(folder / "inventory" / "reserved.jsonl", Reservation)
+    returned = Journal(folder / "inventory" / "returned.jsonl", Reservation)
+    payments = Journal(folder / "payment" / "charged.jsonl", Decimal)
+    counted = {
+        name: Journal(folder / "analytics" / f"{name}.jsonl", Any) for name in ("placed", "confirmed", "cancelled")
+    }
+    levels = Journal(folder / "analytics" / "levels.jsonl", Level)
+    summary = await Figures(Folder(folder / "analytics")).summary()
+    stock = Stock(Folder(folder / "inventory"))
     confirmed = {order for order, outcome in book.items() if outcome == "confirmed"}
     assert {order for order, price in payments.items() if price > 0} == confirmed
-    assert {order for order, kept in stock.reserved.items() if kept.pieces and order not in stock.returned} == confirmed
-    assert set(figures.confirmed) == confirmed
-    assert set(figures.cancelled) == set(book) - confirmed
-    assert set(stock.reserved) == set(Mail(folder / "notification").sent) == set(book)
-    assert len(set(figures.placed) - set(book)) == 1
-    assert figures.summary().revenue == sum((payments[order] for order in confirmed), Decimal(0))
-    assert {sku: level.left for sku, level in figures.levels.items()} == {
-        sku: stock.left(sku) for sku in figures.levels
-    }
+    assert {order for order, kept in reserved.items() if kept.pieces and order not in returned} == confirmed
+    assert set(counted["confirmed"]) == confirmed
+    assert set(counted["cancelled"]) == set(book) - confirmed
+    assert set(reserved) == set(Journal(folder / "notification" / "sent.jsonl", str)) == set(book)
+    assert len(set(counted["placed"]) - set(book)) == 1
+    assert summary.revenue == sum((payments[order] for order in confirmed), Decimal(0))
+    assert {sku: level.left for sku, level in levels.items()} == {sku: await stock.left(sku) for sku in levels}
 
 
 def test_the_command_with_processes_counts_like_the_one_without(rabbit_url: str) -> None:

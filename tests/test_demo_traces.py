@@ -133,6 +133,9 @@ def test_a_collector_that_is_slow_is_not_waited_for_at_the_end(otlp: Collector) 
         (["--trace"], "opentelemetry.sdk.trace.export", "otel"),
         (["--otlp", "http://localhost:4318"], "opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel"),
         (["--redis", "redis://localhost"], "redis.asyncio", "redis"),
+        (["--store", "sqlite:///shop.db"], "sqlalchemy", "sql"),
+        (["--store", "sqlite:///shop.db"], "aiosqlite", "sql"),
+        (["--store", "postgresql://localhost/shop"], "asyncpg", "sql"),
     ],
 )
 def test_an_extra_that_is_not_installed_is_named_in_one_line(
@@ -140,6 +143,7 @@ def test_an_extra_that_is_not_installed_is_named_in_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # importing it fails
     monkeypatch.delitem(sys.modules, "rabbitevents.demo.traces", raising=False)
+    monkeypatch.delitem(sys.modules, "rabbitevents.demo.store", raising=False)
 
     code, out, err = main("--orders", "5", *arguments)
 

@@ -14,6 +14,8 @@ import pytest
 from tenacity import stop_after_attempt, wait_fixed
 
 from rabbitevents import Bus, NotSentError, Plugin
+from rabbitevents.demo.books import Folder
+from rabbitevents.demo.journal import Journal
 from rabbitevents.demo.shop import analytics, inventory, notification, order, payment
 from rabbitevents.demo.shop.analytics import Figures, Level
 from rabbitevents.demo.shop.events import (
@@ -47,7 +49,7 @@ TOO_DEAR = OrderPlaced("o-3", "customer-3", "kettle", 4, Decimal("39.90"))
 
 
 async def test_what_is_in_stock_is_reserved(tmp_path: Path) -> None:
-    stock = Stock(tmp_path, pieces_of_each=10)
+    stock = Stock(Folder(tmp_path), pieces_of_each=10)
 
     answer = await inventory.reserve(TWO_MUGS, stock)
 
@@ -55,7 +57,7 @@ async def test_what_is_in_stock_is_reserved(tmp_path: Path) -> None:
 
 
 async def test_what_is_not_in_stock_is_refused(tmp_path: Path) -> None:
-    stock = Stock(tmp_path, pieces_of_each=10)
+    stock = Stock(Folder(tmp_path), pieces_of_each=10)
 
     answer = await inventory.reserve(TOO_MANY, stock)
 
@@ -64,48 +66,48 @@ async def test_what_is_not_in_stock_is_refused(tmp_path: Path) -> None:
 
 async def test_an_order_of_nothing_is_a_failure_that_no_repetition_mends(tmp_path: Path) -> None:
     with pytest.raises(Fatal, match="an order of 0 pieces"):
-        await inventory.reserve(NOTHING, Stock(tmp_path))
+        await inventory.reserve(NOTHING, Stock(Folder(tmp_path)))
 
 
 async def test_an_order_that_comes_again_changes_nothing_and_gets_the_same_answer(tmp_path: Path) -> None:
-    stock = Stock(tmp_path, pieces_of_each=2)
+    stock = Stock(Folder(tmp_path), pieces_of_each=2)
 
     first = await inventory.reserve(TWO_MUGS, stock)
     again = await inventory.reserve(TWO_MUGS, stock)
 
     assert again == first
-    assert stock.left("mug") == 0
+    assert await stock.left("mug") == 0
 
 
 async def test_a_refusal_that_comes_again_is_the_same_event_whatever_happened_to_the_stock(tmp_path: Path) -> None:
-    stock = Stock(tmp_path, pieces_of_each=10)
+    stock = Stock(Folder(tmp_path), pieces_of_each=10)
 
     first = await inventory.reserve(TOO_MANY, stock)
     await inventory.reserve(TWO_MUGS, stock)
-    again = await inventory.reserve(TOO_MANY, Stock(tmp_path, pieces_of_each=10))
+    again = await inventory.reserve(TOO_MANY, Stock(Folder(tmp_path), pieces_of_each=10))
 
     assert again == first == OutOfStock("o-2", "customer-2", "mug", 10)
 
 
 async def test_a_service_that_starts_again_knows_what_it_knew(tmp_path: Path) -> None:
-    before = Stock(tmp_path)
+    before = Stock(Folder(tmp_path))
     await inventory.reserve(TWO_MUGS, before)
     await inventory.reserve(TOO_DEAR, before)
     await inventory.give_back(OrderCancelled("o-3", "customer-3", "payment declined"), before)
 
-    after = Stock(tmp_path)
+    after = Stock(Folder(tmp_path))
 
-    assert (after.left("mug"), after.left("kettle")) == (498, 500)
+    assert (await after.left("mug"), await after.left("kettle")) == (498, 500)
 
 
 async def test_a_level_that_was_overtaken_on_the_way_does_not_count(tmp_path: Path) -> None:
-    figures = Figures(tmp_path)
+    figures = Figures(Folder(tmp_path))
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
-    figures.note_level("mug", Level(7, noon))
-    figures.note_level("mug", Level(9, noon - timedelta(seconds=1)))
+    await figures.note_level("mug", Level(7, noon))
+    await figures.note_level("mug", Level(9, noon - timedelta(seconds=1)))
 
-    assert figures.levels["mug"].left == 7
+    assert Journal(tmp_path / "levels.jsonl", Level)["mug"].left == 7
 
 
 # --- one service: its bus, on an embedded broker -------------------------------------------------------------------
@@ -114,7 +116,7 @@ async def test_a_level_that_was_overtaken_on_the_way_does_not_count(tmp_path: Pa
 @pytest.fixture
 def payment_service(tmp_path: Path) -> Bus:
     bus = Bus("amqp://localhost", payment.router)
-    bus.provide(Payments, Payments(tmp_path))
+    bus.provide(Payments, Payments(Folder(tmp_path)))
     bus.provide(PaymentProvider, PaymentProvider())
     return bus
 
@@ -145,7 +147,7 @@ def shop(tmp_path: Path) -> Bus:
     services = (order, inventory, payment, notification, analytics)
     bus = Bus("amqp://localhost", *(service.router for service in services))
     for state in (OrderBook, Stock, Payments, Mail, Figures):
-        bus.provide(state, state(tmp_path))
+        bus.provide(state, state(Folder(tmp_path)))
     bus.provide(PaymentProvider, PaymentProvider())
     return bus
 
@@ -214,9 +216,9 @@ async def test_a_payment_whose_confirmation_is_lost_is_published_again_and_taken
         await probe.settled()
 
         assert len(probe.published(PaymentProcessed)) > 1
-    assert dict(Payments(tmp_path).charged) == {"o-1": Decimal("17.00")}
-    assert dict(OrderBook(tmp_path).outcomes) == {"o-1": "confirmed"}
-    assert list(Mail(tmp_path).sent) == ["o-1"]
+    assert dict(Journal(tmp_path / "charged.jsonl", Decimal)) == {"o-1": Decimal("17.00")}
+    assert dict(Journal(tmp_path / "outcomes.jsonl", str)) == {"o-1": "confirmed"}
+    assert list(Journal(tmp_path / "sent.jsonl", str)) == ["o-1"]
 
 
 async def test_orders_go_on_when_the_connection_breaks_between_the_services(

@@ -38,7 +38,7 @@ from rabbitevents_outbox.transaction import Transaction, collecting
 PURGING: Final = 3600.0
 """Seconds between two looks for marks that were kept long enough."""
 
-_SESSION: ContextVar[Any] = ContextVar("rabbitevents_session")
+_SESSION: ContextVar[Any] = ContextVar("rabbitevents_session", default=None)
 """The session of the handling that is under way."""
 
 
@@ -112,6 +112,14 @@ class Inbox(Plugin):
             self._host = None
             purging.cancel()
             await asyncio.wait({purging})
+
+    @staticmethod
+    def session() -> Any:
+        """Return the session of the handling that is under way here; None outside of one.
+
+        For what is between a handler and its rows, and is not given the session: a repository, or another plugin.
+        """
+        return _SESSION.get()
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Mark, handle, and commit all of it. Raises what the handling raises, and what the database does."""

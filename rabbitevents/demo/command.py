@@ -33,6 +33,7 @@ MOST_TRACED: Final = 5_000
 
 JSON_KEYS: Final = (
     "broker",
+    "store",
     "placed",
     "confirmed",
     "cancelled",
@@ -85,6 +86,7 @@ def _collector(text: str) -> str:
 @click.option("--broker", metavar="URL", help="amqp://... for RabbitMQ; without it, the embedded broker.")
 @click.option("--processes", is_flag=True, help="Give each service a process of its own (on RabbitMQ).")
 @click.option("--redis", metavar="URL", help="Remember in Redis what was handled, and not in each process.")
+@click.option("--store", metavar="URL", help="Write state and events in one transaction: sqlite:///shop.db.")
 @click.option("--fail", type=_rate, default="0", metavar="RATE", help="Let payments fail: 0.2 is every fifth try (0).")
 @click.option("--poison", is_flag=True, help="Place one order that no service can handle.")
 @click.option("--trace", is_flag=True, help="Show the trace of one order.")
@@ -101,6 +103,7 @@ def demo(
     broker: str | None,
     processes: bool,
     redis: str | None,
+    store: str | None,
     fail: float,
     poison: bool,
     trace: bool,
@@ -112,7 +115,8 @@ def demo(
     """Run a shop of five services, and count every effect.
 
     Every event that the broker confirms must have each of its effects, once, or be among the dead letters: what counts
-    is in files that are fsynced before an event is acknowledged. The exit code is 0 if so, and 1 if not.
+    is in files that are fsynced before an event is acknowledged, and with --store in the transaction of what it counts.
+    The exit code is 0 if so, and 1 if not.
 
     One run at a time on a broker: services of the same name share their queues.
     """
@@ -120,6 +124,8 @@ def demo(
         raise click.UsageError("--orders and --input exclude each other: leave one of them out")
     if trace and as_json:
         raise click.UsageError("--trace is for people, and --json prints nothing else: leave one of them out")
+    if redis is not None and store is not None:
+        raise click.UsageError("--redis and --store both remember what was handled: leave one of them out")
     embedded = broker is None or broker.startswith("memory:")
     if processes and embedded:
         raise click.UsageError("--processes needs --broker amqp://...: the embedded broker lives in one process")
@@ -129,6 +135,7 @@ def demo(
         fail=fail,
         seed=seed,
         redis=redis,
+        store=store,
         trace=trace,
         otlp=otlp,
         patience=patience,

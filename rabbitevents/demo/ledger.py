@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -66,6 +67,22 @@ class GivenUp(msgspec.Struct, frozen=True, array_like=True, tag_field="record", 
 
 
 Record = Published | Handled | Retried | GivenUp
+
+
+class Records(Protocol):
+    """Where records go: a `Ledger`, or what stands in the place of one."""
+
+    def note(self, record: Record) -> None:
+        """Have ``record`` kept, and in any case before what is recorded later."""
+        ...
+
+    async def record(self, record: Record) -> None:
+        """Return once ``record`` is kept at least as well as what it is about."""
+        ...
+
+    async def close(self) -> None:
+        """Keep what is waiting, and end."""
+        ...
 
 
 class Ledger:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from rabbitevents import Consume, Delivery, Fact, Message, Outcome, Plugin, Publish, Settlement, facts
-from rabbitevents.demo.ledger import GivenUp, Handled, Ledger, Published, Retried
+from rabbitevents.demo.ledger import GivenUp, Handled, Published, Records, Retried
 
 
 class Recorder(Plugin):
     """Record each event that the broker has confirmed, each effect before its event is acknowledged, and what failed.
 
-    It stands last, so that it sees what handlers really did. What is published before a kill, and not recorded, was
+    It stands last, so that it sees what handlers really did; with a store, inside of the transaction, of which its records
+    are a part then. What is published before a kill, and not recorded, was
     published for an event that is not acknowledged: it comes again, and so does what is published for it, with the same id.
     """
 
     role = "record"
 
-    def __init__(self, service: str, ledger: Ledger) -> None:
+    def __init__(self, service: str, ledger: Records) -> None:
         self._service = service
         self._ledger = ledger
 

@@ -79,13 +79,14 @@ def closing(counts: Counts) -> list[str]:
     verdict = f"{counts.lost:,} lost, {counts.duplicates:,} duplicates"
     if counts.unconfirmed:
         verdict += f", {counts.unconfirmed:,} orders that the broker did not confirm"
-    if counts.duplicates and counts.restarts:
+    if counts.duplicates and counts.restarts and counts.store is None:
         verdict += " (a service was killed: what it had not acknowledged came again, and changed nothing)"
     orders = f"{counts.confirmed:,} confirmed, {counts.cancelled:,} cancelled, {counts.dead:,} dead"
+    confirmed = f"confirmed by {counts.broker}" if counts.store is None else f"committed to {counts.store}"
     effects = f"{counts.handled:,} effects, {counts.retried:,} retries"
     return [
         f"{counts.placed:,} orders placed: {orders}",
-        f"{counts.published:,} events confirmed by {counts.broker}, {effects}, in {counts.seconds:.2f} s",
+        f"{counts.published:,} events {confirmed}, {effects}, in {counts.seconds:.2f} s",
         verdict,
     ]
 

@@ -21,9 +21,8 @@ from rabbitevents.demo import morgue
 from rabbitevents.demo.crew import Assignment, Crew
 from rabbitevents.demo.ledger import Published
 from rabbitevents.demo.orders import Order
-from rabbitevents.demo.services import SERVICES, Site, listeners, opened
+from rabbitevents.demo.services import SERVICES, Front, Site, listeners, opened
 from rabbitevents.demo.settings import Settings
-from rabbitevents.demo.shop.order import place
 from rabbitevents.demo.tally import Tally, Trouble
 from rabbitevents.testing import EmbeddedBroker
 
@@ -32,6 +31,9 @@ BATCH: Final = 500
 
 GLANCE: Final = 0.02
 """Seconds between two looks into the ledgers."""
+
+STORE_GLANCE: Final = 0.1
+"""The same where they are in a database."""
 
 LOOK: Final = 0.2
 """Seconds between two looks into the dead letter queues."""
@@ -55,13 +57,14 @@ class Counts:
 
     ``placed`` orders were given to the order service, of which ``unconfirmed`` were not taken by the broker; of the
     others, ``confirmed`` and ``cancelled`` were closed, and ``dead`` have an event in a dead letter queue instead.
-    ``published`` events were confirmed by the broker, and ``handled`` effects found in the ledgers, each counted once;
-    ``lost`` effects are missing there, and not dead letters; ``duplicates`` were there already. ``retried`` is how often
-    a handling was tried again. ``seconds`` go from the first order to the last effect. ``restarts`` counts processes
-    that ended in the middle.
+    ``published`` events were confirmed by the broker (with a ``store``: committed there), and ``handled`` effects
+    found in the ledgers, each counted once; ``lost`` effects are missing there, and not dead letters; ``duplicates``
+    were there already. ``retried`` is how often a handling was tried again. ``seconds`` go from the first order to
+    the last effect. ``restarts`` counts processes that ended in the middle.
     """
 
     broker: str
+    store: str | None
     placed: int
     confirmed: int
     cancelled: int
@@ -79,10 +82,10 @@ class Counts:
     def flawless(self) -> bool:
         """Whether every order was closed, or is dead, and every confirmed event had each of its effects, once.
 
-        Where a process was killed, an effect may be there twice: delivery is at least once.
+        Where a process was killed, an effect may be there twice, since delivery is at least once; but not in a store.
         """
         closed = self.confirmed + self.cancelled + self.dead == self.placed
-        once = self.duplicates == 0 or self.restarts > 0
+        once = self.duplicates == 0 or (self.restarts > 0 and self.store is None)
         return closed and once and self.lost == 0
 
 
@@ -116,17 +119,20 @@ async def run(
     prefix = f"{token_hex(4)}-"  # what an earlier run left on the broker must not meet orders of the same number
     ours = [attrs.evolve(order, order_id=prefix + order.order_id) for order in orders]
     tally = Tally(folder, listeners)
-    async with (
-        opened(settings, folder, embedded or EmbeddedBroker(), name="shop", say=audience.say) as site,
-        _shop(site, audience) as (front, crew),
-    ):
-        started = perf_counter()
-        placed, unconfirmed = await _place_all(front, ours, audience)
-        await _follow(tally, placed - unconfirmed, settings.patience, audience)
-        seconds = perf_counter() - started
-        await _look_for_the_dead(front, tally, settings.patience)
+    async with opened(settings, folder, embedded or EmbeddedBroker(), name="shop", say=audience.say) as site:
+        if site.store is not None:
+            await site.store.prepare()
+        async with _shop(site, audience) as (front, crew):
+            started = perf_counter()
+            placed, unconfirmed = await _place_all(front, ours, audience)
+            await _follow(site, tally, placed - unconfirmed, audience)
+            seconds = perf_counter() - started
+            await _look_for_the_dead(site, front.bus, tally)
+        await site.collect()
     tally.read()  # all ledgers are closed now: what came last is among it
-    counts = _count(settings, tally, placed, unconfirmed, seconds, crew.restarts)
+    counts = _count(
+        settings, None if site.store is None else site.store.shown, tally, placed, unconfirmed, seconds, crew.restarts
+    )
     chosen = tally.most_telling
     return Result(counts, tally, tally.story(chosen), _trace(folder, chosen) if settings.trace and chosen else "")
 
@@ -141,8 +147,8 @@ def _trace(folder: Path, event: str) -> str:
 
 
 @asynccontextmanager
-async def _shop(site: Site, audience: Audience) -> AsyncGenerator[tuple[Bus, Crew]]:
-    """Run all five services; yield the bus to place orders with, and those that have a process of their own."""
+async def _shop(site: Site, audience: Audience) -> AsyncGenerator[tuple[Front, Crew]]:
+    """Run all five services; yield what to place orders with, and those that have a process of their own."""
     settings = site.settings
     separate = SERVICES if settings.processes else ()
     async with AsyncExitStack() as stack:
@@ -151,7 +157,8 @@ async def _shop(site: Site, audience: Audience) -> AsyncGenerator[tuple[Bus, Cre
         for name in SERVICES:
             if name not in separate:
                 await stack.enter_async_context(site.bus(name, ledger))
-        front = await stack.enter_async_context(site.front(ledger))  # what is wrong with the URL is said once, here
+        front = site.front(ledger)
+        await stack.enter_async_context(front.bus)  # what is wrong with the URL is said once, here
         crew = Crew([Assignment(name, str(site.folder), settings) for name in separate], audience.say)
         yield front, await stack.enter_async_context(crew)
 
@@ -159,13 +166,13 @@ async def _shop(site: Site, audience: Audience) -> AsyncGenerator[tuple[Bus, Cre
 # --- placing and following -----------------------------------------------------------------------------------------
 
 
-async def _place_all(front: Bus, orders: Iterable[Order], audience: Audience) -> tuple[int, int]:
+async def _place_all(front: Front, orders: Iterable[Order], audience: Audience) -> tuple[int, int]:
     """Place orders until one is not confirmed; return how many were placed, and how many of these not confirmed."""
     placed = unconfirmed = 0
     rest = iter(orders)
     while not unconfirmed and (batch := list(islice(rest, BATCH))):
         try:
-            await place(front, batch)
+            await front.place(batch)
         except* PublishError as errors:
             unconfirmed = len(errors.exceptions)
             audience.say(f"{unconfirmed:,} orders were not confirmed, so no more are placed: {errors.exceptions[0]}")
@@ -174,13 +181,15 @@ async def _place_all(front: Bus, orders: Iterable[Order], audience: Audience) ->
     return placed, unconfirmed
 
 
-async def _follow(tally: Tally, orders: int, patience: float, audience: Audience) -> None:
+async def _follow(site: Site, tally: Tally, orders: int, audience: Audience) -> None:
     """Wait until everything that was confirmed has its effects, or nothing new came for ``patience`` seconds.
 
     What a service has given up on is not waited for, and what is to be tried again has until then to be so.
     """
     last_news = perf_counter()
+    patience = site.settings.patience
     while True:
+        await site.collect()
         if tally.read():
             last_news = perf_counter()
             closed = tally.of_type("order.confirmed") + tally.of_type("order.cancelled")
@@ -190,23 +199,27 @@ async def _follow(tally: Tally, orders: int, patience: float, audience: Audience
         if perf_counter() - last_news > patience and time() - tally.due > patience:
             audience.say(f"no new effect for {patience:g} s: what is missing now is lost")
             return
-        await asyncio.sleep(GLANCE)
+        await asyncio.sleep(GLANCE if site.store is None else STORE_GLANCE)
 
 
-async def _look_for_the_dead(front: Bus, tally: Tally, patience: float) -> None:
+async def _look_for_the_dead(site: Site, front: Bus, tally: Tally) -> None:
     """Look into the dead letter queues, until all is there that services say they have given up on, or for ``patience``."""
-    end = perf_counter() + patience
+    end = perf_counter() + site.settings.patience
     while tally.lost:
         with suppress(BrokerError):  # a look that is broken off is no answer: the next one may be
             await morgue.look(front, tally)
         if not tally.lost & tally.given_up.keys() or perf_counter() > end:
             return
         await asyncio.sleep(LOOK)
+        await site.collect()
         tally.read()
 
 
-def _count(settings: Settings, tally: Tally, placed: int, unconfirmed: int, seconds: float, restarts: int) -> Counts:
+def _count(
+    settings: Settings, store: str | None, tally: Tally, placed: int, unconfirmed: int, seconds: float, restarts: int
+) -> Counts:
     return Counts(
+        store=store,
         broker="memory://" if settings.broker is None else str(URL(settings.broker).with_password(None)),
         placed=placed,
         confirmed=tally.of_type("order.confirmed"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import cache
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,20 +13,25 @@ from tenacity import stop_after_attempt, wait_chain, wait_fixed
 
 from rabbitevents import Bus, ConfigurationError, Delivery, Plugin, Router
 from rabbitevents.demo import memory
-from rabbitevents.demo.ledger import Ledger
+from rabbitevents.demo.books import Folder
+from rabbitevents.demo.ledger import Ledger, Records
+from rabbitevents.demo.orders import Order
 from rabbitevents.demo.provider import UnreliableProvider
 from rabbitevents.demo.recorder import Recorder
 from rabbitevents.demo.sabotage import SabotagedLedger
 from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.shop import analytics, inventory, notification, order, payment
+from rabbitevents.demo.shop.order import place
 from rabbitevents.demo.shop.payment import PaymentProvider
 from rabbitevents.testing import EmbeddedBroker
 from rabbitevents.topics import matches
 from rabbitevents_deadletter import DeadLetter
-from rabbitevents_idempotency import Idempotency, Store
+from rabbitevents_idempotency import Idempotency
+from rabbitevents_idempotency import Store as Memory
 from rabbitevents_retry import Retry
 
 if TYPE_CHECKING:
+    from rabbitevents.demo.store import Store
     from rabbitevents.demo.traces import Traces
 
 EXCHANGE: Final = "shop"
@@ -41,7 +46,7 @@ ATTEMPTS: Final = 6
 
 @frozen
 class Service:
-    """A service of the shop: its handlers, and the class of the state that they ask for, which lives in a folder."""
+    """A service of the shop: its handlers, and the class of the state that they ask for, which is made of a shelf of books."""
 
     router: Router
     state: type[Any]
@@ -78,57 +83,78 @@ def owner(queue: str) -> str:
 
 
 @frozen
+class Front:
+    """What orders are placed with: ``place`` returns once they are in good hands, the broker's or the store's."""
+
+    bus: Bus
+    place: Callable[[Sequence[Order]], Awaitable[None]]
+
+
+@frozen
 class Site:
     """Where the services of a run are: on which broker, with everybody's files in ``folder``.
 
-    ``store`` remembers what was handled, ``traces`` is where spans go, if anywhere.
+    ``memory`` is what was handled, or ``store`` has that and all else. ``traces`` is where spans go, if anywhere.
     """
 
     settings: Settings
     folder: Path
     embedded: EmbeddedBroker
-    store: Store
+    memory: Memory
+    store: Store | None
     traces: Traces | None
 
-    def ledger(self, name: str) -> Ledger:
+    def ledger(self, name: str) -> Records:
         """Open a ledger, which is kept well, or as badly as the settings say."""
-        path = self.folder / f"{name}.ledger"
+        ledger: Records = Ledger(self.folder / f"{name}.ledger")
+        if self.store is not None:
+            ledger = self.store.ledger(ledger)
         sabotage = self.settings.sabotage
-        return Ledger(path) if sabotage is None else SabotagedLedger(path, sabotage)
+        return ledger if sabotage is None else SabotagedLedger(ledger, sabotage)
 
-    def bus(self, name: str, ledger: Ledger) -> Bus:
+    def bus(self, name: str, ledger: Records) -> Bus:
         """Return a service's bus, not started."""
         service = SERVICES[name]
-        bus = self._bus(name, ledger, service.router)
-        bus.provide(service.state, service.state(self.folder / name))
+        bus = self._bus(name, self._plugins(name, ledger), service.router)
+        shelf = Folder(self.folder / name) if self.store is None else self.store.shelf(name)
+        bus.provide(service.state, service.state(shelf))
         bus.provide(PaymentProvider, factory=self._provider)
         return bus
 
-    def front(self, ledger: Ledger) -> Bus:
-        """Return the bus that orders are placed with: it is the order service's too, and has no handlers."""
-        return self._bus("order", ledger)
+    def front(self, ledger: Records) -> Front:
+        """Return what orders are placed with: it is the order service's too, and has no handlers."""
+        plugins = self._plugins("order", ledger)
+        bus = self._bus("order", plugins)
+        return Front(bus, partial(place, bus) if self.store is None else self.store.placing(plugins))
 
-    def _bus(self, name: str, ledger: Ledger, *routers: Router) -> Bus:
+    async def collect(self) -> None:
+        """Put what was committed since the last time into a ledger that the tally reads."""
+        if self.store is not None and (lines := await self.store.take()):
+            with (self.folder / "store.ledger").open("ab") as file:
+                file.writelines(line + b"\n" for line in lines)
+
+    def _bus(self, name: str, plugins: Sequence[Plugin], *routers: Router) -> Bus:
         broker = self.settings.broker
         return Bus(
             self.embedded.client() if broker is None else broker,
             *routers,
             name=SERVICES[name].router.name,
-            plugins=self._plugins(name, ledger),
+            plugins=plugins,
             exchange=EXCHANGE,
             unroutable="ignore" if routers else "raise",  # orders must be heard; the analytics need nobody to listen
             start_timeout=self.settings.start_timeout,
             grace=5.0,
         )
 
-    def _plugins(self, name: str, ledger: Ledger) -> list[Plugin]:
+    def _plugins(self, name: str, ledger: Records) -> list[Plugin]:
         """Return a service's plugins, the outermost first."""
+        recorder = Recorder(name, ledger)
+        once: list[Plugin] = [Idempotency(self.memory, lease=memory.LEASE, keep=memory.KEEP), recorder]
         return [
             DeadLetter(),
             Retry(stop=stop_after_attempt(ATTEMPTS), wait=WAIT),
             *([self.traces.plugin(name)] if self.traces is not None else []),
-            Idempotency(self.store, lease=memory.LEASE, keep=memory.KEEP),
-            Recorder(name, ledger),
+            *(once if self.store is None else self.store.plugins(recorder)),
         ]
 
     def _provider(self, delivery: Delivery) -> PaymentProvider:
@@ -141,11 +167,21 @@ async def opened(
 ) -> AsyncGenerator[Site]:
     """Yield the site, with what a process called ``name`` has open for it. Raises `ConfigurationError`."""
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(memory.opened(settings.redis))
+        store = None if settings.store is None else await stack.enter_async_context(_store(settings.store, settings))
+        remembered = await stack.enter_async_context(memory.opened(settings.redis))
         traces = _traces(settings, folder, name, say)
         if traces is not None:
             stack.push_async_callback(traces.close)
-        yield Site(settings, folder, embedded, store, traces)
+        yield Site(settings, folder, embedded, remembered, store, traces)
+
+
+def _store(url: str, settings: Settings) -> AbstractAsyncContextManager[Store]:
+    try:
+        from rabbitevents.demo.store import CONNECTIONS, Store
+
+        return Store(url, pool=CONNECTIONS if settings.processes else len(SERVICES) * CONNECTIONS).opened()
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"--store needs {error.name}: pip install 'rabbitevents[sql]'") from error
 
 
 def _traces(settings: Settings, folder: Path, name: str, say: Callable[[str], object]) -> Traces | None:

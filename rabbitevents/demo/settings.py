@@ -12,9 +12,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``broker`` is a URL, or None for the embedded broker. ``processes`` gives each service a process of its own.
     ``fail`` is the rate at which payments fail, and ``seed`` chooses which. ``redis`` is the URL of where services
-    remember what they have handled, or None for their own memory. ``trace`` writes spans into the run's folder, ``otlp``
-    is the URL of a collector to send them to. ``patience`` is how long no new effect may come before what is missing
-    counts as lost, ``start_timeout`` how long a broker that is away is waited for.
+    remember what they have handled, or None for their own memory. ``store`` is the URL of a database
+    for state and events, in the place of files and that memory. ``trace`` writes spans into the run's folder, ``otlp`` is
+    the URL of a collector to send them to. ``patience`` is how long no new effect may come before what is missing counts
+    as lost, ``start_timeout`` how long a broker that is away is waited for.
     """
 
     broker: str | None = None
@@ -22,6 +23,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fail: float = 0.0
     seed: int = 1
     redis: str | None = None
+    store: str | None = None
     trace: bool = False
     otlp: str | None = None
     patience: float = 15.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
+from typing import Final
 
 from attrs import frozen
 
 from rabbitevents import Event, Router
-from rabbitevents.demo.journal import Journal
+from rabbitevents.demo.books import Shelf
 from rabbitevents.demo.shop.events import (
     InventoryUpdated,
     OrderAnalyticsUpdated,
@@ -19,6 +19,8 @@ from rabbitevents.demo.shop.events import (
 )
 
 router: Router = Router("shop.analytics")
+
+ONE: Final = Decimal(1)
 
 
 @frozen
@@ -32,27 +34,36 @@ class Level:
 class Figures:
     """How the shop is doing. An order counts once, however often it is counted."""
 
-    def __init__(self, folder: Path) -> None:
-        self.placed: Journal[Decimal] = Journal(folder / "placed.jsonl", Decimal)
-        self.confirmed: Journal[Decimal] = Journal(folder / "confirmed.jsonl", Decimal)
-        self.cancelled: Journal[str] = Journal(folder / "cancelled.jsonl", str)
-        self.levels: Journal[Level] = Journal(folder / "levels.jsonl", Level)
-        self._revenue = sum(self.confirmed.values(), Decimal(0))
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._placed = shelf.book("placed", Decimal, lambda _: {"placed": ONE})
+        self._confirmed = shelf.book("confirmed", Decimal, lambda total: {"confirmed": ONE, "revenue": total})
+        self._cancelled = shelf.book("cancelled", str, lambda _: {"cancelled": ONE})
+        self._levels = shelf.book("levels", Level)
 
-    def confirm(self, order_id: str, total: Decimal) -> None:
+    async def place(self, order_id: str, total: Decimal) -> None:
+        """Count an order."""
+        await self._placed.keep(order_id, total)
+
+    async def confirm(self, order_id: str, total: Decimal) -> None:
         """Count an order that is paid."""
-        if order_id not in self.confirmed:
-            self.confirmed[order_id] = total
-            self._revenue += total
+        await self._confirmed.keep(order_id, total)
 
-    def note_level(self, sku: str, level: Level) -> None:
+    async def cancel(self, order_id: str, reason: str) -> None:
+        """Count an order that nothing comes of."""
+        await self._cancelled.keep(order_id, reason)
+
+    async def note_level(self, sku: str, level: Level) -> None:
         """Note how much there is of an article, unless something newer is known: events may overtake each other."""
-        if sku not in self.levels or self.levels[sku].at < level.at:
-            self.levels[sku] = level
+        await self._shelf.hold(f"level of {sku}")
+        known = await self._levels.get(sku)
+        if known is None or known.at < level.at:
+            await self._levels.put(sku, level)
 
-    def summary(self) -> OrderAnalyticsUpdated:
+    async def summary(self) -> OrderAnalyticsUpdated:
         """Sum it up."""
-        return OrderAnalyticsUpdated(len(self.placed), len(self.confirmed), len(self.cancelled), self._revenue)
+        placed, confirmed, cancelled = [int(await self._shelf.sum(n)) for n in ("placed", "confirmed", "cancelled")]
+        return OrderAnalyticsUpdated(placed, confirmed, cancelled, await self._shelf.sum("revenue"))
 
 
 @router.on(OrderPlaced, OrderConfirmed, OrderCancelled)
@@ -60,15 +71,15 @@ async def count(order: OrderPlaced | OrderConfirmed | OrderCancelled, figures: F
     """Count an order."""
     match order:
         case OrderPlaced():
-            figures.placed.keep(order.order_id, order.total)
+            await figures.place(order.order_id, order.total)
         case OrderConfirmed():
-            figures.confirm(order.order_id, order.total)
+            await figures.confirm(order.order_id, order.total)
         case OrderCancelled():
-            figures.cancelled.keep(order.order_id, order.reason)
-    return figures.summary()
+            await figures.cancel(order.order_id, order.reason)
+    return await figures.summary()
 
 
 @router.on(InventoryUpdated)
 async def watch(updated: Event[InventoryUpdated], figures: Figures) -> None:
     """Note how much there is of an article."""
-    figures.note_level(updated.payload.sku, Level(updated.payload.left, updated.timestamp))
+    await figures.note_level(updated.payload.sku, Level(updated.payload.left, updated.timestamp))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rabbitevents import Router
-from rabbitevents.demo.journal import Journal
+from rabbitevents.demo.books import Shelf
 from rabbitevents.demo.shop.events import NotificationSent, OrderCancelled, OrderConfirmed
 
 router: Router = Router("shop.notification")
@@ -14,12 +12,12 @@ router: Router = Router("shop.notification")
 class Mail:
     """The letters that were sent, one for each order."""
 
-    def __init__(self, folder: Path) -> None:
-        self.sent: Journal[str] = Journal(folder / "sent.jsonl", str)
+    def __init__(self, shelf: Shelf) -> None:
+        self._sent = shelf.book("sent", str)
 
-    def send(self, order_id: str, text: str) -> str:
+    async def send(self, order_id: str, text: str) -> str:
         """Send the letter about an order, unless that has been done; return what was sent."""
-        return self.sent.keep(order_id, text)
+        return await self._sent.keep(order_id, text)
 
 
 @router.on(OrderConfirmed, OrderCancelled)
@@ -29,4 +27,4 @@ async def tell(closed: OrderConfirmed | OrderCancelled, mail: Mail) -> Notificat
         text = f"Thank you! You have paid {closed.total}, and your order is on its way."
     else:
         text = f"We are sorry: your order is cancelled ({closed.reason})."
-    return NotificationSent(closed.order_id, closed.customer, mail.send(closed.order_id, text))
+    return NotificationSent(closed.order_id, closed.customer, await mail.send(closed.order_id, text))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from pathlib import Path
 from typing import Final
 
 from rabbitevents import Router
-from rabbitevents.demo.journal import Journal
+from rabbitevents.demo.books import Shelf
 from rabbitevents.demo.shop.events import InventoryReserved, PaymentDeclined, PaymentProcessed
 
 CARD_LIMIT: Final = Decimal(150)
@@ -34,12 +33,12 @@ class PaymentProvider:
 class Payments:
     """What was charged for each order; nothing where the card did not pay as much. The first word counts."""
 
-    def __init__(self, folder: Path) -> None:
-        self.charged: Journal[Decimal] = Journal(folder / "charged.jsonl", Decimal)
+    def __init__(self, shelf: Shelf) -> None:
+        self._charged = shelf.book("charged", Decimal)
 
-    def note(self, order_id: str, charged: Decimal) -> bool:
+    async def note(self, order_id: str, charged: Decimal) -> bool:
         """Note what was charged; False if it is noted that nothing was."""
-        return self.charged.keep(order_id, charged) > 0
+        return await self._charged.keep(order_id, charged) > 0
 
 
 @router.on(InventoryReserved)
@@ -48,6 +47,6 @@ async def charge(
 ) -> PaymentProcessed | PaymentDeclined:
     """Charge the customer, now that what was ordered is set aside. When the provider fails, so does this: it is tried again."""
     paid = await provider.charge(reserved.order_id, reserved.total)
-    if payments.note(reserved.order_id, reserved.total if paid else Decimal(0)):
+    if await payments.note(reserved.order_id, reserved.total if paid else Decimal(0)):
         return PaymentProcessed(reserved.order_id, reserved.customer, reserved.total)
     return PaymentDeclined(reserved.order_id, reserved.customer, reserved.total)

@@ -1,0 +1,273 @@
+"""The demonstration with a store: state, events and what counts in one transaction, and so exactly once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from tenacity import stop_after_attempt, wait_fixed
+
+from rabbitevents import Bus, Event, Router
+from rabbitevents.demo.ledger import Ledger
+from rabbitevents.demo.orders import make_orders, poisoned
+from rabbitevents.demo.recorder import Recorder
+from rabbitevents.demo.report import closing
+from rabbitevents.demo.run import Result, run
+from rabbitevents.demo.settings import Settings
+from rabbitevents.demo.shop import inventory
+from rabbitevents.demo.shop.events import (
+    InventoryReserved,
+    OrderConfirmed,
+    OrderPlaced,
+    OutOfStock,
+    PaymentProcessed,
+)
+from rabbitevents.demo.shop.inventory import Stock
+from rabbitevents.demo.store import BOOKS, Line, Store
+from rabbitevents.testing import running
+from rabbitevents_outbox import Tables
+from rabbitevents_retry import Retry
+from tests.bed.postgres import PostgresServer
+from tests.test_demo import KEYS, Main, Silence, main
+from tests.test_demo_processes import Audience, is_running
+
+__all__ = ["main"]
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """Where SQLite makes a database."""
+    return f"sqlite:///{tmp_path}/shop.db"
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """An empty database of PostgreSQL's."""
+    return postgres.url("", postgres.database())
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    """A database of either kind."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+async def ran(orders: int, settings: Settings, *, poison: bool = False) -> Result:
+    wanted = list(make_orders(orders, seed=1))
+    return await run(poisoned(wanted) if poison else wanted, settings, Silence())
+
+
+async def rows(url: str, statement: Any) -> list[Any]:
+    """What a database answers."""
+    driver = url.replace("sqlite:", "sqlite+aiosqlite:").replace("postgresql:", "postgresql+asyncpg:")
+    engine: AsyncEngine = create_async_engine(driver)
+    try:
+        async with engine.connect() as connection:
+            found = await connection.execute(statement)
+            return list(found.all()) if found.returns_rows else []
+    finally:
+        await engine.dispose()
+
+
+async def book(url: str, service: str, name: str) -> dict[str, Any]:
+    """What a service has noted."""
+    which = select(BOOKS.c.key, BOOKS.c.value).where(BOOKS.c.service == service, BOOKS.c.book == name)
+    return {key: json.loads(value, parse_float=Decimal) for key, value in await rows(url, which)}
+
+
+async def check_that_the_books_agree(url: str, placed: int) -> None:
+    """Check that five services know the same of every order but for the dead ones, and that their sums are right."""
+    outcomes = await book(url, "order", "outcomes")
+    reserved, returned = await book(url, "inventory", "reserved"), await book(url, "inventory", "returned")
+    charged = await book(url, "payment", "charged")
+    confirmed = {order for order, outcome in outcomes.items() if outcome == "confirmed"}
+    assert len(await book(url, "order", "placed")) == len(await book(url, "analytics", "placed")) == placed
+    assert {order for order, price in charged.items() if Decimal(price) > 0} == confirmed
+    assert {order for order, kept in reserved.items() if kept["pieces"] and order not in returned} >= confirmed
+    assert set(await book(url, "analytics", "confirmed")) == confirmed
+    assert set(await book(url, "notification", "sent")) == set(outcomes)
+    sums = await book(url, "analytics", "sums")
+    assert Decimal(sums["revenue"]) == sum((Decimal(charged[order]) for order in confirmed), Decimal(0))
+    assert (sums["confirmed"], sums["cancelled"]) == (len(confirmed), len(outcomes) - len(confirmed))
+    taken = await book(url, "inventory", "sums")
+    for sku, pieces in taken.items():
+        kept = sum(each["pieces"] for each in reserved.values() if each["sku"] == sku)
+        assert pieces == kept - sum(each["pieces"] for each in returned.values() if each["sku"] == sku)
+        assert 0 <= pieces <= 500
+    levels = await book(url, "analytics", "levels")
+    assert {sku: level["left"] for sku, level in levels.items()} == {sku: 500 - taken[sku] for sku in levels}
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+async def test_each_effect_is_there_once_though_payments_fail_and_an_order_is_poisoned(url: str) -> None:
+    result = await ran(200, Settings(store=url, fail=0.3), poison=True)
+
+    counts = result.counts
+    assert (counts.lost, counts.duplicates, counts.unconfirmed) == (0, 0, 0)
+    assert counts.placed == counts.confirmed + counts.cancelled + counts.dead == 200
+    assert counts.dead >= 1
+    assert counts.retried > 0
+    assert counts.flawless
+    await check_that_the_books_agree(url, 200)
+    assert await rows(url, select(func.count()).select_from(Tables().outbox)) == [(0,)]
+    marks = await rows(url, select(func.count()).select_from(Tables().inbox))
+    assert marks == [(counts.handled,)]
+
+
+@pytest.mark.parametrize(("sabotage", "lost", "duplicates"), [("drop", 2, 0), ("dup", 0, 2)])
+async def test_sabotage_is_noticed(sqlite_url: str, sabotage: Any, lost: int, duplicates: int) -> None:
+    result = await ran(15, Settings(store=sqlite_url, sabotage=sabotage, patience=2))
+
+    assert (result.counts.lost, result.counts.duplicates) == (lost, duplicates)
+    assert not result.counts.flawless
+
+
+async def test_what_was_committed_and_is_never_sent_is_lost(sqlite_url: str) -> None:
+    await ran(1, Settings(store=sqlite_url))  # which makes the tables
+    vanish = "BEGIN DELETE FROM rabbitevents_outbox WHERE id = NEW.id; END"
+    when = "AFTER INSERT ON rabbitevents_outbox WHEN NEW.type = 'order.confirmed'"
+    await rows(sqlite_url, text(f"CREATE TRIGGER vanishing {when} {vanish}"))
+
+    counts = (await ran(10, Settings(store=sqlite_url, patience=2))).counts
+
+    assert counts.confirmed > 0
+    assert counts.lost == 2 * counts.confirmed  # the analytics have not heard of them, and the customers neither
+    assert counts.duplicates == 0
+    assert not counts.flawless
+
+
+async def test_a_second_run_begins_with_an_empty_shop(sqlite_url: str) -> None:
+    first = await ran(30, Settings(store=sqlite_url))
+    second = await ran(30, Settings(store=sqlite_url))
+
+    assert first.counts.flawless
+    assert second.counts.flawless
+    assert second.counts.confirmed == first.counts.confirmed
+    assert len(await book(sqlite_url, "order", "placed")) == 30
+
+
+async def test_where_transactions_are_a_duplicate_is_a_flaw_even_after_a_kill(sqlite_url: str) -> None:
+    counts = (await ran(1, Settings(store=sqlite_url))).counts
+    killed = attrs.evolve(counts, duplicates=1, restarts=1)
+
+    assert counts.flawless
+    assert not killed.flawless
+    assert closing(killed)[-1] == "0 lost, 1 duplicates"
+    assert attrs.evolve(killed, store=None).flawless
+
+
+def test_the_command_says_where_it_was_committed(main: Main, sqlite_url: str) -> None:
+    code, out, _ = main("--orders", "20", "--store", sqlite_url, "--json")
+    counts = json.loads(out[0])
+
+    assert code == 0
+    assert list(counts) == KEYS
+    assert (counts["broker"], counts["store"]) == ("memory://", sqlite_url)
+    assert (counts["placed"], counts["lost"], counts["duplicates"]) == (20, 0, 0)
+
+
+def test_a_server_that_refuses_is_one_clear_line_without_the_password(main: Main, postgres: PostgresServer) -> None:
+    wrong = postgres.url("", "nowhere").replace("test@", "test:secret@")
+
+    code, out, err = main("--orders", "20", "--store", wrong)
+
+    assert code == 2
+    assert out == []
+    assert len(err) == 1
+    assert re.search(r'nowhere cannot be used: database "nowhere" does not exist$', err[0])
+    assert "secret" not in err[0]
+
+
+# --- services that are killed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", ["inventory", "payment"])
+async def test_each_effect_is_there_once_though_a_service_is_killed_in_the_middle(
+    rabbit_url: str, postgres_url: str, victim: str
+) -> None:
+    settings = Settings(broker=rabbit_url, processes=True, fail=0.2, store=postgres_url)
+    audience = Audience(victim, after=50)
+    orders = poisoned(list(make_orders(200, seed=1)))
+
+    counts = (await run(orders, settings, audience)).counts
+
+    assert 50 <= audience.killed_at < 199
+    assert len(audience.pids(victim)) == 2
+    assert counts.restarts == 1
+    assert (counts.lost, counts.duplicates, counts.dead) == (0, 0, 1)
+    assert counts.placed == counts.confirmed + counts.cancelled + counts.dead == 200
+    assert not any(map(is_running, audience.pids()))
+    await check_that_the_books_agree(postgres_url, 200)
+
+
+# --- what is noted in a transaction --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncGenerator[Store]:
+    store = Store(url, 24)
+    async with store.opened():
+        await store.prepare()
+        yield store
+
+
+async def test_what_is_rolled_back_was_neither_published_nor_handled(store: Store, tmp_path: Path) -> None:
+    router = Router("shop.order")
+    attempts: list[Event[PaymentProcessed]] = []
+
+    @router.on(PaymentProcessed)
+    async def confirm(payment: Event[PaymentProcessed], bus: Bus) -> None:
+        attempts.append(payment)
+        await bus.publish(OrderConfirmed(f"attempt {len(attempts)}", "c", Decimal(5)))
+        if len(attempts) == 1:
+            raise ValueError("not today")
+
+    ledger = store.ledger(Ledger(tmp_path / "shop.ledger"))
+    plugins = [Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.01)), *store.plugins(Recorder("order", ledger))]
+    async with running(Bus("amqp://localhost", router, plugins=plugins)) as probe:
+        paid = await probe.bus.publish(PaymentProcessed("1", "c", Decimal(5)))
+        await probe.settled()
+    await ledger.close()
+    published, handled = [json.loads(line) for line in await store.take()]
+
+    assert len(attempts) == 2
+    assert published[:1] + published[3:5] == ["published", "order.confirmed", str(paid.id)]
+    assert published[6] == "attempt 2"
+    assert handled == ["handled", "order", "shop.order.confirm", str(paid.id), str(paid.id)]
+
+
+async def test_two_orders_at_once_are_not_promised_the_same_piece(store: Store, tmp_path: Path) -> None:
+    ledger = store.ledger(Ledger(tmp_path / "shop.ledger"))
+    bus = Bus("amqp://localhost", inventory.router, plugins=store.plugins(Recorder("inventory", ledger)))
+    bus.provide(Stock, Stock(store.shelf("inventory"), pieces_of_each=25))
+
+    async with running(bus) as probe:
+        await probe.bus.publish_many(OrderPlaced(f"o-{n}", "c", "mug", 2, Decimal(1)) for n in range(40))
+        await probe.settled()
+        reserved, refused = probe.published(InventoryReserved), probe.published(OutOfStock)
+    await ledger.close()
+
+    assert (len(reserved), len(refused)) == (12, 28)
+    assert {each.left for each in refused} == {1}
+
+
+async def test_a_line_is_taken_once_and_only_when_it_is_committed(store: Store) -> None:
+    async with store.engine.connect() as connection:
+        await connection.execute(insert(Line).values(record="[1]"))
+        before = [] if store.engine.dialect.name == "sqlite" else await store.take()
+        await connection.commit()
+
+    first, second = await store.take(), await store.take()
+
+    assert (before, first, second) == ([], [b"[1]"], [])

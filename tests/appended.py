@@ -111,8 +111,8 @@ async def appended(engine: AsyncEngine, *, writers: int, appends: int, events: i
     for each in readers:
         each.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
-    for each in got:
-        judge(kept, each, counts)
+    for one in got:
+        judge(kept, one, counts)
     counts.committed = len(kept)
     counts.holes = max(kept, default=0) - len(kept)
     counts.seconds = round(time.monotonic() - began, 1)

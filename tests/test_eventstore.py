@@ -491,7 +491,7 @@ async def test_an_entity_id_is_whatever_it_is(store: EventStore, id: str) -> Non
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"expected": -1}, "append: expected=-1: say a whole number, 0 or more"),
+        ({"expected": -1}, "append: expected=-1: say a whole number, 0 to"),
         ({"expected": "1"}, "append: expected='1' is text"),
         ({"expected": None}, "append: expected=None"),
         ({"expected": True}, "append: expected=True"),
@@ -514,7 +514,8 @@ async def test_an_entity_id_is_whatever_it_is(store: EventStore, id: str) -> Non
 )
 async def test_what_cannot_be_meant_is_refused(sqlite_engine: AsyncEngine, told: dict[str, Any], said: str) -> None:
     store = await store_on(sqlite_engine)
-    meant = {"entity_type": "order", "entity_id": "42", "events": [OrderPlaced("42")], "expected": NEW, **told}
+    meant: dict[str, Any] = {"entity_type": "order", "entity_id": "42", "events": [OrderPlaced("42")], "expected": NEW}
+    meant.update(told)
     kind, id, events = (meant.pop(name) for name in ("entity_type", "entity_id", "events"))
 
     with pytest.raises(ConfigurationError) as refused:
@@ -553,8 +554,9 @@ async def test_a_store_that_cannot_be_is_refused(sqlite_engine: AsyncEngine) -> 
         ({"name": ""}, "EventStore: name is blank"),
     ]
     for told, said in wrong:
+        whole: dict[str, Any] = {"engine": sqlite_engine, "events": EVENTS, **told}
         with pytest.raises(ConfigurationError) as refused:
-            EventStore(**{"engine": sqlite_engine, "events": EVENTS, **told})
+            EventStore(**whole)
         assert said in str(refused.value)
     with pytest.raises(ConfigurationError, match="prefix is no plain name"):
         EventTables(prefix="x'; --")

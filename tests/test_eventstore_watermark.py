@@ -70,6 +70,11 @@ async def happen(store: EventStore, thing: str, session: AsyncConnection | None 
     await store.append("thing", thing, [Happened(thing)], expected=ANY, session=session)
 
 
+async def begun(connection: AsyncConnection) -> None:
+    """Begin a transaction, as an application does that has something else to write first."""
+    await connection.execute(text("SELECT 1"))
+
+
 async def read(store: EventStore) -> list[str]:
     return [each.payload.thing async for each in store.read()]
 
@@ -89,21 +94,21 @@ async def test_an_append_that_is_held_open_is_waited_for_and_named(postgres_engi
     store = await store_on(postgres_engine, patience=0.1)
     follower = Follower(store)
     bus = Bus("memory://", Router("shop"), plugins=[noted, store])
-    async with running(bus), follower.following(), postgres_engine.connect() as holder:
+    async with running(bus) as probe, follower.following(), postgres_engine.connect() as holder:
         await happen(store, "before")
         pid = await holder.scalar(text("SELECT pg_backend_pid()"))
         await happen(store, "held", holder)
         await happen(store, "after")
         await follower.until("before")
         await eventually(lambda: any(isinstance(each, StoreHeldBack) for each in noted.facts), "the fact")
-        (check,) = (each for each in bus.health().checks if each.name == "event store")
+        (check,) = (each for each in probe.bus.health().checks if each.name == "event store")
         assert follower.got == ["before"]
         assert (check.ok, check.degraded) == (False, True)
         assert f"process {pid}" in check.detail
         assert "idle_in_transaction_session_timeout" in check.detail
         await holder.commit()
         await follower.until("before", "held", "after")
-        await eventually(lambda: bus.health().ok, "health")
+        await eventually(lambda: probe.bus.health().ok, "health")
 
     (fact,) = (each for each in noted.facts if isinstance(each, StoreHeldBack))
     assert fact.pid == pid
@@ -112,6 +117,7 @@ async def test_an_append_that_is_held_open_is_waited_for_and_named(postgres_engi
 async def test_a_read_that_ends_waits_for_what_was_open_when_it_began(postgres_engine: AsyncEngine) -> None:
     store = await store_on(postgres_engine)
     async with postgres_engine.connect() as holder:
+        await begun(holder)
         await happen(store, "held", holder)
         await happen(store, "after")
         reading = asyncio.create_task(read(store))
@@ -126,10 +132,12 @@ async def test_what_was_rolled_back_holds_nobody_up(postgres_engine: AsyncEngine
     store = await store_on(postgres_engine)
     follower = Follower(store)
     async with follower.following(), postgres_engine.connect() as holder:
+        await begun(holder)
         await happen(store, "held", holder)
         await happen(store, "after")
         await holder.rollback()
         await follower.until("after")
+        await begun(holder)
         await happen(store, "rolled back", holder)
         await holder.rollback()
 
@@ -173,7 +181,6 @@ async def test_an_append_by_hand_is_waited_for_too(postgres_engine: AsyncEngine)
     async with follower.following(), postgres_engine.connect() as hand:
         await hand.execute(by_hand)
         await happen(store, "after")
-        assert store is not None
         await hand.commit()
         await follower.until("hand", "after")
 
@@ -185,6 +192,7 @@ async def test_a_prepared_transaction_is_waited_for() -> None:
         follower = Follower(store)
         async with follower.following(), engine.connect() as connection:
             await happen(store, "before")
+            await begun(connection)
             await happen(store, "prepared", connection)
             await connection.exec_driver_sql("PREPARE TRANSACTION 'it'")
             await connection.rollback()

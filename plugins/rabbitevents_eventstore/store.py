@@ -167,6 +167,7 @@ class EventStore(Plugin):
         version = version_of(expected)
         prepared = self._prepared(entity_type, entity_id, events)
         _check_session(session, self.engine)
+        actual = 0
         for _ in range(_TRIES if version is None else 1):
             try:
                 async with self._part(session) as part:
@@ -181,8 +182,8 @@ class EventStore(Plugin):
 
     def _prepared(self, entity_type: str, entity_id: str, events: object) -> list[tuple[Event[Any], bytes]]:
         _check_entity(entity_type, entity_id)
-        if not isinstance(events, (list, tuple)) or not events:
-            raise arguments.wrong("append: events", events, "say a list of at least one event")
+        if not isinstance(events, (list, tuple)) or len(cast("Sequence[Any]", events)) == 0:
+            raise arguments.wrong("append: events", cast("object", events), "say a list of at least one event")
         if len(cast("Sequence[Any]", events)) > _MOST:
             raise ConfigurationError(f"append: events has more than {_MOST:,} events: append them in several parts")
         given = cast("Sequence[Any]", events)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
-    DDL,
     BigInteger,
     CheckConstraint,
     Column,
@@ -44,13 +43,10 @@ LOCK: Final = 1919902574
 _DIALECTS: Final[dict[Backend, Any]] = {"postgresql": postgresql, "sqlite": sqlite}
 
 _FUNCTION: Final = (
-    "CREATE OR REPLACE FUNCTION %(schema)s{prefix}appending() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
     f"PERFORM pg_advisory_xact_lock_shared({LOCK}, TG_RELID::int); RETURN NULL; END $$"
 )
-_TRIGGER: Final = (
-    "CREATE TRIGGER {prefix}appending BEFORE INSERT ON %(fullname)s FOR EACH STATEMENT "
-    "EXECUTE FUNCTION %(schema)s{prefix}appending()"
-)
+_TRIGGER: Final = "CREATE TRIGGER {trigger} BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
 _TRIGGERED: Final = text(
     "SELECT count(*) FROM pg_trigger WHERE tgrelid = CAST(:table AS regclass) AND tgname = :name AND tgenabled IN ('O', 'A')"
 )
@@ -81,8 +77,7 @@ class EventTables:
             Column("version", Integer, primary_key=True, autoincrement=False),
             schema=schema,
         )
-        for ddl in self._triggers():
-            event.listen(self.events, "after_create", ddl.execute_if(dialect="postgresql"))
+        event.listen(self.events, "after_create", self._created)
 
     def _events(self) -> Table:
         name = f"{self.prefix}events"
@@ -106,9 +101,27 @@ class EventTables:
             postgresql_with={"autovacuum_vacuum_insert_scale_factor": 0.05},
         )
 
-    def _triggers(self) -> tuple[DDL, ...]:
-        context = {"schema": "" if self.schema is None else f'"{self.schema}".'}
-        return tuple(DDL(sql.replace("{prefix}", self.prefix), context=context) for sql in (_FUNCTION, _TRIGGER))
+    @property
+    def trigger(self) -> str:
+        """The name of the trigger that takes an append's lock, and of its function."""
+        return f"{self.prefix}appending"
+
+    def _triggers(self) -> list[str]:
+        schema = "" if self.schema is None else f'"{self.schema}".'
+        names = {
+            "{function}": f"{schema}{self.trigger}",
+            "{trigger}": self.trigger,
+            "{table}": f"{schema}{self.events.name}",
+        }
+        statements = [_FUNCTION, _TRIGGER]
+        for word, name in names.items():
+            statements = [each.replace(word, name) for each in statements]
+        return statements
+
+    def _created(self, _table: Table, connection: Connection, **_told: Any) -> None:
+        if connection.dialect.name == "postgresql":
+            for statement in self._triggers():
+                connection.exec_driver_sql(statement)
 
     def sql(self, backend: Backend) -> str:
         """Return what makes the tables, as SQL.
@@ -119,9 +132,9 @@ class EventTables:
         dialect = _DIALECTS[backend].dialect()
         version = insert(self.version).values(version=VERSION)
         statements = [CreateTable(table).compile(dialect=dialect) for table in (self.version, self.events)]
-        triggers = self._triggers() if backend == "postgresql" else ()
+        triggers = self._triggers() if backend == "postgresql" else []
         made = [str(each).strip() for each in statements]
-        made += [str(ddl.against(self.events).compile(dialect=dialect)) for ddl in triggers]
+        made += triggers
         made.append(str(version.compile(dialect=dialect, compile_kwargs={"literal_binds": True})))
         return "".join(f"{statement};\n\n" for statement in made)
 
@@ -161,9 +174,9 @@ class EventTables:
             )
         if backend == "postgresql":
             told = {"table": connection.dialect.identifier_preparer.format_table(self.events)}
-            if not connection.scalar(_TRIGGERED, {**told, "name": f"{self.prefix}appending"}):
+            if not connection.scalar(_TRIGGERED, {**told, "name": self.trigger}):
                 raise ConfigurationError(
-                    f"table {self.events.fullname!r} of {database} has no trigger {self.prefix}appending, or it is off, and "
+                    f"table {self.events.fullname!r} of {database} has no trigger {self.trigger}, or it is off, and "
                     f"without it readers would pass events over; {way_out}"
                 )
 

@@ -17,6 +17,7 @@ import rabbitevents.health
 import rabbitevents.logs
 import rabbitevents.testing
 import rabbitevents_deadletter
+import rabbitevents_eventstore
 import rabbitevents_idempotency
 import rabbitevents_metrics
 import rabbitevents_retry
@@ -88,6 +89,7 @@ EXPORTING: list[ModuleType] = [
     rabbitevents.cli,
     rabbitevents.testing,
     rabbitevents_deadletter,
+    rabbitevents_eventstore,
     rabbitevents_idempotency,
     rabbitevents_metrics,
     rabbitevents_retry,

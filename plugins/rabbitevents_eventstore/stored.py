@@ -69,7 +69,8 @@ class Shelf:
     def envelope(self, payload: Any, writer: Writer, entity_type: str, entity_id: str) -> tuple[Event[Any], bytes]:
         """Return an event of an entity, and its payload as it is stored. Raises `EncodeError` and `ConfigurationError`."""
         event, message = writer.prepare(payload)
-        self._known(cast("type", type(event.payload)))
+        inner: object = event.payload
+        self._known(type(inner))
         own, theirs = (event.entity_type, event.entity_id), (entity_type, entity_id)
         if any(mine not in (None, told) for mine, told in zip(own, theirs, strict=True)):
             raise ConfigurationError(

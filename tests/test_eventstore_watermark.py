@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from rabbitevents import Bus, ConfigurationError, Fact, Plugin, Router, event
 from rabbitevents.testing import running
 from rabbitevents_eventstore import ANY, NEW, EventStore, StoreHeldBack, StoreRestoredError
 from tests.appended import appended
-from tests.bed.postgres import PostgresServer
+from tests.bed.postgres import BINARIES, PostgresServer
 from tests.shop import eventually
 
 
@@ -246,3 +248,58 @@ async def test_a_table_without_its_trigger_stops_the_start(postgres_engine: Asyn
     with pytest.raises(ConfigurationError, match="has no trigger rabbitevents_appending, or it is off"):
         async with running(Bus("memory://", Router("shop"), plugins=[store])):
             pass
+
+
+async def test_a_writer_and_a_reader_need_few_rights(postgres_server: PostgresServer) -> None:
+    owner = create_async_engine(postgres_server.url())
+    tables = (await store_on(owner)).tables
+    await asyncio.to_thread(
+        postgres_server.run,
+        "CREATE ROLE writer LOGIN; CREATE ROLE reader LOGIN; GRANT SELECT, INSERT ON rabbitevents_events TO writer; "
+        "GRANT SELECT ON rabbitevents_events, rabbitevents_events_position_seq, rabbitevents_events_version TO reader",
+    )
+    writing, reading = (
+        create_async_engine(postgres_server.url().replace("test@", f"{role}@")) for role in ("writer", "reader")
+    )
+    writer, reader = EventStore(writing, events=[Happened]), EventStore(reading, events=[Happened])
+
+    await happen(writer, "a thing")
+    async with reading.connect() as connection:
+        await connection.run_sync(tables.check)
+    async with writing.connect() as holder:
+        await begun(holder)
+        await happen(writer, "held", holder)
+        following = asyncio.create_task(read(reader))
+        done, _ = await asyncio.wait([following], timeout=0.3)
+        assert not done
+        await holder.commit()
+        assert await following == ["a thing", "held"]
+
+    for engine in (owner, writing, reading):
+        await engine.dispose()
+
+
+async def test_a_dump_that_is_restored_into_another_cluster_is_read_on(
+    postgres_engine: AsyncEngine, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    store = await store_on(postgres_engine)
+    for thing in ("a", "b"):
+        await happen(store, thing)
+    database = postgres_server.database()
+    await asyncio.to_thread(dump, postgres_engine, tmp_path / "dump.sql")
+    await asyncio.to_thread(postgres_server.run, f"\\i {tmp_path / 'dump.sql'}", database)
+    restored = create_async_engine(postgres_server.url(database=database))
+
+    copy = EventStore(restored, events=[Happened])
+    await happen(copy, "c")
+
+    assert [each.payload.thing async for each in copy.read(after=1)] == ["b", "c"]
+    async with restored.connect() as connection:
+        await connection.run_sync(copy.tables.check)
+    await restored.dispose()
+
+
+def dump(engine: AsyncEngine, file: Path) -> None:
+    """Write a database as SQL."""
+    url = engine.url.set(drivername="postgresql").render_as_string()
+    subprocess.run([BINARIES[-1] / "pg_dump", "--no-owner", "-f", file, url], check=True, timeout=30)

@@ -26,7 +26,7 @@ OFTEN: Final = 0.005
 SELDOM: Final = 0.1
 """Seconds between two looks, at first and at last."""
 
-PREFIX: Final = 5000
+PREFIX: Final = 1000
 """How many rows are looked at for holes in one look."""
 
 _LOG: Final = logging.getLogger("rabbitevents.eventstore")

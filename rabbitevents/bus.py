@@ -572,7 +572,8 @@ class Bus:
         Raises `EncodeError` for what cannot be written, `ConfigurationError` for what cannot be meant, and a
         `PublishError` when it was not confirmed.
         """
-        event, message = self._running.prepare(
+        _ = self._running
+        event, message = self._writer.prepare(
             payload,
             id=id,
             metadata=metadata,
@@ -611,7 +612,7 @@ class Bus:
         """
         publishing = self._running
         check_several(payloads)
-        prepared = [publishing.prepare(payload, timeout=timeout) for payload in payloads]
+        prepared = [self._writer.prepare(payload, timeout=timeout) for payload in payloads]
         failed = await publishing.send_all([message for _, message in prepared], self._chain())
         if failed:
             raise ExceptionGroup(

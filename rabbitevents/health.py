@@ -20,6 +20,8 @@ import msgspec
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.states import Check, Health
 
+__all__ = ["DEADLINE", "HEAD_LIMIT", "MOST_CONNECTIONS", "Answer", "HealthServer", "Look", "answer"]
+
 Look = Callable[[], Health]
 """Says how things are: `Bus.health`, or another of that kind. It is called on the event loop, and must not wait."""
 

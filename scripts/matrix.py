@@ -46,7 +46,7 @@ def requirements() -> list[tuple[str, str]]:
     """Return what the library and its extras depend on: each package with its range, such as (attrs, >=24.3,<27)."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    of_extras = [each for name, needed in extras.items() if name != "all" for each in needed]
+    of_extras = [each for needed in extras.values() for each in needed if not each.startswith("rabbitevents[")]
     found = [re.fullmatch(r"([a-z-]+)(?:\[.*\])?(.*)", each) for each in (*project["dependencies"], *of_extras)]
     return [(match[1], match[2]) for match in found if match]
 
@@ -106,6 +106,7 @@ CELLS = (
         tests=BROKER,
         environ="RABBITEVENTS_TEST_CLUSTER=3",
     ),
+    Cell("django-6", "trixie", "Django 6: the tests that use Django", "django==6.*", tests="tests/test_django.py"),
     Cell("redis-6", "bookworm", "redis-py 6: the tests that use Redis", "redis==6.*", tests=REDIS),
     Cell("redis-7", "bookworm", "redis-py 7: the tests that use Redis", "redis==7.*", tests=REDIS),
     Cell("redis-8", "trixie", "redis-py 8: the tests that use Redis", "redis==8.*", tests=REDIS),

@@ -26,7 +26,7 @@ MANAGEMENT = "http://localhost:15672"
 TYPED = ("python", "pytest", "rabbitevents")
 """Commands that are run, not only looked up."""
 
-SERVERS = ("rabbitevents run",)
+SERVERS = ("rabbitevents run", "python manage.py relay_events")
 """Commands that go on until Ctrl-C."""
 
 FINDS = ("rabbitevents doctor",)
@@ -71,7 +71,7 @@ class _Reader:
         self._typed: list[str] = []
         self._imported: set[str] = set()
         self._printed: list[str] = []
-        self._terminal: _Terminal | None = None
+        self._terminals: list[_Terminal] = []
         self._environment = environment(folder)
         if plain:  # whose reader needs no pytest-asyncio
             self._environment["PYTEST_ADDOPTS"] = "-p no:asyncio"
@@ -126,39 +126,38 @@ class _Reader:
         terminal = _Terminal(self._real(command), block)
         await terminal.open(self._folder, self._environment)
         if command.startswith(SERVERS):
-            assert self._terminal is None, f"{block.place}: another terminal is still at work"
-            self._terminal = terminal
+            self._terminals.append(terminal)
             await self._watch(expected)
         else:
             assert_alike(await terminal.all_lines(), expected, block.place)
 
     async def _look(self, block: Block) -> None:
-        if self._terminal is not None:
+        if self._terminals:
             await self._watch(block.text.splitlines())
         elif self._printed:
             assert_alike(self._printed, block.text.splitlines(), block.place)
         self._printed = []
 
     async def _watch(self, lines: list[str]) -> None:
-        """See these lines in the terminal that is at work; ``^C`` is typed."""
-        assert self._terminal is not None
+        """See these lines in the terminal that was opened last; ``^C`` is typed."""
+        terminal = self._terminals[-1]
         for line in lines:
             if line == "^C":
-                self._terminal.interrupt()
+                terminal.interrupt()
             else:
-                await self._terminal.see(line)
+                await terminal.see(line)
         if "^C" in lines:
-            await self._terminal.ended()
-            self._terminal = None
+            await terminal.ended()
+            self._terminals.remove(terminal)
 
     async def leave(self) -> None:
-        """Close the terminal that is still at work."""
-        if self._terminal is not None:
-            await self._terminal.close()
+        """Close the terminals that are still at work."""
+        for terminal in self._terminals:
+            await terminal.close()
 
     def check_every_file_was_used(self) -> None:
         """Raise AssertionError if the page has a file that nothing ran or imported."""
-        assert self._terminal is None, "the page leaves a terminal at work: it lacks a ^C"
+        assert not self._terminals, "the page leaves a terminal at work: it lacks a ^C"
         unused = [
             name
             for name in self._files
@@ -256,7 +255,7 @@ def environment(folder: Path) -> dict[str, str]:
     RABBITEVENTS_TEST_BIN names the ``bin`` folder of another environment, in which the wheel is installed.
     """
     given = os.environ.get("RABBITEVENTS_TEST_BIN")
-    without = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
+    without = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "PYTHON", "PYTEST"))}
     common = {**without, "PYTHONUNBUFFERED": "1", "COLUMNS": "80", "NO_COLOR": "1"}
     if given is not None:
         return {**common, "PATH": f"{given}:{os.environ['PATH']}"}

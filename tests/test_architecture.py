@@ -65,8 +65,13 @@ TYPES_ONLY = frozenset(
 
 CLIENT_LIBRARIES = frozenset({"aio_pika", "aiormq", "pamqp"})
 
-PUBLIC_MODULES = frozenset({CORE, *(f"{CORE}.{room}" for room in ("arguments", "cli", "failures", "testing", "texts"))})
+PUBLIC_MODULES = frozenset(
+    {CORE, *(f"{CORE}.{room}" for room in ("arguments", "cli", "failures", "health", "testing", "texts"))}
+)
 """What a plugin may import of the core: names that these modules list in ``__all__``."""
+
+APPLICATIONS = frozenset({("rabbitevents_django", "rabbitevents_outbox")})
+"""Packages that put another plugin to use in a framework, and are none themselves: they may import its public names."""
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -267,12 +272,14 @@ def past_the_public_names(tree: Tree) -> list[str]:
 
 
 def plugin_to_plugin(tree: Tree) -> list[str]:
+    """Imports by which a plugin knows another one; what puts one to use may know its public names."""
     return [
         str(each)
         for each in tree.imports
         if _top(each.module) != CORE
         and _top(each.target).startswith(f"{CORE}_")
         and _top(each.target) != _top(each.module)
+        and not ((_top(each.module), each.target) in APPLICATIONS and each.name in tree.exported(each.target))
     ]
 
 
@@ -543,3 +550,23 @@ def test_a_plugin_that_imports_another_is_found(tmp_path: Path) -> None:
     )
 
     assert plugin_to_plugin(tree) == ["rabbitevents_outbox.relay:2 imports rabbitevents_retry.policy"]
+
+
+def test_an_application_of_a_plugin_may_use_its_public_names_and_no_others(tmp_path: Path) -> None:
+    ways = {
+        "from rabbitevents_outbox import Outbox": True,
+        "from rabbitevents_outbox import Hidden": False,
+        "from rabbitevents_outbox.relay import Relay": False,
+        "import rabbitevents_outbox": False,
+        "from rabbitevents_retry import Retry": False,
+    }
+    for source, is_allowed in ways.items():
+        tree = built(
+            tmp_path,
+            rabbitevents_django____init__=source,
+            rabbitevents_outbox____init__="__all__ = ['Outbox']",
+            rabbitevents_outbox__relay="",
+            rabbitevents_retry____init__="__all__ = ['Retry']",
+        )
+
+        assert (plugin_to_plugin(tree) == []) is is_allowed, source

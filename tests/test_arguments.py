@@ -379,7 +379,7 @@ WRONG_PLUGINS: list[tuple[str, Callable[[], object], str]] = [
     ("interval=0.5", made(Metrics, interval=0.5), "Metrics: interval=0.5: say seconds, 1 or more"),
     ('interval="15"', made(Metrics, interval="15"), "Metrics: interval='15' is text: say 15 (seconds)"),
     ("meter_provider=5", made(Metrics, meter_provider=5), "Metrics: meter_provider=5: say a MeterProvider"),
-    ("link=1", made(Tracing, link=1), "Tracing: link=1: say True or False"),
+    ("link=1", made(Tracing, link=1), "Tracing: link=1: say True (always), False (never)"),
     (
         "tracer_provider=tracer",
         made(Tracing, tracer_provider=get_tracer_provider().get_tracer("x")),

@@ -265,11 +265,11 @@ def test_what_would_move_a_terminal_is_shown_as_an_escape() -> None:
 
 @given(st.binary(max_size=300), st.integers(1, 300))
 def test_an_excerpt_of_anything_is_printable(data: bytes, limit: int) -> None:
-    assert excerpt(data, limit).replace("\n", "").replace("\t", "").isprintable()
+    assert excerpt(data, limit, 80).replace("\n", "").replace("\t", "").isprintable()
 
 
 def test_bytes_are_shown_as_a_table() -> None:
-    assert excerpt(bytes(range(17)), 100).splitlines() == [
+    assert excerpt(bytes(range(17)), 100, 80).splitlines() == [
         "00000000  00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f  ................",
         "00000010  10                                               .",
     ]

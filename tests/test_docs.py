@@ -17,6 +17,8 @@ import rabbitevents.health
 import rabbitevents.logs
 import rabbitevents.testing
 import rabbitevents_deadletter
+import rabbitevents_django
+import rabbitevents_django.testing
 import rabbitevents_eventstore
 import rabbitevents_idempotency
 import rabbitevents_metrics
@@ -89,6 +91,8 @@ EXPORTING: list[ModuleType] = [
     rabbitevents.cli,
     rabbitevents.testing,
     rabbitevents_deadletter,
+    rabbitevents_django,
+    rabbitevents_django.testing,
     rabbitevents_eventstore,
     rabbitevents_idempotency,
     rabbitevents_metrics,

@@ -280,6 +280,8 @@ async def test_wrong_arguments_are_named(engine: AsyncEngine) -> None:
             await outbox.publish(session, OrderPlaced("o-1"), timeout=3)
         with pytest.raises(ConfigurationError, match="is no event"):
             await outbox.publish(session, object())
+        with pytest.raises(ConfigurationError, match="one event's alone"):
+            await outbox.publish(session, OrderPlaced("o-1"), OrderPlaced("o-2"), id="x")
 
 
 @pytest.mark.parametrize(

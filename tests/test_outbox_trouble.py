@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -17,12 +17,15 @@ from sqlalchemy.pool import NullPool
 from rabbitevents import Bus, Event, Router
 from rabbitevents.testing import EmbeddedBroker, running
 from rabbitevents_outbox import Outbox, Tables
+from rabbitevents_outbox.shards import Shards
 from tests.bed.fixtures import NodeFactory
 from tests.bed.pgbouncer import PgBouncer
 from tests.bed.postgres import PostgresServer
 from tests.committed import Counts, Ledger, processes, until
 from tests.committed_service import LEASE, Written, engine_of
 from tests.test_outbox import OrderPriced, Shop, Unheard, shop
+
+T = TypeVar("T")
 
 
 async def attempts(engine: AsyncEngine) -> list[int]:
@@ -31,7 +34,7 @@ async def attempts(engine: AsyncEngine) -> list[int]:
         return list(await connection.scalars(select(row.attempts).order_by(row.id)))
 
 
-async def wait_for(look: Any, fits: Any, what: str, seconds: float = 20) -> None:
+async def wait_for(look: Callable[[], Awaitable[T]], fits: Callable[[T], bool], what: str, seconds: float = 20) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while not fits(seen := await look()):
         assert asyncio.get_running_loop().time() < end, f"{what}: {seen!r} after {seconds:g} s"
@@ -123,7 +126,7 @@ async def test_while_the_database_is_away_three_lines_are_said_at_most(
     await engine.dispose()
 
 
-async def _one(value: Any) -> Any:
+async def _one(value: T) -> T:
     return value
 
 
@@ -185,6 +188,27 @@ async def test_of_twelve_relays_one_sends_and_a_poison_row_is_tried_by_its_own_c
 
         assert 2**counted <= 2 * (elapsed + 1)  # tried after 0, 1, 3, 7, ... seconds, however many relays there are
         assert sorted(len(each.got) for each in shops) == [0] * 11 + [50]
+
+
+async def test_what_a_relay_notes_whose_lease_has_passed_to_another_comes_to_nothing(engine: AsyncEngine) -> None:
+    tables = Tables()
+    async with async_sessionmaker(engine).begin() as session:
+        await Outbox(engine).publish(session, OrderPriced("o-1", 1))
+    one, other = Shards(engine, tables, 0.3), Shards(engine, tables, 30)
+    await one.make(1)
+    stale = await one.acquire()
+    assert stale is not None
+    taken = None
+    while taken is None:  # for 0.3 s it is the first one's
+        taken = await other.acquire()
+
+    (row,) = await other.read(0, after=0, limit=10, known=(), full=())
+    marked = await one.done(stale, [row.id], None)
+    failed = await one.failed(stale, row, "late", pause=1, dead=True)
+
+    assert (marked, failed, await one.renew(stale)) == (0, 0, None)
+    assert await attempts(engine) == [0]
+    assert await other.done(taken, [row.id], None) == 1
 
 
 async def test_a_relay_that_leaves_hands_over_at_once(engine: AsyncEngine) -> None:

@@ -57,7 +57,7 @@ def test_what_a_sync_bus_publishes_is_seen_and_no_broker_is_needed(away: str) ->
 
 
 def test_each_test_sees_its_own_and_the_bus_is_on_its_own_broker_afterwards(away: str) -> None:
-    bus = SyncBus(away, start_timeout=0.2, publish_timeout=0.2)
+    bus = SyncBus(away, start_timeout=1, publish_timeout=1)
 
     for order in ("o-1", "o-2"):
         with probing(bus) as probe:

@@ -9,30 +9,31 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import TypeEngine
 
 
 class now(GenericFunction[Any]):  # noqa: N801
     """The moment that it is, by the database's clock."""
 
-    type = DateTime(timezone=True)
-    inherit_cache = True
-    name = "rabbitevents_now"
+    type: TypeEngine[Any] = DateTime(timezone=True)
+    inherit_cache: bool = True
+    name: str = "rabbitevents_now"
 
 
 class at(GenericFunction[Any]):  # noqa: N801 - a function of SQL, named as those of `sqlalchemy.func` are
     """The moment so many seconds from now, by the database's clock."""
 
-    type = DateTime(timezone=True)
-    inherit_cache = True
-    name = "rabbitevents_at"
+    type: TypeEngine[Any] = DateTime(timezone=True)
+    inherit_cache: bool = True
+    name: str = "rabbitevents_at"
 
 
 class age(GenericFunction[float]):  # noqa: N801
     """How many seconds ago a moment was, by the database's clock."""
 
-    type = Float()
-    inherit_cache = True
-    name = "rabbitevents_age"
+    type: TypeEngine[float] = Float()
+    inherit_cache: bool = True
+    name: str = "rabbitevents_age"
 
 
 @compiles(now, "postgresql")

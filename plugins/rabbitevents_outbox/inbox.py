@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -160,7 +159,7 @@ class Inbox(Plugin):
 
     def _end(self, session: Session, unit: Unit, transaction: Transaction) -> None:
         if isinstance(transaction.outbox, Outbox):
-            session.connection().execute(insert(transaction.outbox.tables.outbox), transaction.rows)
+            session.connection().execute(transaction.outbox.tables.writing, transaction.rows)
         unit.commit(session)
 
     def _say_without_id(self, delivery: Delivery) -> None:

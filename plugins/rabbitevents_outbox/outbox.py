@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Literal, TypeVar, cast, overload
 
-from sqlalchemy import Connection, event, insert
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -54,8 +54,8 @@ class Outbox(Plugin):
     :param name: The events' source where no bus runs: a service's name. By default the bus's, and unknown without one.
     :param relay: Whether this process relays: True.
     :param batch: How many rows are in the relay's hands at a time, at least: 500.
-    :param poll: How often the relay looks for what other processes have written: 0.1 s; up to ten times as seldom while
-        there is nothing.
+    :param poll: How often the relay looks for what other processes have written: 0.1 s; up to ten times as often while
+        they write, and up to ten times as seldom while there is nothing.
     :param keep: For how long a row is kept once it is sent. By default it is deleted.
     :param max_attempts: How often a row may fail by itself before it is dead: 10, over 17 minutes.
     :param unroutable: What a row is that no queue is bound for: "raise" (the default) keeps it as failed; "ignore" takes it
@@ -179,7 +179,7 @@ class Outbox(Plugin):
             raise ConfigurationError("outbox.publish(session) has no events: say at least one")
         self._check(session.sync_session if isinstance(session, AsyncSession) else session.sync_connection)
         events, rows = await self._written(payloads, told)
-        await session.execute(insert(self.tables.outbox), rows)
+        await session.run_sync(self._insert, rows)
         self._wake_after(session)
         return events[0] if len(payloads) == 1 else events
 
@@ -193,8 +193,8 @@ class Outbox(Plugin):
         if not isinstance(cast("object", session), (Session, Connection)):
             raise TransactionError(_no_session(session))
         self._check(session)
-        prepared = [self._prepare(payload, told) for payload in payloads]
-        session.execute(insert(self.tables.outbox), [self._row(message, told) for _, message in prepared])
+        prepared = self._prepare(payloads, told)
+        self._insert(session, [self._row(message, told) for _, message in prepared])
         if isinstance(session, Session) and self._relay is not None:
             session.info[_WAKE] = self._relay.wake
         return [event for event, _ in prepared]
@@ -216,7 +216,7 @@ class Outbox(Plugin):
         one_of("insert: style", style, Style)
         if not payloads:
             raise ConfigurationError("insert() has no events: say at least one")
-        rows = [self._row(self._prepare(payload, told)[1], told) for payload in payloads]
+        rows = [self._row(message, told) for _, message in self._prepare(payloads, told)]
         return statement_of(self.engine.dialect.identifier_preparer.format_table(self.tables.outbox), rows, style)
 
     async def _hook(self, proceed: Publish, message: Message) -> None:
@@ -233,7 +233,7 @@ class Outbox(Plugin):
 
     async def _written(self, payloads: tuple[Any, ...], told: dict[str, Any]) -> tuple[list[Event[Any]], list[Any]]:
         """Return events and their rows; where the bus runs, its plugins have seen them."""
-        prepared = [self._prepare(payload, told) for payload in payloads]
+        prepared = self._prepare(payloads, told)
         host = self._host
         if host is None or self not in host.plugins:
             return [event for event, _ in prepared], [self._row(message, told) for _, message in prepared]
@@ -243,16 +243,22 @@ class Outbox(Plugin):
                 await host.publish_message(message)
         return [event for event, _ in prepared], transaction.rows
 
-    def _prepare(self, payload: Any, told: dict[str, Any]) -> tuple[Event[Any], Message]:
+    def _prepare(self, payloads: tuple[Any, ...], told: dict[str, Any]) -> list[tuple[Event[Any], Message]]:
         if "timeout" in told:
             raise ConfigurationError("timeout=: what is written into a transaction waits for nothing; leave it out")
+        if len(payloads) > 1 and told.get("id") is not None:
+            raise ConfigurationError("id=: an id is one event's alone, and several are given: publish them one by one")
         writer = self._host or self._writer
-        return writer.prepare(payload, **told)
+        return [writer.prepare(payload, **told) for payload in payloads]
 
     def _row(self, message: Message, told: dict[str, Any]) -> dict[str, Any]:
         self._limits.check_message(message)
         own = self._host is None and told.get("exchange") is None
         return row_of(message, self.settings.shards, own_exchange=own)
+
+    def _insert(self, session: Session | Connection, rows: list[Any]) -> None:
+        """Write rows on the session's own connection: it has nothing to add to them."""
+        (session.connection() if isinstance(session, Session) else session).execute(self.tables.writing, rows)
 
     def _check(self, session: Any) -> None:
         """Raise `TransactionError` where no transaction is under way on this database."""

@@ -74,7 +74,7 @@ class Pool:
         bind = sessions.kw.get("bind")
         if not isinstance(bind, (AsyncEngine, Engine)):
             raise ConfigurationError("Inbox: sessions has no engine: say async_sessionmaker(engine)")
-        self.engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
+        self.engine: Engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
         self.backend: Backend = backend_of(bind)
         self.kind: type[Any] = AsyncSession if isinstance(sessions, async_sessionmaker) else Session
         """What handlers ask for."""

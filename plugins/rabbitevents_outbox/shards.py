@@ -65,6 +65,7 @@ class Shards:
         self._lease = lease
         self._arrays = backend_of(engine) == "postgresql"
         self._reading: dict[tuple[bool, bool], Executable] = {}
+        self._marking: dict[bool, Executable] = {}
 
     async def _execute(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
         async with self._turn, asyncio.timeout(DEADLINE), self._engine.connect() as connection:
@@ -166,11 +167,19 @@ class Shards:
 
     async def done(self, held: Lease, ids: Sequence[int], keep: timedelta | None) -> int:
         """Mark rows as sent, if the shard is still ours; return how many were marked."""
-        row, table = self._rows, self._tables.outbox
-        which = and_(self._among(row.id, "ids"), exists().where(self._is_ours(held)))
-        if keep is None:
-            return (await self._execute(delete(table).where(which), {"ids": list(ids)})).rowcount
-        return (await self._execute(update(table).where(which).values(sent_at=now()), {"ids": list(ids)})).rowcount
+        made = self._marking.get(keep is not None)
+        if made is None:
+            made = self._marking[keep is not None] = self._marks(keeping=keep is not None)
+        values = {"ids": list(ids), "held_shard": held.shard, "held_epoch": held.epoch}
+        return (await self._execute(made, values)).rowcount
+
+    def _marks(self, *, keeping: bool) -> Executable:
+        table, lease = self._tables.outbox, self._tables.lease.c
+        ours = exists().where(
+            lease.shard == bindparam("held_shard"), lease.owner == self.me, lease.epoch == bindparam("held_epoch")
+        )
+        which = and_(self._among(self._rows.id, "ids"), ours)
+        return update(table).where(which).values(sent_at=now()) if keeping else delete(table).where(which)
 
     async def failed(self, held: Lease, row: Row, error: str, *, pause: float, dead: bool) -> int:
         """Note that a row has failed by itself, and when it is tried again; return 0 where the shard is not ours."""

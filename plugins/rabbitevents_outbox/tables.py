@@ -10,6 +10,7 @@ from sqlalchemy import (
     DateTime,
     Identity,
     Index,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
@@ -62,6 +63,8 @@ class Tables:
         self.metadata: MetaData = MetaData() if metadata is None else metadata
         self.outbox: Table = self._outbox()
         """What is to be sent, in the order in which it was written."""
+        self.writing: Insert = insert(self.outbox).inline()
+        """What writes it: made once, and inline, as nobody asks for the row's number."""
         self.lease: Table = self._table(
             "outbox_lease",
             Column("shard", SmallInteger, primary_key=True, autoincrement=False),

@@ -55,6 +55,10 @@ entries of the index, and each read would wade through them (NikolayS/PgQue#80: 
 SENDING: Final = 10.0
 """Seconds that sending a message may take."""
 
+MARKING: Final = 0.02
+"""Seconds for which marks wait for others, while more is on its way: a statement and a commit for each row would cost an
+entity's chain more than its sending."""
+
 
 class Settings(msgspec.Struct, frozen=True):
     """How an outbox is relayed; times in seconds."""
@@ -75,9 +79,9 @@ class Tenure:
     """
 
     def __init__(self, shards: Shards, lease: Lease, host: Host, settings: Settings) -> None:
-        self.lease = lease
-        self.idle = False
-        self.trouble = ""
+        self.lease: Lease = lease
+        self.idle: bool = False
+        self.trouble: str = ""
         """Why nothing can be sent, by anybody; empty: it can."""
         self._shards = shards
         self._host = host
@@ -90,6 +94,7 @@ class Tenure:
         self._waves = 0
         self._confirmed: list[int] = []
         self._marking = False
+        self._mark_due = 0.0
         self._lost = False
         self._stopping = False
         self._woken = True
@@ -160,7 +165,8 @@ class Tenure:
             return
         goes_on = self._more and not (scans or window.starved or self._woken or self._left_out)
         after = self._last if goes_on else 0 if scans else self._floor
-        self._woken = window.starved = False
+        woken, self._woken = self._woken, False
+        window.starved = False
         window.dropped.clear()
         held = self._left_out and await self._shards.holds_back(self.lease.shard)
         full = window.full
@@ -172,12 +178,19 @@ class Tenure:
         elif not goes_on and not held and not self._more and not window.dropped:
             self._left_out = False
         self._last = rows[-1].id if rows else self._last
-        self._poll = self._told.poll if rows else min(self._poll * 2, self._told.poll * 10)
+        self._poll = self._pause(found=bool(rows), woken=woken)
         self._poll_due = self._time() + self._poll
         self.idle = not window.known and not self._woken
         if scans:
             self._scan_due = now + FULL_SCAN
             self._raise_floor(now)
+
+    def _pause(self, *, found: bool, woken: bool) -> float:
+        """Return when to look again. Where there was something that nobody woke us for, others are writing."""
+        usual = self._told.poll
+        if found:
+            return usual if woken else usual / 10
+        return min(self._poll * 2, usual * 10)
 
     def _raise_floor(self, now: float) -> None:
         """Note up to where all is sent that is known; after a while, reads begin there."""
@@ -189,15 +202,16 @@ class Tenure:
     # --- sending ---
 
     def _send(self) -> None:
-        now = self._time()
-        while self._window.ready and not self._stopping and now >= self._send_due:
-            most = 1 if self.trouble else self._told.batch
-            left = self._left(now)
-            if self._waves >= (1 if self.trouble else WAVES) or left <= 0:
-                return
-            rows = self._window.take(most)
+        while self._waves < (1 if self.trouble else WAVES) and (rows := self._next()):
             self._waves += 1
-            self._start(self._wave(rows, min(SENDING, left)))
+            self._start(self._wave(rows))
+
+    def _next(self) -> list[Row]:
+        """Return rows to be sent now; none where it is not the time for it."""
+        now = self._time()
+        if self._stopping or now < self._send_due or self._left(now) <= 0:
+            return []
+        return self._window.take(1 if self.trouble else self._told.batch)
 
     def _left(self, now: float) -> float:
         """Return how long a sending may take: it has to end, one way or the other, before the lease does."""
@@ -208,34 +222,43 @@ class Tenure:
         self._tasks.add(task)
         task.add_done_callback(lambda _: self._turn.set())
 
-    async def _wave(self, rows: list[Row], timeout: float) -> None:
+    async def _wave(self, rows: list[Row]) -> None:
+        """Send rows, and those that come after them, without a turn of `run` in between."""
         try:
-            sound: list[Row] = []
-            messages: list[Message] = []
-            for row in rows:
-                try:
-                    messages.append(row.message(self._host.exchange, timeout))
-                    sound.append(row)
-                except DecodeError as error:
-                    # Its row alone is broken.
-                    await self._fail(row, error)
-            results = await self._host.send_many(messages)
-            troubled: list[Row] = []
-            for row, result in zip(sound, results, strict=True):
-                if result is None or (isinstance(result, UnroutableError) and not self._told.keeps_unroutable):
-                    self._window.confirmed(row)
-                    self._confirmed.append(row.id)
-                elif isinstance(result, EVERYBODYS):
-                    troubled.append(row)
-                    self._say(result)
-                else:
-                    await self._fail(row, result)
-            if troubled:
-                self._wait_for_all(troubled, alone=len(rows) == 1)
-            elif sound:
-                await self._goes_on()
+            while rows:
+                await self._deliver(rows, min(SENDING, self._left(self._time())))
+                rows = [] if self.trouble else self._next()
+                self._mark()
+                if self._next_read() <= self._time():
+                    self._turn.set()
         finally:
             self._waves -= 1
+
+    async def _deliver(self, rows: list[Row], timeout: float) -> None:
+        sound: list[Row] = []
+        messages: list[Message] = []
+        for row in rows:
+            try:
+                messages.append(row.message(self._host.exchange, timeout))
+                sound.append(row)
+            except DecodeError as error:
+                # Its row alone is broken.
+                await self._fail(row, error)
+        results = await self._host.send_many(messages)
+        troubled: list[Row] = []
+        for row, result in zip(sound, results, strict=True):
+            if result is None or (isinstance(result, UnroutableError) and not self._told.keeps_unroutable):
+                self._window.confirmed(row)
+                self._confirmed.append(row.id)
+            elif isinstance(result, EVERYBODYS):
+                troubled.append(row)
+                self._say(result)
+            else:
+                await self._fail(row, result)
+        if troubled:
+            self._wait_for_all(troubled, alone=len(rows) == 1)
+        elif sound:
+            await self._goes_on()
 
     def _wait_for_all(self, rows: list[Row], *, alone: bool) -> None:
         """Let rows be sent again after a while. One that failed when it was sent alone goes to the end, as a suspect."""
@@ -286,10 +309,18 @@ class Tenure:
     # --- marking ---
 
     def _mark(self) -> None:
-        if self._confirmed and not self._marking:
-            ids, self._confirmed = self._confirmed, []
-            self._marking = True
-            self._start(self._marks(ids))
+        if not self._confirmed or self._marking or self._next_mark() > self._time():
+            return
+        ids, self._confirmed = self._confirmed, []
+        self._marking = True
+        self._mark_due = self._time() + MARKING
+        self._start(self._marks(ids))
+
+    def _next_mark(self) -> float:
+        """Return when marks are due: at once where there are many, or where no others are to be expected."""
+        if not self._confirmed or self._marking:
+            return float("inf")
+        return self._mark_due if self._waves and len(self._confirmed) < self._told.batch // 5 else 0.0
 
     async def _marks(self, ids: list[int]) -> None:
         try:
@@ -305,7 +336,7 @@ class Tenure:
         """Wait until there may be something to do. Raises what went wrong meanwhile."""
         now = self._time()
         if not self._over():
-            until = min(self._renew_due, self._next_read(), self._next_send(now), self.lease.until)
+            until = min(self._renew_due, self._next_read(), self._next_send(now), self._next_mark(), self.lease.until)
             await _set_within(self._turn, until - now)
         self._turn.clear()
         for task in [task for task in self._tasks if task.done()]:

@@ -19,7 +19,7 @@ class Window:
     """
 
     def __init__(self, full: int) -> None:
-        self.starved = False
+        self.starved: bool = False
         """Whether a chain that was full has room again, so that more of its rows are to be read."""
         self.dropped: set[str] = set()
         """The entities that have been dropped: rows of theirs that are being read at that moment are not taken."""

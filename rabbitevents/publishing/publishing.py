@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from rabbitevents.brokers import Broker
 from rabbitevents.errors import OutcomeUnknownError, UnroutableError
@@ -40,14 +40,17 @@ class Publishing:
     ) -> None:
         self.unroutable: Counter[str] = Counter()
         """How many events of each type reached no queue."""
-        self.prepare = writer.prepare
-        self.prepare_all = writer.prepare_all
+        self._writer = writer
         self._broker = broker
         self._delays = Delays(broker, exchange, passive=passive)
         self._timeout = timeout
         self._on_unroutable: Unroutable = unroutable
         self._report = report
         self._time = asyncio.get_running_loop().time
+
+    def prepare_all(self, payloads: Iterable[Any]) -> list[Message]:
+        """Write several payloads or events as messages."""
+        return self._writer.prepare_all(payloads)
 
     async def send(self, message: Message) -> None:
         """Publish a message; one that reaches no queue is what ``unroutable`` says. Raises a `PublishError`."""

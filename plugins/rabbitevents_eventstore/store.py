@@ -182,11 +182,13 @@ class EventStore(Plugin):
 
     def _prepared(self, entity_type: str, entity_id: str, events: object) -> list[tuple[Event[Any], bytes]]:
         _check_entity(entity_type, entity_id)
-        if not isinstance(events, (list, tuple)) or len(cast("Sequence[Any]", events)) == 0:
-            raise arguments.wrong("append: events", cast("object", events), "say a list of at least one event")
-        if len(cast("Sequence[Any]", events)) > _MOST:
-            raise ConfigurationError(f"append: events has more than {_MOST:,} events: append them in several parts")
+        if not isinstance(events, (list, tuple)):
+            raise arguments.wrong("append: events", events, "say a list of at least one event")
         given = cast("Sequence[Any]", events)
+        if not 1 <= len(given) <= _MOST:
+            raise ConfigurationError(
+                f"append: events has {len(given):,} events: say 1 to {_MOST:,}, and append more in several parts"
+            )
         prepared = [self._shelf.envelope(each, self._writer, entity_type, entity_id) for each in given]
         if len({event.id for event, _ in prepared}) < len(prepared):
             raise ConfigurationError("append: two of the events have the same id")

@@ -284,9 +284,10 @@ async def handlers(amqp: str, database: str, *, rows: int, kills: int, number: i
                 await bus.publish_many(entries[published : published + slice_])
                 published = min(rows, published + slice_)
             if counts.kills < kills:
+                await until(lambda: any("runs on" in each.said for each in handling), "a service", 60)
                 await asyncio.sleep(random.uniform(0.05, 0.5))
-                victim = random.choice(handling)
-                counts.hits += "runs on" in victim.said
+                victim = random.choice([each for each in handling if "runs on" in each.said])
+                counts.hits += len(downstream) < published
                 await victim.again()
                 counts.kills += 1
             progress(

@@ -32,7 +32,7 @@ TYPE = "order.placed"
 WORKERS = 20
 """How many events are handled at a time, each with a connection of the pool."""
 PREFETCH = 200
-LOOK = 0.02
+LOOK = 0.01
 """Seconds between two looks at the queue's depth."""
 BLOCK = 50
 """Transactions with an event, before as many without one."""
@@ -181,7 +181,7 @@ async def _emptied(contender: Contender) -> None:
     """Wait until no row is left."""
     async with asyncio.timeout(PATIENCE):
         while await contender.left():  # noqa: ASYNC110 - of the database, no event tells
-            await asyncio.sleep(LOOK / 2)
+            await asyncio.sleep(LOOK)
 
 
 async def _check(channel: aio_pika.abc.AbstractChannel, events: int) -> int:
@@ -213,6 +213,8 @@ async def latency(contender: Contender, told: argparse.Namespace) -> Document:
     The writer is in this process, which relays and consumes, or apart, in one of its own.
     """
     await contender.prepare()
+    warm_up = told.rate  # a second: the relay has slept until then
+    told.events += warm_up
     handled = dict[int, float]()
     complete = asyncio.Event()
 
@@ -226,7 +228,7 @@ async def latency(contender: Contender, told: argparse.Namespace) -> Document:
         committed = await (_written_apart(told) if told.apart else _written(contender, told))
         async with asyncio.timeout(PATIENCE):
             await complete.wait()
-    delays = [handled[number] - committed[number] for number in range(told.events // 10, told.events)]
+    delays = [handled[number] - committed[number] for number in range(warm_up, told.events)]
     hundredths = statistics.quantiles(delays, n=100, method="inclusive")
     return {"p50_ms": hundredths[49] * 1e3, "p99_ms": hundredths[98] * 1e3}
 

@@ -24,6 +24,7 @@ from rabbitevents.facts import Fact
 from rabbitevents.fields import event_fields
 from rabbitevents.lines import LineFilter
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
+from rabbitevents.payload.codec import Codec
 from rabbitevents.payload.own import wire_type
 from rabbitevents.plugin import Consume, Host, Look, Plugin, Publish
 from rabbitevents.properties import (
@@ -51,6 +52,7 @@ __all__ = [
     "Browsing",
     "Bus",
     "Check",
+    "Codec",
     "ConfigurationError",
     "Consume",
     "DecodeError",

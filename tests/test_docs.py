@@ -19,6 +19,7 @@ import rabbitevents.testing
 import rabbitevents_deadletter
 import rabbitevents_django
 import rabbitevents_django.testing
+import rabbitevents_eventstore
 import rabbitevents_idempotency
 import rabbitevents_metrics
 import rabbitevents_retry
@@ -92,6 +93,7 @@ EXPORTING: list[ModuleType] = [
     rabbitevents_deadletter,
     rabbitevents_django,
     rabbitevents_django.testing,
+    rabbitevents_eventstore,
     rabbitevents_idempotency,
     rabbitevents_metrics,
     rabbitevents_retry,

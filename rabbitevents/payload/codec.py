@@ -50,7 +50,10 @@ _SAFE = (
 
 
 class Codec(Generic[P]):
-    """What reads and writes one event class, whatever version a document is of. Raises `ConfigurationError`."""
+    """What reads and writes one event class, whatever version a document is of. Raises `ConfigurationError`.
+
+    :param cls: The `@event` class.
+    """
 
     def __init__(self, cls: type[P]) -> None:
         self.spec: EventType = event_type(cls)
@@ -76,6 +79,8 @@ class Codec(Generic[P]):
 
     def encode_checked(self, payload: P) -> bytes:
         """Return the payload as JSON that was read back, and is what was written.
+
+        :param payload: An instance of the class.
 
         Raises `EncodeError` for what no consumer could read, or would read as something else, with the place.
         """
@@ -120,6 +125,9 @@ class Codec(Generic[P]):
         """Read JSON of ``version`` into the class; older documents are led up step by step. Raises `DecodeError`.
 
         A newer version than known is read too, its unknown fields ignored, if it still fits.
+
+        :param body: JSON.
+        :param version: The version of the schema that it was written in.
         """
         if version < self.spec.version:
             return self.structure(read_document(body), version)

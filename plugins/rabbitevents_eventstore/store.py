@@ -1,0 +1,385 @@
+"""The event store: append what happened to a thing, load it, read everything in order, decide on what is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from rabbitevents import Check, ConfigurationError, Event, Host, Plugin, Writer, arguments
+from rabbitevents_eventstore.appending import LAST, Database, Expected, Ledger, conflict, version_of
+from rabbitevents_eventstore.appending import ConflictError as _ConflictError
+from rabbitevents_eventstore.errors import ConcurrencyError
+from rabbitevents_eventstore.reading import Reader
+from rabbitevents_eventstore.stored import Shelf, Stored
+from rabbitevents_eventstore.tables import EventTables, backend_of, reason, where
+from rabbitevents_eventstore.watermark import StoreHeldBack, Watermark
+
+S = TypeVar("S")
+
+Apply = Callable[[S, Any], S]
+"""What an event makes of a state: a pure function of both, which returns the new state."""
+
+Decision = Callable[[S], Any]
+"""What follows from a state: an event, several, or None."""
+
+_TRIES: Final = 100
+"""How often an append of `ANY` version is tried while others are faster; each time at least one of them got through."""
+
+_MOST: Final = 10_000
+"""How many events can be appended at once: as many as a statement has room for the ids of."""
+
+_DEADLINE: Final = 10.0
+"""Seconds that the database has at start."""
+
+
+class Transactional(Protocol):
+    """What writes events into a transaction, to be sent once it has committed: `rabbitevents_outbox.Outbox`."""
+
+    async def publish(self, session: Any, /, *events: Any) -> Any:
+        """Write events into the transaction that is under way on ``session``.
+
+        :param session: An `AsyncSession` or `AsyncConnection`.
+        :param events: The events in their envelopes.
+        """
+        ...
+
+
+class EventStore(Plugin):
+    """Keep what happened, thing by thing and in one order, as the source of what is.
+
+    ::
+
+        store = EventStore(engine, events=[OrderPlaced, OrderPaid], outbox=outbox)
+        bus = Bus(url, orders, plugins=[DeadLetter(), Retry(), store, outbox])
+
+    Without a bus it works as well. In a bus's plugins it checks its tables at start, handlers may ask for an ``EventStore``,
+    and `Bus.health` says when somebody holds its readers back.
+
+    :param engine: A SQLAlchemy engine for PostgreSQL or SQLite, async; that of the outbox.
+    :param events: The `@event` classes that are stored. Events of other types are never read, but for those of an entity
+        that is loaded, where each one counts.
+    :param outbox: By what appended events are published, in the same transaction and with the same ids. By default they
+        are not published.
+    :param tables: Where the events are.
+    :param name: The events' source: a service's name. By default the bus's, and unknown without one.
+    :param patience: For how long an append may be open that readers wait for, until it is said who it is: 10 s.
+
+    Raises `ConfigurationError`; at start too, for tables that are missing or not as they must be.
+    """
+
+    role: ClassVar[str] = "event-store"
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        events: Iterable[type],
+        outbox: Transactional | None = None,
+        tables: EventTables | None = None,
+        name: str | None = None,
+        patience: arguments.Seconds = 10,
+    ) -> None:
+        self.engine: AsyncEngine = arguments.instance(
+            "EventStore: engine",
+            engine,
+            AsyncEngine,
+            'give one that create_async_engine("postgresql+asyncpg://...") makes',
+        )
+        backend_of(engine)
+        self.tables: EventTables = (
+            EventTables()
+            if tables is None
+            else arguments.instance("EventStore: tables", tables, EventTables, "say EventTables(schema='events')")
+        )
+        self._outbox = _outbox(outbox)
+        self._shelf = Shelf(arguments.several("EventStore: events", events, type, "[OrderPlaced, OrderPaid]"))
+        self._source = None if name is None else arguments.text("EventStore: name", name, such_as="shop")
+        self._writer = Writer(source=self._source)
+        self._host: Host | None = None
+        self._ledger = Ledger(self.tables)
+        statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._watermark = Watermark(
+            statements, self.tables, arguments.seconds("EventStore: patience", patience), self._report
+        )
+        self._reader = Reader(statements, self.tables, self._watermark)
+
+    # --- as a plugin ---
+
+    @asynccontextmanager
+    async def lifespan(self, host: Host) -> AsyncGenerator[None]:
+        """Look at the tables, and let handlers ask for the store."""
+        try:
+            async with asyncio.timeout(_DEADLINE), self.engine.connect() as connection:
+                await connection.run_sync(self.tables.check)
+        except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as error:
+            raise ConfigurationError(
+                f"the event store's database {where(self.engine)} does not answer: {reason(error)}"
+            ) from error
+        host.provide(EventStore, self)
+        self._host, self._writer = host, Writer(source=self._source or host.name)
+        try:
+            yield
+        finally:
+            self._host, self._writer = None, Writer(source=self._source)
+
+    def health(self) -> Iterable[Check]:
+        """Say whether readers are held back."""
+        held = self._watermark.held_back
+        yield Check("event store", held is None, "" if held is None else held.describe(), degraded=held is not None)
+
+    def _report(self, fact: StoreHeldBack) -> None:
+        if self._host is not None:
+            self._host.report(fact)
+
+    # --- writing ---
+
+    async def append(
+        self,
+        entity_type: str,
+        entity_id: str,
+        events: Sequence[Any],
+        *,
+        expected: Expected,
+        session: Database | None = None,
+    ) -> list[Stored[Any]]:
+        """Append events to an entity, all of them or none; return them as they are stored.
+
+        The same events again (in their envelopes, so with the same ids) are a success, and change nothing.
+
+        :param entity_type: The kind of thing that it happened to: "order".
+        :param entity_id: That thing's id: "42".
+        :param events: Instances of `@event` classes, or `Event` values; at least one.
+        :param expected: The version that the entity must be at: that of the last event that was loaded, `NEW` for an entity
+            without events, `ANY` for whatever it is.
+        :param session: An `AsyncSession` or `AsyncConnection` with a transaction under way, which the events become part of.
+            A failure leaves it as it was. By default a transaction of its own.
+
+        Raises `ConcurrencyError` for another version than expected, `EncodeError` for an event that cannot be written, and
+        `ConfigurationError` for what cannot be meant.
+        """
+        version = version_of(expected)
+        prepared = self._prepared(entity_type, entity_id, events)
+        _check_session(session, self.engine)
+        actual = 0
+        for _ in range(_TRIES if version is None else 1):
+            try:
+                async with self._part(session) as part:
+                    return await self._append(part, entity_type, entity_id, prepared, version)
+            except (IntegrityError, _ConflictError):
+                async with self._part(session) as part:
+                    same = await self._ledger.same(part, entity_type, entity_id, [event.id for event, _ in prepared])
+                    actual = await self._ledger.version(part, entity_type, entity_id)
+            if same:
+                return [Stored(*place, event) for place, (event, _) in zip(same, prepared, strict=True)]
+        raise conflict(entity_type, entity_id, version, actual)
+
+    def _prepared(self, entity_type: str, entity_id: str, events: object) -> list[tuple[Event[Any], bytes]]:
+        _check_entity(entity_type, entity_id)
+        if not isinstance(events, (list, tuple)):
+            raise arguments.wrong("append: events", events, "say a list of at least one event")
+        given = cast("Sequence[Any]", events)
+        if not 1 <= len(given) <= _MOST:
+            raise ConfigurationError(
+                f"append: events has {len(given):,} events: say 1 to {_MOST:,}, and append more in several parts"
+            )
+        prepared = [self._shelf.envelope(each, self._writer, entity_type, entity_id) for each in given]
+        if len({event.id for event, _ in prepared}) < len(prepared):
+            raise ConfigurationError("append: two of the events have the same id")
+        return prepared
+
+    async def _append(
+        self,
+        session: Database,
+        entity_type: str,
+        entity_id: str,
+        prepared: Sequence[tuple[Event[Any], bytes]],
+        expected: int | None,
+    ) -> list[Stored[Any]]:
+        base = await self._ledger.base(session, entity_type, entity_id, expected)
+        rows = [self._shelf.row(event, body, base + n) for n, (event, body) in enumerate(prepared, 1)]
+        positions = await self._ledger.insert(session, rows)
+        if self._outbox is not None:
+            await self._outbox.publish(session, *(event for event, _ in prepared))
+        return [Stored(at, base + n, prepared[n - 1][0]) for n, at in enumerate(positions, 1)]
+
+    def _part(self, session: Database | None) -> AbstractAsyncContextManager[Database]:
+        """Return a transaction of its own, or a savepoint in the one that is given."""
+        return self._own() if session is None else _savepoint(session)
+
+    @asynccontextmanager
+    async def _own(self) -> AsyncGenerator[Database]:
+        async with AsyncSession(self.engine) as session, session.begin():
+            yield session
+
+    # --- reading ---
+
+    async def load(
+        self, entity_type: str, entity_id: str, *, after: int = 0, session: Database | None = None
+    ) -> AsyncIterator[Stored[Any]]:
+        """Yield the events of an entity, in their order.
+
+        :param entity_type: The kind of thing.
+        :param entity_id: Its id.
+        :param after: Behind which version: 0, all of them.
+        :param session: In whose transaction to read. By default in none.
+
+        Raises `DecodeError` for one that cannot be read, be it that the store does not know its type.
+        """
+        _check_entity(entity_type, entity_id)
+        arguments.whole("load: after", after, least=0, most=LAST)
+        async for row in self._reader.load(entity_type, entity_id, after, session):
+            yield self._shelf.stored(row)
+
+    async def read(
+        self, *, after: int = 0, types: Iterable[type] | None = None, entity_type: str | None = None, live: bool = False
+    ) -> AsyncIterator[Stored[Any]]:
+        """Yield the events of all entities in one order, that of their positions, each of them once it is certain.
+
+        An event is yielded once everything before it has committed or never will: what commits late is never passed over.
+
+        :param after: Behind which position: 0, from the beginning.
+        :param types: Events of which classes: those of the store.
+        :param entity_type: Of which kind of thing: any.
+        :param live: Whether to go on with what comes, without an end. By default it ends with what was committed when it
+            began, for which an append that is open at that moment is waited for.
+
+        Raises `StoreRestoredError` where ``after`` is more than there is, `DecodeError` for an event that cannot be read,
+        and `ConfigurationError` for a replica.
+        """
+        arguments.whole("read: after", after, least=0, most=LAST)
+        arguments.flag("read: live", live)
+        names = self._shelf.names(
+            None if types is None else arguments.several("read: types", types, type, "[OrderPaid]")
+        )
+        if entity_type is not None:
+            _check_word("entity_type", entity_type, "order")
+        async for row in (self._reader.live if live else self._reader.until)(after, names, entity_type):
+            yield self._shelf.stored(row)
+
+    # --- state ---
+
+    async def rebuild(
+        self, entity_type: str, entity_id: str, apply: Apply[S], initial: S, *, session: Database | None = None
+    ) -> S:
+        """Return an entity's state: ``initial``, and each of its events applied to it.
+
+        :param entity_type: The kind of thing.
+        :param entity_id: Its id.
+        :param apply: What an event makes of a state: ``apply(state, payload)`` returns the new state. Must be pure.
+        :param initial: The state before the first event.
+        :param session: In whose transaction to read. By default in none.
+
+        Raises as `load` does.
+        """
+        state, _ = await self._folded(entity_type, entity_id, apply, initial, session)
+        return state
+
+    async def _folded(
+        self, entity_type: str, entity_id: str, apply: Apply[S], initial: S, session: Database | None
+    ) -> tuple[S, int]:
+        state, version = initial, 0
+        async for stored in self.load(entity_type, entity_id, session=session):
+            state, version = apply(state, stored.payload), stored.version
+        return state, version
+
+    async def decide(
+        self,
+        entity_type: str,
+        entity_id: str,
+        decision: Decision[S],
+        *,
+        apply: Apply[S],
+        initial: S,
+        session: Database | None = None,
+        attempts: int = 3,
+    ) -> list[Stored[Any]]:
+        """Load an entity, decide on its state, and append what was decided; again where somebody else was faster.
+
+        ::
+
+            await store.decide("order", "42", lambda order: order.pay(100), apply=apply, initial=Order())
+
+        :param entity_type: The kind of thing.
+        :param entity_id: Its id.
+        :param decision: Is given the state, and returns an event, a list of events, or None; or raises, which ends it. May
+            be called several times, and so must be pure.
+        :param apply: As for `rebuild`.
+        :param initial: The state before the first event.
+        :param session: In whose transaction to read and to append. By default in one of its own.
+        :param attempts: How often it is tried: 3.
+
+        Returns what was appended. Raises `ConcurrencyError` where others were faster each time, and as `append` and `load`.
+        """
+        again = AsyncRetrying(
+            stop=stop_after_attempt(arguments.whole("decide: attempts", attempts)),
+            wait=wait_random_exponential(multiplier=0.01, max=0.5),
+            retry=retry_if_exception_type(ConcurrencyError),
+            reraise=True,
+        )
+
+        async def once() -> list[Stored[Any]]:
+            state, version = await self._folded(entity_type, entity_id, apply, initial, session)
+            decided = _several(decision(state))
+            if not decided:
+                return []
+            return await self.append(entity_type, entity_id, decided, expected=version, session=session)
+
+        return await again(once)
+
+
+def _several(decided: Any) -> list[Any]:
+    if decided is None:
+        return []
+    if isinstance(decided, (list, tuple)):
+        return list(cast("Sequence[Any]", decided))
+    return [decided]
+
+
+def _outbox(given: Any) -> Transactional | None:
+    if given is not None and not callable(getattr(given, "publish", None)):
+        raise arguments.wrong("EventStore: outbox", given, "say Outbox(engine)")
+    return cast("Transactional | None", given)
+
+
+def _check_entity(entity_type: object, entity_id: object) -> None:
+    _check_word("entity_type", entity_type, "order")
+    _check_word("entity_id", entity_id, "42")
+
+
+def _check_word(name: str, word: object, such_as: str) -> None:
+    """Raise `ConfigurationError` for what is no text, or one that a database cannot hold."""
+    said = arguments.text(name, word, such_as=such_as)
+    if "\0" in said or (not said.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in said)):
+        raise ConfigurationError(f"{name} has a NUL or half a surrogate pair in it, which no database can hold")
+
+
+def _check_session(session: object, engine: AsyncEngine) -> None:
+    """Raise `ConfigurationError` where no transaction is under way on the store's database."""
+    if session is None:
+        return
+    if not isinstance(session, (AsyncSession, AsyncConnection)):
+        raise arguments.wrong("append: session", session, "say an AsyncSession or an AsyncConnection, or leave it out")
+    if not session.in_transaction():
+        raise ConfigurationError(
+            "append(session=...): no transaction is under way on this session, so nothing would be committed; append inside "
+            "`async with sessions.begin() as session:`"
+        )
+    theirs = (session.get_bind() if isinstance(session, AsyncSession) else session.sync_connection or engine).engine.url
+    if (theirs.get_backend_name(), theirs.database) != (engine.url.get_backend_name(), engine.url.database):
+        raise ConfigurationError(
+            f"append(session=...): the session is of {theirs.render_as_string()}, and the store's tables are in "
+            f"{where(engine)}: one transaction is in one database"
+        )
+
+
+@asynccontextmanager
+async def _savepoint(session: Database) -> AsyncGenerator[Database]:
+    async with session.begin_nested():
+        yield session

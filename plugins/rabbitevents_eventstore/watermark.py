@@ -1,0 +1,172 @@
+"""The watermark: up to which position everything is either committed or never will be.
+
+A position is drawn when a row is written, and seen when its transaction commits: a reader that goes by what it sees passes
+over what commits late. So each append holds a shared advisory lock from before it draws its first position until it has
+ended (a trigger takes it), and a reader notes first the last position drawn, H, and then who holds the lock, S. Whoever has
+drawn a position up to H is in S, or had ended. Once none of S is left, everything up to H is decided. Who came later has
+positions above H, and is waited for by nobody. Nothing is passed over for the time that it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import bindparam, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from rabbitevents import ConfigurationError, Fact
+from rabbitevents_eventstore.tables import LOCK, EventTables, backend_of, where
+
+OFTEN: Final = 0.005
+SELDOM: Final = 0.1
+"""Seconds between two looks, at first and at last."""
+
+PREFIX: Final = 1000
+"""How many rows are looked at for holes in one look."""
+
+_LOG: Final = logging.getLogger("rabbitevents.eventstore")
+
+_HOLDERS: Final = text(
+    "SELECT l.virtualtransaction AS owner, l.pid, a.application_name AS application FROM pg_locks l "
+    "LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted "
+    "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    "AND l.classid = :lock AND l.objid = CAST(CAST(:table AS regclass) AS oid) AND l.objsubid = 2"
+).bindparams(bindparam("lock", LOCK))
+
+_SEQUENCE: Final = text("SELECT pg_get_serial_sequence(:table, 'position')")
+
+
+class StoreHeldBack(Fact, frozen=True):
+    """An append has been open for long, and readers wait at the position before it.
+
+    ``pid`` is the PostgreSQL process that it is on, None for a prepared transaction (``pg_prepared_xacts`` has those);
+    ``application`` what that calls itself; ``seconds`` for how long it has been waited for.
+    """
+
+    pid: int | None
+    application: str
+    seconds: float
+
+    def describe(self) -> str:
+        """Say it in a line, with the way out."""
+        if self.pid is None:
+            return f"a prepared transaction holds readers back for {self.seconds:.0f} s: commit it, or roll it back"
+        return (
+            f"PostgreSQL's process {self.pid} ({self.application or 'unnamed'}) has an append open and holds readers back for "
+            f"{self.seconds:.0f} s: idle_in_transaction_session_timeout ends such transactions"
+        )
+
+
+class _Wait(msgspec.Struct):
+    """A position that will be reached once the transactions that were open have ended."""
+
+    last: int
+    owners: frozenset[str]
+    since: float
+    said: bool = False
+
+
+class Watermark:
+    """Up to where all readers of a process may read. Looking costs two statements, made once for all of them.
+
+    :param engine: The store's, by which each statement is a transaction.
+    :param tables: The store's.
+    :param patience: Seconds after which an append that is still open is said to hold readers back.
+    :param report: Is told of an append that holds readers back.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, tables: EventTables, patience: float, report: Callable[[StoreHeldBack], None]
+    ) -> None:
+        self.value: int = 0
+        """Everything up to here is decided."""
+        self.last: int = 0
+        """The last position that was drawn, as far as is known."""
+        self.held_back: StoreHeldBack | None = None
+        """What holds readers back for long, at this moment."""
+        self._engine = engine
+        self._table = tables.events
+        self._named = engine.dialect.identifier_preparer.format_table(self._table)
+        self._patience = patience
+        self._report = report
+        self._look = self._look_postgresql if backend_of(engine) == "postgresql" else self._look_sqlite
+        self._sequence = ""
+        self._wait: _Wait | None = None
+        self._turn = asyncio.Lock()
+        self._looked = 0.0
+
+    async def look(self) -> None:
+        """See how far it is, unless somebody has just seen. Raises what the database does."""
+        asked = monotonic()
+        async with self._turn:
+            if self._looked >= asked:  # while this one waited for its turn
+                return
+            began = monotonic()
+            async with self._engine.connect() as connection:
+                await self._look(connection)
+            self._looked = began
+
+    async def _look_sqlite(self, connection: AsyncConnection) -> None:
+        """One transaction writes at a time, so they commit in the order of their positions."""
+        self.last = self.value = (
+            await connection.scalar(select(func.coalesce(func.max(self._table.c.position), 0))) or 0
+        )
+
+    async def _look_postgresql(self, connection: AsyncConnection) -> None:
+        last = self.last = await self._last(connection)  # before the locks: see above
+        if self._wait is None and last == self.value:
+            return
+        holders = {
+            each["owner"]: each for each in (await connection.execute(_HOLDERS, {"table": self._named})).mappings()
+        }
+        wait = self._wait
+        if wait is not None and not wait.owners & holders.keys():
+            self.value, self._wait = max(self.value, wait.last), None
+        if not holders:
+            self.value, self._wait = last, None
+        elif self._wait is None and last > self.value:
+            self._wait = _Wait(last, frozenset(holders), monotonic())
+        if self._wait is None:
+            self.held_back = None
+            return
+        self._judge(self._wait, holders)
+        self.value = max(self.value, await self._without_holes(connection))
+
+    async def _last(self, connection: AsyncConnection) -> int:
+        """Return the last position that was drawn. Raises `ConfigurationError` at a replica."""
+        if not self._sequence:
+            self._sequence = str(await connection.scalar(_SEQUENCE, {"table": self._named}))
+        found = text(f"SELECT last_value, is_called, pg_is_in_recovery() AS replica FROM {self._sequence}")  # noqa: S608 - its own word
+        row = (await connection.execute(found)).one()
+        if row.replica:
+            raise ConfigurationError(
+                f"{where(self._engine)} is a replica, which does not know what is being appended: read from the primary"
+            )
+        return int(row.last_value) if row.is_called else 0
+
+    async def _without_holes(self, connection: AsyncConnection) -> int:
+        """Return up to where every position is there: what is seen is committed, whoever else is still at work."""
+        position = self._table.c.position
+        rows = select(position).where(position > self.value).order_by(position).limit(PREFIX)
+        reached = self.value
+        for found in (await connection.execute(rows)).scalars():
+            if found != reached + 1:
+                break
+            reached = found
+        return reached
+
+    def _judge(self, wait: _Wait, holders: dict[str, Any]) -> None:
+        """Say once that somebody holds readers back, after a while."""
+        seconds = monotonic() - wait.since
+        if wait.said or seconds < self._patience:
+            return
+        wait.said = True
+        one = holders[min(wait.owners & holders.keys())]
+        self.held_back = StoreHeldBack(one["pid"], one["application"] or "", seconds)
+        _LOG.warning("%s", self.held_back.describe())
+        self._report(self.held_back)

@@ -15,6 +15,7 @@ import msgspec
 from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers.rabbitmq import rights
+from rabbitevents.brokers.rabbitmq.calls import together
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
@@ -96,11 +97,13 @@ class _Declaring:
 
     async def look(self) -> None:
         """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
-        for item in self._items:
-            if not isinstance(item, Binding):
-                error = await self._ask(partial(_declared, item=item, passive=True), f"looking at {_name(item)}")
-                if error is not None and error.code in (0, 403, 404):
-                    self.missing.setdefault(item.name, (item, error))
+        things = [item for item in self._items if not isinstance(item, Binding)]
+        for item, error in zip(things, await together(self._look_at(item) for item in things), strict=True):
+            if error is not None and error.code in (0, 403, 404):
+                self.missing.setdefault(item.name, (item, error))
+
+    def _look_at(self, item: Exchange | Queue) -> Awaitable[BrokerError | None]:
+        return self._ask(partial(_declared, item=item, passive=True), f"looking at {_name(item)}")
 
     async def make(self) -> None:
         """Declare what stands, to see whether it is what is wanted; make what is missing, or nothing at all."""
@@ -110,13 +113,16 @@ class _Declaring:
                 self._refused[thing.name] = self.explained(thing, error)
             elif lacks:
                 self._refused[thing.name] = self._not_made(thing, lacks)
-        for item in self._items:
-            if isinstance(item, Binding) and item.exchange in self._refused.keys() & self._foreign:
-                self._note_unbound(item)
-            elif not self._refused.keys() & self._made_of(item):
-                refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
-                if refused is not None:
-                    self._note(item, refused)
+        for wave in Topology(self._items).waves:
+            await together(map(self._make, wave))
+
+    async def _make(self, item: Exchange | Queue | Binding) -> None:
+        if isinstance(item, Binding) and item.exchange in self._refused.keys() & self._foreign:
+            self._note_unbound(item)
+        elif not self._refused.keys() & self._made_of(item):
+            refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
+            if refused is not None:
+                self._note(item, refused)
 
     def _note_unbound(self, item: Binding) -> None:
         """Note that a queue cannot be bound to another team's exchange, since that is not there."""

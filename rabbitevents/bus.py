@@ -34,6 +34,7 @@ from rabbitevents.configuration import (
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.factories import Factory, Provided, check_factory, check_kind
+from rabbitevents.consuming.keys import key_of
 from rabbitevents.consuming.workers import APPLICATION, Workers
 from rabbitevents.consuming.workforce import Workforce
 from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
@@ -360,6 +361,7 @@ class Bus:
             overdue=dispatch.overdue,
             may_reject=lambda: subscription.queue in self._keeps_rejected,
             consumer_timeout=self.configuration.consumer_timeout.total_seconds(),
+            key_of=key_of(subscription, dispatch.payload),
         )
 
     async def _declare_topology(self) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
 
@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 H = TypeVar("H", bound=Callable[..., Any])
 
 
+Ordered: TypeAlias = bool | Callable[[Any], Hashable | None]
+"""Whether the events of an entity are handled in order; or, in place of the entity, what a payload belongs to."""
+
+
 class Options(msgspec.Struct, frozen=True):
     """How a subscription works. ``timeout`` is for one handling."""
 
     concurrency: int = 10
     prefetch: int = 100
     timeout: timedelta | None = None
+    ordered: Ordered = False
+    """Whether the events of an entity, or of what the function returns for their payload, are handled one by one."""
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -114,6 +120,7 @@ class Router:
         concurrency: int | None = None,
         prefetch: int | None = None,
         timeout: Seconds | None = None,
+        ordered: Ordered = False,
         plugins: Iterable[Plugin] | Mapping[str, Plugin | None] = (),
     ) -> Callable[[H], H]:
         """Call the decorated function for each event of these classes or topic patterns. Returns it unchanged.
@@ -134,12 +141,16 @@ class Router:
         :param concurrency: How many events are handled at a time in this process: 10.
         :param prefetch: How many deliveries the broker sends ahead, 1 to 2000: 100, or ``concurrency`` where that is more.
         :param timeout: How long one handling may take: seconds, or a timedelta. By default there is no limit.
+        :param ordered: Whether the events of each entity are handled one after the other, in the order in which they come
+            to this process; those of others go on beside them. What waits for a retry holds up the later ones of its entity,
+            and nobody else. A function says in place of the entity what a payload belongs to:
+            ``ordered=lambda order: order.customer_id``; None is nothing.
         :param plugins: Each stands in for the bus's plugin of the same role (or class, where it has none):
             ``[Retry(stop=stop_after_attempt(2))]``. By role, None leaves one out: ``{"retry": None}``.
 
         Raises `ConfigurationError`.
         """
-        options = _options(concurrency, prefetch, timeout)
+        options = _options(concurrency, prefetch, timeout, ordered)
         classes, patterns = _sorted_out(events)
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
@@ -182,7 +193,7 @@ class Router:
         others = (told.options, told.plugins, told.without)
         if others not in ((there.options, there.plugins, there.without), (Options(), (), frozenset())):
             raise ConfigurationError(
-                f"queue {name!r} is shared: say its concurrency, prefetch, timeout and plugins at its first handler"
+                f"queue {name!r} is shared: say its concurrency, prefetch, timeout, ordered and plugins at its first handler"
             )
         _check_shared(name, there.handlers, handler)
         self._subscriptions[name] = msgspec.structs.replace(there, handlers=(*there.handlers, handler))
@@ -205,13 +216,17 @@ def _check_name(what: str, name: object, such_as: str) -> None:
         )
 
 
-def _options(concurrency: int | None, prefetch: int | None, timeout: Seconds | None) -> Options:
+def _options(concurrency: int | None, prefetch: int | None, timeout: Seconds | None, ordered: object) -> Options:
     limit = None if timeout is None else span("on(...): timeout", timeout, positive=True)
     workers = Options().concurrency if concurrency is None else whole("on(...): concurrency", concurrency)
     ahead = max(Options().prefetch, workers)
     if prefetch is not None:
         ahead = whole("on(...): prefetch", prefetch, most=2000, why="quorum queues let 2000 out at a time")
-    return Options(workers, ahead, limit)
+    if not isinstance(ordered, bool) and not callable(ordered):
+        raise wrong(
+            "on(...): ordered", ordered, "say True, or a function of the payload: lambda order: order.customer_id"
+        )
+    return Options(workers, ahead, limit, ordered)
 
 
 def _own(plugins: Iterable[Plugin] | Mapping[str, Plugin | None]) -> tuple[tuple[Plugin, ...], frozenset[str]]:

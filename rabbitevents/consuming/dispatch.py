@@ -143,6 +143,11 @@ class Dispatch:
         self._known: dict[str, Invocation] = {}
         self._limits: set[asyncio.Timeout] = set()
 
+    def payload(self, delivery: Delivery) -> Any:
+        """Decode a delivery, as its handler would get it. Raises `DecodeError`."""
+        received = read(delivery)
+        return (self._known.get(received.type) or self._find(received)).payload(received)
+
     async def __call__(self, delivery: Delivery) -> Settlement:
         """Handle a delivery. Raises `DecodeError` for one that cannot be read, and what the handler raises.
 

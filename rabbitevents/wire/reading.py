@@ -182,13 +182,16 @@ def _read(delivery: Delivery, properties: Properties, content_type: str, body: b
 
 def entity_of(message: Message) -> str | None:
     """Return which entity a message is about, "order/42"; None where it names none, or cannot be read."""
-    headers = message.headers
-    kind, id = headers.get(ENTITY_TYPE), headers.get(ENTITY_ID)
-    if id is None and EVENT_VERSION not in headers:  # not in AMQP's own words
-        came = Delivery("", 0, 0, False, message.exchange, message.routing_key, message.body, message.properties)
-        try:
-            event = read(came).envelope(None)
-        except DecodeError:
-            return None
-        kind, id = event.entity_type, event.entity_id
+    return entity_in(Delivery("", 0, 0, False, message.exchange, message.routing_key, message.body, message.properties))
+
+
+def entity_in(delivery: Delivery) -> str | None:
+    """Return which entity a delivery is about, "order/42"; None where it names none, or cannot be read."""
+    try:
+        kind, id = delivery.peek(ENTITY_TYPE), delivery.peek(ENTITY_ID)
+        if id is None and delivery.peek(EVENT_VERSION) is None:  # not in AMQP's own words
+            event = read(delivery).envelope(None)
+            kind, id = event.entity_type, event.entity_id
+    except DecodeError:
+        return None
     return None if id is None else f"{kind or ''}/{id}"

@@ -27,7 +27,8 @@ _REFUSALS: Final = (403, 404, 405, 406)
 """Codes that concern the one thing that was asked for."""
 
 _UNANSWERED: Final = 3
-"""Questions in a row without an answer after which the connection is in doubt, and not what was asked for."""
+"""Questions without an answer after which the connection is in doubt, and not what was asked for: where no other one was
+answered since they were asked."""
 
 _OR_ELSE: Final = {
     Queue: ", or empty and delete it, so that it is declared anew",
@@ -88,6 +89,8 @@ class _Declaring:
         self._items = topology.items
         self._service = service
         self._said = said
+        self._answers = 0
+        """How many questions were answered, be it with a refusal."""
         self._unanswered = 0
         self._refused: dict[str, TopologyError] = {}
         self._stand: list[str] = []
@@ -170,14 +173,16 @@ class _Declaring:
 
     async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> BrokerError | None:
         """Return what the broker refuses, None where it agrees. Raises `BrokerError` where the connection is in doubt."""
+        answers = self._answers
         try:
             await self._connection.ask(question, what)
         except BrokerError as error:
-            self._unanswered = self._unanswered + 1 if error.code == 0 else 0
+            self._answers += error.code != 0
+            self._unanswered = self._unanswered + 1 if answers == self._answers else 0
             if self._connection.lost.done() or self._unanswered == _UNANSWERED or error.code not in (0, *_REFUSALS):
                 raise
             return error
-        self._unanswered = 0
+        self._answers += 1
         return None
 
     # --- what is said ---

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from attrs import define
@@ -14,6 +14,7 @@ from tenacity import stop_after_attempt, wait_fixed
 
 from rabbitevents import Bus, ConfigurationError, Delivery, Event, Router, event
 from rabbitevents.testing import running
+from rabbitevents.wire import Form, entity_id_in
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_retry import Retry
 from tests.shop import eventually
@@ -332,3 +333,20 @@ async def test_on_rabbitmq_order_holds_across_failures_and_stops(rabbit_url: str
     assert all(list(dict.fromkeys(numbers)) == list(range(50)) for numbers in book.of.values())
     assert failed
     assert book.overlaps == 0
+
+
+@pytest.mark.parametrize("header", [b"\x09entity-id", b"\x09entity-idS\x00\x00\x00\x01z"])
+async def test_the_key_of_an_event_is_its_entity_in_whatever_form_it_comes(header: bytes) -> None:
+    keys: set[bytes | None] = set()
+    shop = Router("shop")
+
+    @shop.on(Step)
+    async def record(delivery: Delivery) -> None:
+        keys.add(entity_id_in(delivery))
+
+    for form in get_args(Form):
+        async with running(Bus("memory://", shop, form=form)) as probe:
+            await probe.bus.publish(Step("o-1", 1), metadata={"forged": header.decode()})
+            await probe.settled()
+
+    assert keys == {b"o-1"}

@@ -12,7 +12,7 @@ from rabbitevents.events import event_type
 from rabbitevents.fields import event_fields
 from rabbitevents.message import Delivery
 from rabbitevents.routing import Subscription
-from rabbitevents.wire import entity_in
+from rabbitevents.wire import entity_id_in
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
 
@@ -33,7 +33,7 @@ def key_of(subscription: Subscription, payload_of: Callable[[Delivery], Any]) ->
                 f"subscription {subscription.name!r} keeps the order of each entity, and {cls.__name__} has none: say "
                 "@event(..., key='order_id'), or ordered= a function of the payload that returns what to go by"
             )
-    return entity_in
+    return entity_id_in
 
 
 def _by_function(function: Callable[[Any], Hashable | None], payload_of: Callable[[Delivery], Any]) -> KeyOf:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
 from typing import Any, Final
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
+from rabbitevents.consuming.batches import Batches
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.holding import Holding
 from rabbitevents.consuming.isolation import isolated, take_back_cancellations
@@ -65,6 +66,7 @@ class Workers:
         may_reject: Callable[[], bool],
         consumer_timeout: float,
         key_of: KeyOf | None = None,
+        batches: Batches | None = None,
     ) -> None:
         self.subscription = subscription
         self.name: str = subscription.name
@@ -100,6 +102,7 @@ class Workers:
         self._ready: deque[Work] = deque()
         """Those that wait for a worker, in the order in which they are to be taken."""
         self._lanes = None if key_of is None else Lanes(key_of)
+        self._batches = batches
         self._running = 0
         self._channel: Channel | None = None
         self._consumer: Consumer | None = None
@@ -123,7 +126,7 @@ class Workers:
             self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=self._trusts
         )
         if not self._stopping:
-            for number in range(self._options.concurrency):
+            for number in range(self._options.workers):
                 self._add_worker(number)
 
     def _add_worker(self, number: int) -> None:
@@ -191,6 +194,8 @@ class Workers:
         """
         self._stopping = True
         self._reserve()
+        if self._batches is not None:
+            self._batches.hurry()
         for work in list(self._works.values()):
             self._holding.release(work)
             if work.state is State.HELD:
@@ -254,7 +259,7 @@ class Workers:
     def abandon(self) -> None:
         """End the workers without waiting: for a stop that has run out of time."""
         self._stopping = True
-        for task in (*self._workers, *self._returning):
+        for task in (*self._workers, *self._returning, *self._calls):
             task.cancel()
 
     async def _cancel_workers(self, timeout: float) -> None:
@@ -264,7 +269,11 @@ class Workers:
 
     def is_at_work(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of the workers, and so a handler's."""
-        return task in self._workers
+        return task in self._workers or task in self._calls
+
+    @property
+    def _calls(self) -> Collection[asyncio.Task[None]]:
+        return () if self._batches is None else self._batches.tasks
 
     # --- what is delivered ---
 

@@ -212,8 +212,11 @@ class Workers:
         if self._lanes is not None:
             self._keep_order(self._lanes)
             return
-        works = list(self._ready)
+        # What was held and is due is tried again in a pause too, and has begun long ago.
+        due = [] if self._stopping else [work for work in self._ready if work.state is State.DUE]
+        works = [work for work in self._ready if work not in due]
         self._ready.clear()
+        self._ready.extend(due)
         if not self._stopping and APPLICATION not in self._paused:
             self._carry_back(works)
             return

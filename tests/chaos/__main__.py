@@ -1,0 +1,49 @@
+"""``python -m tests.chaos --injections 60 --seed 1 [--only NAME] [--with NAME] [--pairwise] [--json]``: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import sys
+
+from tests.chaos.faults import FAULTS
+from tests.chaos.loads import LOADS
+from tests.chaos.plan import planned
+from tests.chaos.run import run, summary
+from tests.chaos.selftest import selftest
+
+
+def parser() -> argparse.ArgumentParser:
+    names = f"Loads: {', '.join(LOADS)}. Faults: {', '.join(FAULTS)}."
+    asked = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__, epilog=names)
+    asked.add_argument("--injections", type=int, default=70, help="how many together (70)")
+    asked.add_argument("--seed", type=int, default=1, help="says which scenarios, in which order, and when (1)")
+    asked.add_argument("--only", metavar="NAME", action="append", default=[], help="scenarios with this load or fault")
+    asked.add_argument(
+        "--with", metavar="NAME", action="append", default=[], dest="meets", help="and with this one too"
+    )
+    asked.add_argument("--pairwise", action="store_true", help="every two faults besides, at the same time")
+    asked.add_argument("--minutes", type=float, help="begin no scenario after so long")
+    asked.add_argument("--json", action="store_true", help="one JSON object alone, for programs; else it is indented")
+    asked.add_argument("--self-test", action="store_true", help="does the judge see defects that are built in?")
+    return asked
+
+
+def main() -> int:
+    told = parser().parse_args()
+    if told.self_test:
+        return asyncio.run(selftest(told.seed, told.only))
+    try:
+        scenarios = planned(told.seed, told.injections, only=[*told.only, *told.meets], pairwise=told.pairwise)
+    except ValueError as error:
+        parser().error(str(error))
+    counts, version = asyncio.run(run(scenarios, told.seed, minutes=told.minutes))
+    found = {"seed": told.seed, "rabbitmq": version, "python": platform.python_version(), **summary(counts)}
+    print(json.dumps(found, indent=None if told.json else 2))
+    return 1 if any(count.red for count in counts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The judge: what became of each event, from the ledger's records alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from tests.chaos.ledger import Record
+
+
+def _never(id: str) -> bool:
+    return False
+
+
+class Promises(msgspec.Struct, frozen=True):
+    """What a load promises.
+
+    ``stages`` are the records that each confirmed event must have. ``dies`` says which events end among the dead, and no
+    others do. ``once``: an event has one effect, and one more at most for each of ``per_crash`` events that were being
+    handled when a process crashed; None: at least once. ``in_order``: no event of a lane has its first effect after a
+    later one's.
+    """
+
+    stages: tuple[str, ...] = ("effect",)
+    dies: Callable[[str], bool] = _never
+    per_crash: int | None = None
+    in_order: bool = False
+
+
+class Verdict(msgspec.Struct):
+    """What was counted, in events unless it says otherwise."""
+
+    confirmed: int = 0
+    handled: int = 0
+    dead: int = 0
+    unknown: int = 0
+    recovered: int = 0
+    """Events whose publisher got no answer, and that were handled."""
+    lost: int = 0
+    forfeited: int = 0
+    """Lost by nature: they were in a queue that was deleted."""
+    unexpected: int = 0
+    """Effects of what was never published, or certainly not; dead letters of what does not fail, and the other way round."""
+    duplicate_deliveries: int = 0
+    duplicate_effects: int = 0
+    excess: int = 0
+    """Duplicate effects beyond what is promised."""
+    stuck: int = 0
+    """Messages that lie in queues when all should be handled, and processes that did not end in time."""
+    silent: int = 0
+    """Attempts to publish that ended without a word."""
+    inversions: int = 0
+
+    @property
+    def faults(self) -> int:
+        """How many promises were broken."""
+        return self.lost + self.unexpected + self.excess + self.stuck + self.silent + self.inversions
+
+
+def judge(
+    records: Sequence[Record],
+    promises: Promises,
+    *,
+    crashes: int = 0,
+    late: int = 0,
+    forfeit_until: float = 0.0,
+) -> Verdict:
+    """Compare. ``crashes`` of processes that handle; ``late`` are processes that did not end in time.
+
+    ``forfeit_until`` (on the records' clock): what was attempted before may be lost, since its queue was deleted.
+    """
+    by = _by_kind(records)
+    attempted, effects, dead = by["attempt"], by["effect"], by["dead"]
+    answers = by["confirmed"] | by["failed"] | by["unknown"]
+    left = by["left"]
+    missing = {id for id in by["confirmed"] if not _ended(id, by, promises)} - left.keys()
+    times = {record.id: record.at for record in records if record.what == "attempt"}
+    forfeited = {id for id in missing if times.get(id, 0.0) < forfeit_until}
+    duplicates = effects.total() - len(effects)
+    repeated = sum(count - 1 - crashes for count in effects.values() if count > 1 + crashes)
+    excess = 0
+    if promises.per_crash is not None:
+        excess = max(repeated, duplicates - crashes * promises.per_crash, 0)
+    return Verdict(
+        confirmed=len(by["confirmed"]),
+        handled=len(effects),
+        dead=len(dead),
+        unknown=len(by["unknown"]),
+        recovered=len(by["unknown"].keys() & effects.keys()),
+        lost=len(missing) - len(forfeited),
+        forfeited=len(forfeited),
+        unexpected=_unexpected(by, promises),
+        duplicate_deliveries=by["start"].total() - len(by["start"]),
+        duplicate_effects=duplicates,
+        excess=excess,
+        stuck=left.total() + late,
+        silent=len(attempted.keys() - answers.keys()),
+        inversions=_inversions(records) if promises.in_order else 0,
+    )
+
+
+def _by_kind(records: Iterable[Record]) -> defaultdict[str, Counter[str]]:
+    by: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        by[record.what][record.id] += 1
+    return by
+
+
+def _ended(id: str, by: defaultdict[str, Counter[str]], promises: Promises) -> bool:
+    if promises.dies(id):
+        return id in by["dead"]
+    return all(id in by[stage] for stage in promises.stages) or id in by["dead"]
+
+
+def _unexpected(by: defaultdict[str, Counter[str]], promises: Promises) -> int:
+    came = by["effect"].keys() | by["passed"].keys() | by["dead"].keys()
+    unheard_of = came - by["attempt"].keys()
+    denied = came & (by["failed"].keys() - by["confirmed"].keys() - by["unknown"].keys())
+    wrongly_dead = {id for id in by["dead"] if not promises.dies(id)}
+    wrongly_alive = {id for id in by["effect"] if promises.dies(id)}
+    return len(unheard_of | denied | wrongly_dead | wrongly_alive)
+
+
+def _inversions(records: Iterable[Record]) -> int:
+    latest: defaultdict[str, int] = defaultdict(lambda: -1)
+    seen: set[str] = set()
+    found = 0
+    for record in records:
+        if record.what != "effect" or record.id in seen:
+            continue
+        seen.add(record.id)
+        lane, _, number = record.id.rpartition("/")
+        found += int(number) < latest[lane]
+        latest[lane] = max(latest[lane], int(number))
+    return found

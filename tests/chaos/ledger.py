@@ -1,0 +1,103 @@
+"""The ledger: one file, appended to by all processes, fsynced, outside of the system that it is about.
+
+A line is ``WHAT ID PID SECONDS``, the last one on the machine's monotonic clock, which all processes share:
+
+* ``attempt``, then ``confirmed``, ``failed`` (certainly not published) or ``unknown``: who publishes;
+* ``start``, then ``effect``, and ``passed`` for what a later service saw of it: who handles;
+* ``dead``, ``left``: what lay in a dead letter queue, or in any other, when all had ended.
+
+An id is ``LANE/NUMBER``: what was published in one lane was published in the order of its numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Record(NamedTuple):
+    """One line."""
+
+    what: str
+    id: str
+    pid: int
+    at: float
+
+
+class Ledger:
+    """The file, for those who write into it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._syncing: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    def write(self, what: str, ids: Iterable[str]) -> None:
+        """Write a line for each; it outlives this process at once, and the machine after `note` alone."""
+        stamp = f"{os.getpid()} {time.monotonic():.6f}\n"
+        os.write(self._file, "".join(f"{what} {id} {stamp}" for id in ids).encode())
+
+    async def note(self, what: str, *ids: str) -> None:
+        """Write a line for each, and return when the disk has them. Who comes together waits together."""
+        self.write(what, ids)
+        if self._next is None:
+            self._next = asyncio.create_task(self._sync(self._syncing))
+        await asyncio.shield(self._next)
+
+    async def _sync(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        self._syncing, self._next = self._next, None  # what is written from here on is for the next one
+        await asyncio.to_thread(os.fdatasync, self._file)
+
+
+class Tail:
+    """The file, for who reads it while it grows: what is under way, and all records so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.records: list[Record] = []
+        self.attempted: dict[str, float] = {}
+        self.confirmed: dict[str, float] = {}
+        self.done: dict[str, float] = {}
+        """When each event had its first effect."""
+        self.answered: set[str] = set()
+        self._path = path
+        self._at = 0
+
+    def read(self) -> Tail:
+        """Take what was written since; return self."""
+        if not self._path.exists():
+            return self
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in whole.decode().splitlines():
+            what, id, pid, at = line.split()
+            self._take(Record(what, id, int(pid), float(at)))
+        return self
+
+    def _take(self, record: Record) -> None:
+        self.records.append(record)
+        if record.what == "attempt":
+            self.attempted[record.id] = record.at
+        elif record.what in ("confirmed", "failed", "unknown"):
+            self.answered.add(record.id)
+            if record.what == "confirmed":
+                self.confirmed[record.id] = record.at
+        elif record.what in ("effect", "passed", "dead"):
+            self.done.setdefault(record.id, record.at)
+
+    @property
+    def under_way(self) -> int:
+        """How many events are published and not answered, or confirmed and not handled."""
+        return len(self.attempted.keys() - self.answered) + len(self.confirmed.keys() - self.done.keys())
+
+    def recovered(self, since: float) -> float | None:
+        """Return when an event that was confirmed after ``since`` was first handled; None: none was yet."""
+        return min((self.done[id] for id, at in self.confirmed.items() if at > since and id in self.done), default=None)

@@ -1,0 +1,183 @@
+"""Run scenarios: let events flow, inflict, heal, wait for recovery, and have the judge count."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.judge import Verdict, judge
+from tests.chaos.loads import LOADS
+from tests.chaos.plan import Scenario
+from tests.chaos.world import ROOT, Servers, World, world
+
+QUIET = 45.0
+"""Seconds after the last publish in which all has to be handled."""
+
+ENOUGH = 500
+"""How many faults of a kind are named."""
+
+
+class Count(msgspec.Struct):
+    """What came of a scenario."""
+
+    scenario: Scenario
+    injections: int = 0
+    misses: int = 0
+    """Injections without load in flight, or whose effect was not observed: they count for nothing."""
+    verdict: Verdict = msgspec.field(default_factory=Verdict)
+    recoveries: list[float] = msgspec.field(default_factory=list[float])
+    """Seconds from the healing to the first handling of an event that was confirmed after it."""
+    error: str = ""
+    """Why it could not be run to its end."""
+    seconds: float = 0.0
+    folder: str = ""
+    """Where its ledger and logs are, if something is wrong."""
+
+    @property
+    def red(self) -> bool:
+        """Whether a promise was broken, or nobody knows."""
+        return bool(self.verdict.faults or self.error)
+
+
+async def run(
+    scenarios: Sequence[Scenario], seed: int, *, sources: Path = ROOT, minutes: float | None = None
+) -> tuple[list[Count], str]:
+    """Run scenarios one after the other, on servers of their own; return what was counted, and RabbitMQ's version.
+
+    ``minutes``: begin none after so long.
+    """
+    began, counts = time.monotonic(), list[Count]()
+    async with AsyncExitStack() as stack:
+        servers = Servers(stack, os.environ.get("RABBITEVENTS_TEST_ROOT"))
+        for number, scenario in enumerate(scenarios):
+            if minutes is not None and time.monotonic() - began > minutes * 60:
+                break
+            count = await one(servers, scenario, f"{seed} {number} {scenario.name}", sources)
+            counts.append(count)
+            say(count, number + 1, len(scenarios))
+        return counts, servers.node.version
+
+
+async def one(servers: Servers, scenario: Scenario, seed: str, sources: Path = ROOT) -> Count:
+    """Run a scenario and judge it. What broke it off is in ``error``; its folder is kept where it is red."""
+    count, began = Count(scenario), time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        async with world(servers, folder, seed) as there:
+            await there.begin(scenario.load, sources)
+            for _ in range(scenario.injections):
+                await inject(there, scenario, count)
+            await there.end(QUIET)
+            count.verdict = verdict_of(there, scenario)
+    except Exception as error:
+        # Whatever keeps a scenario from its end is said, and the next one is run: the run is a night's.
+        count.error = f"{type(error).__name__}: {error}"[:ENOUGH]
+        await heal(servers)
+    count.seconds = round(time.monotonic() - began, 1)
+    if count.red:
+        count.folder = str(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return count
+
+
+async def inject(there: World, scenario: Scenario, count: Count) -> None:
+    """Wait for load, inflict all faults, see them, heal, and wait until events flow again."""
+    await there.flowing()
+    await asyncio.sleep(there.random.uniform(0.1, 1.0))
+    faults: list[Fault] = [FAULTS[name]() for name in scenario.faults]
+    # A process that starts needs its servers: it is healed last.
+    faults.sort(key=lambda fault: fault.touches == "service")
+    under_way = there.tail.read().under_way
+    for fault in faults:
+        await fault.inflict(there)
+        await asyncio.sleep(there.random.uniform(0, 0.3) if len(faults) > 1 else 0)
+    seen = [await fault.observed(there) for fault in faults]
+    healed = max([await fault.after(there) for fault in faults])
+    if under_way and all(seen):
+        count.injections += 1
+    else:
+        count.misses += 1
+    count.recoveries.append(round(await there.flowing(healed) - healed, 2))
+
+
+def verdict_of(there: World, scenario: Scenario) -> Verdict:
+    return judge(
+        there.tail.read().records,
+        LOADS[scenario.load],
+        crashes=there.crashes,
+        late=there.late,
+        forfeit_until=there.forfeit_until,
+    )
+
+
+async def heal(servers: Servers) -> None:
+    """Make the servers stand again after a scenario that was broken off."""
+    node = servers.node
+    if node.running:
+        await asyncio.to_thread(node.resume)
+        await node.aset_memory_alarm(on=False)
+    else:
+        await node.astart()
+    if not servers.redis.running:
+        await servers.redis.astart()
+    if not servers.postgres.running:
+        await servers.postgres.astart()
+
+
+def say(count: Count, number: int, of: int) -> None:
+    verdict = count.verdict
+    what = ("lost", "unexpected", "excess", "stuck", "silent", "inversions")
+    wrong = ", ".join(f"{each} {getattr(verdict, each)}" for each in what if getattr(verdict, each))
+    said = count.error or wrong or "well"
+    where = f" ({count.folder})" if count.folder else ""
+    slowest = max(count.recoveries, default=0.0)
+    print(
+        f"{number}/{of} {count.scenario.name}: {count.injections} injections, {verdict.confirmed:,} confirmed, "
+        f"recovered in {slowest:.1f} s at most, {count.seconds:.0f} s: {said}{where}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def summary(counts: Sequence[Count]) -> dict[str, Any]:
+    """Return the one object of a run: the sums, and each scenario's own figures."""
+    names = ("confirmed", "handled", "dead", "unknown", "recovered", "lost", "forfeited", "unexpected")
+    names += ("duplicate_deliveries", "duplicate_effects", "excess", "stuck", "silent", "inversions")
+    recoveries = sorted(each for count in counts for each in count.recoveries)
+    return {
+        "injections": sum(count.injections for count in counts),
+        "misses": sum(count.misses for count in counts),
+        "pairs": len({(c.scenario.load, c.scenario.faults) for c in counts if c.injections}),
+        **{name: sum(getattr(count.verdict, name) for count in counts) for name in names},
+        "recovery_p50_s": _quantile(recoveries, 0.5),
+        "recovery_p99_s": _quantile(recoveries, 0.99),
+        "broken_off": sum(bool(count.error) for count in counts),
+        "scenarios": {
+            count.scenario.name: {
+                "injections": count.injections,
+                "misses": count.misses,
+                **msgspec.structs.asdict(count.verdict),
+                "recoveries_s": count.recoveries,
+                "seconds": count.seconds,
+                **({"error": count.error} if count.error else {}),
+            }
+            for count in counts
+        },
+    }
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[max(0, ceil(len(ordered) * share) - 1)] if ordered else 0.0

@@ -1,0 +1,276 @@
+"""What a scenario happens in: servers that belong to us, a proxy before the broker, and the processes under test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aio_pika
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from rabbitevents_outbox import Tables
+from tests.bed.postgres import PostgresServer
+from tests.bed.proxy import Proxy
+from tests.bed.rabbitmq import RabbitNode
+from tests.bed.redis import ON_DISK, RedisServer
+from tests.chaos.ledger import Ledger, Tail
+from tests.chaos.services import EFFECTS, GRACE
+from tests.committed import until
+
+HEARTBEAT = 4
+"""Seconds: a broker that is silent for two and a half of them is given up, so that an injection does not last."""
+
+ROOT = Path(__file__).parents[2]
+"""The sources that are run, unless others are."""
+
+
+class Process:
+    """One of our processes, which can be started again. It ends with us."""
+
+    def __init__(self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path) -> None:
+        self.output = output
+        self._command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", *words]
+        paths = {"PYTHONPATH": f"{sources}{os.pathsep}{sources / 'plugins'}", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._environment = {**os.environ, **environment, **paths}
+        self._sources = sources
+        self._process: asyncio.subprocess.Process | None = None
+        self._from = 0
+
+    async def start(self) -> None:
+        """Start it."""
+        self._from = self.output.stat().st_size if self.output.exists() else 0
+        with self.output.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, env=self._environment, cwd=self._sources, stdout=output, stderr=output
+            )
+
+    @property
+    def said(self) -> str:
+        """What it has printed since it was last started."""
+        return self.output.read_bytes()[self._from :].decode(errors="replace") if self.output.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """Its id, 0 while there is none."""
+        return 0 if self._process is None else self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, None while it runs."""
+        return None if self._process is None else self._process.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def ended(self, seconds: float) -> bool:
+        """Wait for its end; say whether it came in time."""
+        if self._process is None:
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def kill(self) -> None:
+        """End it at once."""
+        self.send(signal.SIGKILL)
+        await self.ended(10)
+
+
+class Servers:
+    """The servers that all scenarios of a run share, each started when it is first needed."""
+
+    def __init__(self, stack: AsyncExitStack, root: str | None) -> None:
+        self.node: RabbitNode = stack.enter_context(RabbitNode(root=root))
+        self._stack = stack
+        self._redis: RedisServer | None = None
+        self._postgres: PostgresServer | None = None
+
+    @property
+    def redis(self) -> RedisServer:
+        """A Redis that forgets nothing that it answered."""
+        if self._redis is None:
+            self._redis = self._stack.enter_context(RedisServer(**ON_DISK))
+        return self._redis
+
+    @property
+    def postgres(self) -> PostgresServer:
+        """A PostgreSQL."""
+        if self._postgres is None:
+            self._postgres = self._stack.enter_context(PostgresServer())
+        return self._postgres
+
+
+class World:
+    """What faults and the runner reach for. Times are on the ledger's clock."""
+
+    def __init__(self, servers: Servers, proxy: Proxy, url: str, folder: Path, seed: str) -> None:
+        self.servers = servers
+        self.node = servers.node
+        self.proxy = proxy
+        self.url = url
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.tail = Tail(folder / "ledger")
+        self.services: list[Process] = []
+        self.publisher: Process | None = None
+        self.database: str | None = None
+        self.crashes = 0
+        """How many processes that handle were killed."""
+        self.late = 0
+        """How many processes did not end in time when they were asked to."""
+        self.forfeit_until = 0.0
+
+    # --- what is said of it ---
+
+    def confirmed_since(self, at: float) -> int:
+        """Count the publishes that were confirmed after a time."""
+        return sum(1 for each in self.tail.read().confirmed.values() if each > at)
+
+    def connections(self) -> int:
+        """Count the connections that the broker has."""
+        return int(self.node.eval("length(rabbit_networking:connections())"))
+
+    def queues(self) -> dict[str, int]:
+        """Count what lies in each queue of this scenario, delivered or not. A queue without a leader has -1."""
+        vhost = self.url.rpartition("/")[2]
+        printed = self.node.eval(f"""
+            [begin
+                {{resource, _, _, Name}} = amqqueue:get_name(Q),
+                {{Name, case catch ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1) of
+                    {{ok, {{_, #{{num_messages := N}}}}, _}} -> N;
+                    _ -> case catch rabbit_amqqueue:info(Q, [messages]) of [{{_, N}}] -> N; _ -> -1 end
+                end}}
+            end || Q <- rabbit_amqqueue:list(<<"{vhost}">>)]""")
+        return {name: int(number) for name, number in re.findall(r'<<"([^"]+)">>,(-?\d+)', printed)}
+
+    # --- its processes ---
+
+    async def begin(self, load: str, sources: Path) -> None:
+        """Start two services and a publisher, and wait until events flow."""
+        if load == "transactions":
+            await self._make_database()
+        through = f"{self.proxy.url_for(self.url)}?heartbeat={HEARTBEAT}"
+        environment = {"AMQP_URL": through, "LEDGER": str(self.folder / "ledger"), "LOAD": load}
+        if load == "idempotent":
+            environment["REDIS_PORT"] = str(self.servers.redis.port)
+        if self.database is not None:
+            environment["DATABASE_URL"] = self.database
+        words = ["rabbitevents", "run", f"tests.chaos.services:{load}"]
+        self.services = [Process(words, environment, self.folder / f"service-{n}.log", sources) for n in range(2)]
+        for service in self.services:
+            await service.start()
+        await until(lambda: all("runs on" in each.said for each in self.services), "the services", 60, every=0.05)
+        await asyncio.to_thread(self.node.settle)
+        how = "write" if load == "transactions" else "publish"
+        self.publisher = Process(["tests.chaos.services", how], environment, self.folder / "publisher.log", sources)
+        await self.publisher.start()
+        await self.flowing()
+
+    async def _make_database(self) -> None:
+        server = self.servers.postgres
+        self.database = server.url(database=await asyncio.to_thread(server.database))
+        engine = create_async_engine(self.database)
+        await Tables().create(engine)
+        async with engine.begin() as connection:
+            await connection.run_sync(EFFECTS.metadata.create_all)
+        await engine.dispose()
+
+    async def flowing(self, since: float | None = None, seconds: float = 60) -> float:
+        """Wait until an event that was confirmed after ``since`` (now) is handled, and say when that was."""
+        since = time.monotonic() if since is None else since
+        await until(lambda: self.tail.read().recovered(since) is not None, "an event", seconds, every=0.05)
+        return self.tail.recovered(since) or since
+
+    async def end(self, deadline: float) -> None:
+        """Let all that was published be handled, at most ``deadline`` seconds; then stop, and note what lies in queues."""
+        assert self.publisher is not None
+        self.publisher.send(signal.SIGTERM)
+        self.late += not await self.publisher.ended(45)
+        await self._quiet(deadline)
+        for service in self.services:
+            service.send(signal.SIGTERM)
+        for service in self.services:
+            self.late += not await service.ended(GRACE + 5 + 5)  # the machine is busy
+        await self.kill()
+        await self._drain()
+        if self.database is not None:
+            await self._read_effects()
+        self.tail.read()
+
+    async def kill(self) -> None:
+        """End all processes at once."""
+        for process in [*self.services, *([self.publisher] if self.publisher else [])]:
+            await process.kill()
+
+    async def _quiet(self, deadline: float) -> None:
+        """Wait until no queue but the dead has anything, and stays so for a second."""
+        end, since = time.monotonic() + deadline, 0.0
+        while time.monotonic() < end:
+            held = await asyncio.to_thread(self.queues)
+            waits = any(number for name, number in held.items() if not is_dead(name))
+            missing = self.tail.read().confirmed.keys() - self.tail.done.keys()
+            now = time.monotonic()
+            since = (since or now) if not waits and not missing else 0.0
+            if since and now - since > 1:
+                return
+            await asyncio.sleep(0.2)
+
+    async def _drain(self) -> None:
+        """Take all that lies in queues, and note it."""
+        ledger = Ledger(self.folder / "ledger")
+        connection = await aio_pika.connect(self.url)
+        async with connection, connection.channel() as channel:
+            for name in await asyncio.to_thread(self.queues):
+                queue = await channel.get_queue(name, ensure=False)
+                what = "dead" if is_dead(name) else "left"
+                while (message := await queue.get(no_ack=True, fail=False, timeout=10)) is not None:
+                    ledger.write(what, [_id_of(message.body)])
+
+    async def _read_effects(self) -> None:
+        """Note the rows that handlers have committed, and what was never sent."""
+        assert self.database is not None
+        ledger, engine = Ledger(self.folder / "ledger"), create_async_engine(self.database)
+        async with engine.connect() as connection:
+            ledger.write("effect", [row.id for row in await connection.execute(select(EFFECTS))])
+            outbox = Tables().outbox
+            ledger.write("left", [f"outbox/{row.id}" for row in await connection.execute(select(outbox.c.id))])
+        await engine.dispose()
+
+
+def is_dead(queue: str) -> bool:
+    """Whether a queue is where what was given up on ends."""
+    return queue.endswith(".dead") or queue == "delay.lost"
+
+
+def _id_of(body: bytes) -> str:
+    document = msgspec.json.decode(body)
+    return f"{document['lane']}/{document['number']}"
+
+
+@asynccontextmanager
+async def world(servers: Servers, folder: Path, seed: str) -> AsyncGenerator[World]:
+    """Make a place of its own for a scenario: a virtual host, a proxy, a folder; its processes are gone at the end."""
+    url = await asyncio.to_thread(servers.node.add_vhost)
+    async with Proxy.before(url) as proxy:
+        made = World(servers, proxy, url, folder, seed)
+        try:
+            yield made
+        finally:
+            await made.kill()
+            if servers.node.running:
+                await asyncio.to_thread(servers.node.delete_vhost, url)

@@ -12,6 +12,7 @@ An id is ``LANE/NUMBER``: what was published in one lane was published in the or
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -65,6 +66,8 @@ class Tail:
         self.done: dict[str, float] = {}
         """When each event had its first effect."""
         self.answered: set[str] = set()
+        self.begun: list[float] = []
+        """When handlings began."""
         self._path = path
         self._at = 0
 
@@ -90,6 +93,8 @@ class Tail:
             self.answered.add(record.id)
             if record.what == "confirmed":
                 self.confirmed[record.id] = record.at
+        elif record.what == "start":
+            self.begun.append(record.at)
         elif record.what in ("effect", "passed", "dead"):
             self.done.setdefault(record.id, record.at)
 
@@ -98,6 +103,11 @@ class Tail:
         """How many events are published and not answered, or confirmed and not handled."""
         return len(self.attempted.keys() - self.answered) + len(self.confirmed.keys() - self.done.keys())
 
-    def recovered(self, since: float) -> float | None:
-        """Return when an event that was confirmed after ``since`` was first handled; None: none was yet."""
-        return min((self.done[id] for id, at in self.confirmed.items() if at > since and id in self.done), default=None)
+    def flows(self, since: float) -> bool:
+        """Say whether an event that was confirmed after ``since`` was handled."""
+        return any(at > since and id in self.done for id, at in self.confirmed.items())
+
+    def recovered(self, since: float) -> float:
+        """Return when, after ``since``, there was both a confirm and the beginning of a handling; infinite: not yet."""
+        confirmed = min((at for at in self.confirmed.values() if at > since), default=math.inf)
+        return max(confirmed, min((at for at in self.begun if at > since), default=math.inf))

@@ -38,7 +38,7 @@ class Count(msgspec.Struct):
     """Injections without load in flight, or whose effect was not observed: they count for nothing."""
     verdict: Verdict = msgspec.field(default_factory=Verdict)
     recoveries: list[float] = msgspec.field(default_factory=list[float])
-    """Seconds from the healing to the first handling of an event that was confirmed after it."""
+    """Seconds from the healing until events were confirmed, and handlings begun, again."""
     error: str = ""
     """Why it could not be run to its end."""
     seconds: float = 0.0
@@ -110,7 +110,8 @@ async def inject(there: World, scenario: Scenario, count: Count) -> None:
         count.injections += 1
     else:
         count.misses += 1
-    count.recoveries.append(round(await there.flowing(healed) - healed, 2))
+    await there.flowing(healed)
+    count.recoveries.append(round(there.tail.recovered(healed) - healed, 2))
 
 
 def verdict_of(there: World, scenario: Scenario) -> Verdict:
@@ -154,7 +155,7 @@ def say(count: Count, number: int, of: int) -> None:
 
 def summary(counts: Sequence[Count]) -> dict[str, Any]:
     """Return the one object of a run: the sums, and each scenario's own figures."""
-    names = ("confirmed", "handled", "dead", "unknown", "recovered", "lost", "forfeited", "unexpected")
+    names: tuple[str, ...] = ("confirmed", "handled", "dead", "unknown", "recovered", "lost", "forfeited", "unexpected")
     names += ("duplicate_deliveries", "duplicate_effects", "excess", "stuck", "silent", "inversions")
     recoveries = sorted(each for count in counts for each in count.recoveries)
     return {

@@ -245,7 +245,7 @@ async def publish() -> None:
                 with suppress(PublishError):  # it was confirmed already
                     await bus.publish(envelope)
 
-        await Publishing(_ledger(), send, lanes=30).run()
+        await Publishing(_ledger(), send, lanes=20).run()
 
 
 async def write() -> None:

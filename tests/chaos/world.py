@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -190,11 +191,10 @@ class World:
             await connection.run_sync(EFFECTS.metadata.create_all)
         await engine.dispose()
 
-    async def flowing(self, since: float | None = None, seconds: float = 60) -> float:
-        """Wait until an event that was confirmed after ``since`` (now) is handled, and say when that was."""
+    async def flowing(self, since: float | None = None, seconds: float = 60) -> None:
+        """Wait until an event that was confirmed after ``since`` (now) is handled. Raises TimeoutError."""
         since = time.monotonic() if since is None else since
-        await until(lambda: self.tail.read().recovered(since) is not None, "an event", seconds, every=0.05)
-        return self.tail.recovered(since) or since
+        await until(lambda: self.tail.read().flows(since), "an event", seconds, every=0.05)
 
     async def end(self, deadline: float) -> None:
         """Let all that was published be handled, at most ``deadline`` seconds; then stop, and note what lies in queues."""
@@ -231,15 +231,19 @@ class World:
             await asyncio.sleep(0.2)
 
     async def _drain(self) -> None:
-        """Take all that lies in queues, and note it."""
+        """Take all that lies in queues, and note it: by consuming, since ordered queues know no basic.get."""
         ledger = Ledger(self.folder / "ledger")
         connection = await aio_pika.connect(self.url)
         async with connection, connection.channel() as channel:
-            for name in await asyncio.to_thread(self.queues):
+            for name, number in (await asyncio.to_thread(self.queues)).items():
+                if not number:
+                    continue
                 queue = await channel.get_queue(name, ensure=False)
                 what = "dead" if is_dead(name) else "left"
-                while (message := await queue.get(no_ack=True, fail=False, timeout=10)) is not None:
-                    ledger.write(what, [_id_of(message.body)])
+                async with queue.iterator(no_ack=True, timeout=2) as messages:
+                    with contextlib.suppress(TimeoutError):
+                        async for message in messages:
+                            ledger.write(what, [_id_of(message.body)])
 
     async def _read_effects(self) -> None:
         """Note the rows that handlers have committed, and what was never sent."""

@@ -23,6 +23,7 @@ SECONDS: Final[Mapping[str, int]] = {
     "test_retry_processes.py": 60,
     "test_idempotency_processes.py": 60,
     "test_supervision.py": 50,
+    "test_chaos.py": 50,
     "test_dlq_killed.py": 50,
     "test_soak.py": 45,
     "test_health.py": 45,

@@ -70,8 +70,9 @@ MUTATIONS = (
     Mutation(
         "marked as done before it is handled",
         "plugins/rabbitevents_idempotency/plugin.py",
-        "            return await self._handle(proceed, claims, lease, claim.fence)\n",
-        "            await claims.complete(lease); return await self._handle(proceed, claims, lease, claim.fence)\n",
+        "suspected(proceed, claims, lease, claim)\n            return await self._handle(proceed, claims, lease, claim.fence)\n",
+        "suspected(proceed, claims, lease, claim)\n            await claims.complete(lease); "
+        "return await self._handle(proceed, claims, lease, claim.fence)\n",
         Scenario("idempotent", ("service-killed",), 4),
         "lost",
     ),

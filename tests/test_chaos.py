@@ -1,0 +1,192 @@
+"""The chaos suite: what its judge sees, what it plans, and a share of what it runs (``make chaos`` is the whole)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.faults import FAULTS
+from tests.chaos.judge import Promises, Verdict, judge
+from tests.chaos.ledger import Ledger, Record, Tail
+from tests.chaos.loads import LOADS
+from tests.chaos.plan import Scenario, fits, pairs, planned, singles
+from tests.chaos.run import run
+from tests.chaos.selftest import MUTATIONS, Mutation
+from tests.chaos.world import ROOT
+
+DYING = Promises(dies=lambda id: id == "a/9")
+
+
+def records(text: str) -> list[Record]:
+    """Return what a ledger says: ``attempt a/0, confirmed a/0``; each a second after the one before."""
+    words = (line.split() for line in text.split(","))
+    return [Record(what, id, 1, float(at)) for at, (what, id) in enumerate(words)]
+
+
+def found(text: str, promises: Promises | None = None, *, crashes: int = 0, forfeit_until: float = 0.0) -> Verdict:
+    return judge(records(text), promises or Promises(), crashes=crashes, forfeit_until=forfeit_until)
+
+
+# --- the judge -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_published_and_handled_is_well() -> None:
+    verdict = found("attempt a/0, confirmed a/0, start a/0, effect a/0")
+
+    assert (verdict.confirmed, verdict.handled, verdict.faults) == (1, 1, 0)
+
+
+def test_what_was_confirmed_and_never_handled_is_lost() -> None:
+    assert found("attempt a/0, confirmed a/0, start a/0").lost == 1
+
+
+def test_what_still_lies_in_a_queue_is_stuck_and_not_lost() -> None:
+    verdict = found("attempt a/0, confirmed a/0, left a/0")
+
+    assert (verdict.lost, verdict.stuck) == (0, 1)
+
+
+def test_what_missed_a_later_stage_is_lost() -> None:
+    assert found("attempt a/0, confirmed a/0, effect a/0", Promises(stages=("effect", "passed"))).lost == 1
+
+
+def test_what_nobody_answered_is_neither_lost_nor_unexpected() -> None:
+    verdict = found("attempt a/0, unknown a/0, attempt a/1, unknown a/1, effect a/1")
+
+    assert (verdict.unknown, verdict.recovered, verdict.faults) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("text", ["effect a/0", "attempt a/0, failed a/0, effect a/0"])
+def test_an_effect_of_what_was_not_published_is_unexpected(text: str) -> None:
+    assert found(text).unexpected == 1
+
+
+def test_a_dead_letter_of_what_does_not_fail_is_unexpected() -> None:
+    assert found("attempt a/0, confirmed a/0, dead a/0").unexpected == 1
+
+
+def test_what_fails_for_good_is_expected_among_the_dead_and_nowhere_else() -> None:
+    assert found("attempt a/9, confirmed a/9, start a/9, dead a/9", DYING).faults == 0
+    assert found("attempt a/9, confirmed a/9, start a/9", DYING).lost == 1
+    assert found("attempt a/9, confirmed a/9, effect a/9, dead a/9", DYING).unexpected == 1
+
+
+def test_an_attempt_without_an_outcome_is_silent() -> None:
+    assert found("attempt a/0").silent == 1
+
+
+TWICE = "attempt a/0, confirmed a/0, start a/0, effect a/0, start a/0, effect a/0"
+
+
+def test_a_second_effect_is_counted_and_is_a_fault_only_where_one_is_promised() -> None:
+    at_least_once, once = found(TWICE), found(TWICE, Promises(per_crash=0))
+
+    assert (at_least_once.duplicate_deliveries, at_least_once.duplicate_effects, at_least_once.faults) == (1, 1, 0)
+    assert once.excess == 1
+
+
+def test_a_crash_allows_one_more_effect_of_as_many_events_as_were_handled() -> None:
+    promises = Promises(per_crash=1)
+
+    assert found(TWICE, promises, crashes=1).excess == 0
+    assert found(f"{TWICE}, effect a/0", promises, crashes=1).excess == 1
+    assert found(f"{TWICE}, {TWICE.replace('a/0', 'b/0')}", promises, crashes=1).excess == 1
+
+
+def test_an_event_that_is_first_handled_after_a_later_one_of_its_lane_is_an_inversion() -> None:
+    text = "effect a/0, effect b/2, effect a/2, effect a/1, effect a/0"
+
+    assert found(text, Promises(in_order=True)).inversions == 1
+    assert found(text).inversions == 0
+
+
+def test_what_was_in_a_deleted_queue_is_forfeited_and_what_came_later_is_not() -> None:
+    verdict = found("attempt a/0, confirmed a/0, attempt a/1, confirmed a/1", forfeit_until=1.5)
+
+    assert (verdict.forfeited, verdict.lost) == (1, 1)
+
+
+# --- the ledger ----------------------------------------------------------------------------------------------------
+
+
+async def test_what_many_note_at_once_is_read_as_they_wrote_it(tmp_path: Path) -> None:
+    ledger, tail = Ledger(tmp_path / "ledger"), Tail(tmp_path / "ledger")
+
+    await asyncio.gather(*(ledger.note("attempt", f"a/{number}") for number in range(100)))
+    first = tail.read().under_way
+    await ledger.note("confirmed", *(f"a/{number}" for number in range(100)))
+    ledger.write("effect", [f"a/{number}" for number in range(60)])
+
+    assert first == 100
+    assert tail.read().under_way == 40
+    assert [record.id for record in tail.records[:100]] == [f"a/{number}" for number in range(100)]
+
+
+def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    tail = Tail(path)
+
+    path.write_bytes(b"attempt a/0 1 2.0\nattempt a/")
+    assert list(tail.read().attempted) == ["a/0"]
+    with path.open("ab") as file:
+        file.write(b"1 1 3.0\n")
+    assert list(tail.read().attempted) == ["a/0", "a/1"]
+
+
+# --- the plan ------------------------------------------------------------------------------------------------------
+
+
+def test_every_fault_meets_every_load_that_it_makes_sense_for() -> None:
+    met = {(scenario.load, *scenario.faults) for scenario in singles()}
+
+    assert met == {(load, name) for load in LOADS for name, fault in FAULTS.items() if fits(fault, load)}
+
+
+def test_two_faults_meet_once_where_they_touch_different_things() -> None:
+    met = [scenario.faults for scenario in pairs(1)]
+
+    assert len(met) == len(set(met))
+    assert ("broker-killed", "service-killed") in met
+    assert all(FAULTS[one].touches != FAULTS[other].touches for one, other in met)
+
+
+def test_a_seed_says_which_scenarios_in_which_order() -> None:
+    assert planned(3, 30, pairwise=True) == planned(3, 30, pairwise=True)
+    assert planned(3, 30, pairwise=True) != planned(4, 30, pairwise=True)
+    assert sum(scenario.injections for scenario in planned(3, 30)) == 30
+
+
+def test_names_narrow_a_plan_and_an_unknown_one_is_said() -> None:
+    assert planned(1, 5, only=["ordered", "link-reset"]) == [Scenario("ordered", ("link-reset",), 5)]
+    [both] = planned(1, 5, only=["ordered", "service-killed", "broker-killed"])
+    assert (both.load, set(both.faults)) == ("ordered", {"service-killed", "broker-killed"})
+    with pytest.raises(ValueError, match="there is no 'link-rest'"):
+        planned(1, 5, only=["link-rest"])
+    with pytest.raises(ValueError, match="nothing has all of"):
+        planned(1, 5, only=["handle", "redis-killed"])
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_place_of_a_defect_that_the_self_test_builds_in_is_there_once(mutation: Mutation) -> None:
+    text = (ROOT / mutation.file).read_text()
+
+    assert text.count(mutation.old) == 1
+    compile(text.replace(mutation.old, mutation.new), mutation.file, "exec")
+
+
+# --- a share of it -------------------------------------------------------------------------------------------------
+
+SHARE = (Scenario("retries", ("link-reset", "service-killed")), Scenario("ordered", ("connections-closed",)))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("own_node")
+async def test_faults_meet_loads_and_nothing_is_lost_stuck_or_out_of_order() -> None:
+    counts, _ = await run(SHARE, 17)
+
+    assert [(count.scenario.name, count.error, count.verdict.faults) for count in counts] == [
+        (scenario.name, "", 0) for scenario in SHARE
+    ]
+    assert all(count.injections and count.verdict.confirmed for count in counts)

@@ -20,7 +20,7 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-jaeger test-matrix docs screenshots clean venv-demo venv-dev debian jaeger
+.PHONY: help demo test chaos check lint types test-rabbitmq4 test-debian test-jaeger test-matrix docs screenshots clean venv-demo venv-dev debian jaeger
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: venv-demo ## a shop of five services, every effect counted; ARGS="--orders
 test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
 	@$(run) pytest $(workers) $(TESTS)
 	@$(if $(TESTS),,echo "what Jaeger shows was not looked at (tests/jaeger was skipped): make test-jaeger does, and needs Go")
+
+chaos: venv-dev debian ## faults meet loads on real servers, counted; ARGS="--injections 200 --seed 7 --pairwise", ARGS=--self-test, ARGS=--help
+	@$(run) tests.chaos $(ARGS)
 
 check: lint types test ## all that CI runs
 

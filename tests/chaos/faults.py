@@ -204,6 +204,16 @@ class LinkBlackHoled(Fault):
         return time.monotonic()
 
 
+class LinkDeaf(LinkBlackHoled):
+    """What the services say vanishes, and what the broker says comes, until one of them has given the connections up."""
+
+    name = "link-deaf"
+
+    async def inflict(self, world: World) -> None:
+        self.accepted = world.proxy.accepted
+        world.proxy.black_hole(to_client=False, to_server=True)
+
+
 class ServiceKilled(Fault):
     """A process that handles is killed by SIGKILL with a full window, and started again."""
 
@@ -270,6 +280,25 @@ class RedisStopped(RedisKilled):
         await world.servers.redis.astop()
 
 
+class RedisSuspended(Fault):
+    """Redis stands still (SIGSTOP) for 5 s, longer than a lease of the services: its sockets stay open."""
+
+    name, touches, loads = "redis-suspended", "redis", ("idempotent",)
+    at = 0.0
+
+    async def inflict(self, world: World) -> None:
+        await asyncio.to_thread(world.servers.redis.suspend)
+        self.at = time.monotonic()
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(5)
+        return not any(at > self.at + 0.5 for at in world.tail.read().begun)
+
+    async def after(self, world: World) -> float:
+        await asyncio.to_thread(world.servers.redis.resume)
+        return time.monotonic()
+
+
 class PostgresKilled(Fault):
     """PostgreSQL is killed by SIGKILL with all of its processes, and started again after up to 2 s."""
 
@@ -287,6 +316,25 @@ class PostgresKilled(Fault):
         return time.monotonic()
 
 
+class PostgresSuspended(Fault):
+    """PostgreSQL stands still (SIGSTOP) for 5 s, longer than a relay's lease."""
+
+    name, touches, loads = "postgres-suspended", "postgres", ("transactions",)
+    at = 0.0
+
+    async def inflict(self, world: World) -> None:
+        await asyncio.to_thread(world.servers.postgres.suspend)
+        self.at = time.monotonic()
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(5)
+        return world.confirmed_since(self.at + 0.5) == 0
+
+    async def after(self, world: World) -> float:
+        await asyncio.to_thread(world.servers.postgres.resume)
+        return time.monotonic()
+
+
 FAULTS: dict[str, type[Fault]] = {
     fault.name: fault
     for fault in (
@@ -300,11 +348,14 @@ FAULTS: dict[str, type[Fault]] = {
         CutInMidFrame,
         ConfirmsLost,
         LinkBlackHoled,
+        LinkDeaf,
         ServiceKilled,
         ServiceStopped,
         RedisKilled,
         RedisStopped,
+        RedisSuspended,
         PostgresKilled,
+        PostgresSuspended,
     )
 }
 

@@ -82,7 +82,7 @@ async def one(servers: Servers, scenario: Scenario, seed: str, sources: Path = R
                     await inject(there, scenario, count)
             except TimeoutError as error:  # nothing flows: what there is is judged all the same
                 count.error = str(error)
-            await there.end(QUIET)
+            await there.end(QUIET, LOADS[scenario.load].dies)
             count.verdict = verdict_of(there, scenario)
     except Exception as error:
         # Whatever keeps a scenario from its end is said, and the next one is run: the run is a night's.
@@ -135,10 +135,11 @@ async def heal(servers: Servers) -> None:
         await node.aset_memory_alarm(on=False)
     else:
         await node.astart()
-    if not servers.redis.running:
-        await servers.redis.astart()
-    if not servers.postgres.running:
-        await servers.postgres.astart()
+    for server in (servers.redis, servers.postgres):
+        if server.running:
+            server.resume()
+        else:
+            await server.astart()
 
 
 def say(count: Count, number: int, of: int) -> None:

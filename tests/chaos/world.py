@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -196,12 +196,15 @@ class World:
         since = time.monotonic() if since is None else since
         await until(lambda: self.tail.read().flows(since), "an event", seconds, every=0.05)
 
-    async def end(self, deadline: float) -> None:
-        """Let all that was published be handled, at most ``deadline`` seconds; then stop, and note what lies in queues."""
+    async def end(self, deadline: float, dies: Callable[[str], bool]) -> None:
+        """Let all that was published be handled, at most ``deadline`` seconds; then stop, and note what lies in queues.
+
+        ``dies`` says what is not to be handled, since it ends among the dead.
+        """
         assert self.publisher is not None
         self.publisher.send(signal.SIGTERM)
         self.late += not await self.publisher.ended(45)
-        await self._quiet(deadline)
+        await self._quiet(deadline, dies)
         for service in self.services:
             service.send(signal.SIGTERM)
         for service in self.services:
@@ -217,13 +220,13 @@ class World:
         for process in [*self.services, *([self.publisher] if self.publisher else [])]:
             await process.kill()
 
-    async def _quiet(self, deadline: float) -> None:
+    async def _quiet(self, deadline: float, dies: Callable[[str], bool]) -> None:
         """Wait until no queue but the dead has anything, and stays so for a second."""
         end, since = time.monotonic() + deadline, 0.0
         while time.monotonic() < end:
             held = await asyncio.to_thread(self.queues)
             waits = any(number for name, number in held.items() if not is_dead(name))
-            missing = self.tail.read().confirmed.keys() - self.tail.done.keys()
+            missing = [id for id in self.tail.read().confirmed.keys() - self.tail.done.keys() if not dies(id)]
             now = time.monotonic()
             since = (since or now) if not waits and not missing else 0.0
             if since and now - since > 1:

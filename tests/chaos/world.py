@@ -131,7 +131,8 @@ class World:
         self.publisher: Process | None = None
         self.database: str | None = None
         self.crashes = 0
-        """How many processes that handle were killed."""
+        """How many processes that handle were killed, or stopped while what keeps their marks was away."""
+        self.store_away = False
         self.late = 0
         """How many processes did not end in time when they were asked to."""
         self.forfeit_until = 0.0

@@ -257,7 +257,7 @@ async def write() -> None:
         async with asyncio.timeout(20), sessions.begin() as session:
             await outbox.publish(session, struck)
 
-    await Publishing(_ledger(), commit, lanes=15).run()
+    await Publishing(_ledger(), commit, lanes=8).run()
     await engine.dispose()
 
 

@@ -7,6 +7,7 @@ and a newer build of a service have, and how long an order is waited for (``UNPA
 from __future__ import annotations
 
 import os
+
 from attrs import define, evolve, frozen
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from tenacity import stop_after_attempt, wait_fixed

@@ -12,7 +12,7 @@ A `Process` is a router of functions that answer an event and a state with a `St
 together, in the transaction of ``Inbox`` and ``Outbox``. `rabbitevents_process.testing` tries it without anything.
 """
 
-from rabbitevents_process.errors import AlreadyRunningError, LateForProcess, NoSuchProcessError, StateError
+from rabbitevents_process.errors import AlreadyRunningError, LateForProcess, NoKeyError, NoSuchProcessError, StateError
 from rabbitevents_process.process import Process
 from rabbitevents_process.step import DONE, Done, Step, Timeout
 from rabbitevents_process.tables import ProcessTables
@@ -22,6 +22,7 @@ __all__ = [
     "AlreadyRunningError",
     "Done",
     "LateForProcess",
+    "NoKeyError",
     "NoSuchProcessError",
     "Process",
     "ProcessTables",

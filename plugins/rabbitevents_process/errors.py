@@ -11,6 +11,10 @@ class NoSuchProcessError(RabbitEventsError):
     """An event came for a process that is not there, and does not start one: it may be early, and is tried again."""
 
 
+class NoKeyError(NoSuchProcessError, Fatal):
+    """An event does not say which process it is for: its key is empty, or can be none. That mends by no repetition."""
+
+
 class AlreadyRunningError(RabbitEventsError, Fatal):
     """An event came that only starts a process, and that process runs already."""
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
 from rabbitevents import Event
 from rabbitevents_process.documents import Documents
-from rabbitevents_process.errors import NoSuchProcessError
+from rabbitevents_process.errors import NoKeyError
 from rabbitevents_process.life import Life, Pending, TimedOut
 from rabbitevents_process.reactions import Reaction
 from rabbitevents_process.script import Script
 from rabbitevents_process.step import DONE, Step
+
+LONGEST: Final = 500
+"""How many characters a key may have: it is part of an index."""
 
 
 class Plot(msgspec.Struct, frozen=True):
@@ -28,13 +31,13 @@ class Plot(msgspec.Struct, frozen=True):
     timed_out: type[TimedOut]
 
     def key_of(self, payload: Any) -> str:
-        """Return the key of the process that an event is for. Raises `NoSuchProcessError` for one that says none."""
+        """Return the key of the process that an event is for. Raises `NoKeyError` for one that says none."""
         found = payload.key if isinstance(payload, TimedOut) else self.key(payload)
-        key = "" if found is None else str(found)
-        if not key or "\0" in key or any("\ud800" <= sign <= "\udfff" for sign in key):
-            raise NoSuchProcessError(
-                f"{type(payload).__name__} does not say which process {self.name} it is for: its key is empty, or no text that "
-                "a database can hold"
+        key = str(found) if isinstance(found, (str, int, UUID)) else ""
+        if not key or "\0" in key or len(key) > LONGEST or any("\ud800" <= sign <= "\udfff" for sign in key):
+            raise NoKeyError(
+                f"{type(payload).__name__} does not say which process {self.name} it is for: its key is to be a text, a number "
+                f"or a UUID, not empty, of {LONGEST} characters at most, and such that a database can hold it"
             )
         return key
 

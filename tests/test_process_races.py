@@ -36,8 +36,14 @@ class World:
         self.engine: AsyncEngine = engine_of(database)
         self.noted: list[Noted] = []
         self.services: list[Service] = []
+        self.timed_out = 0
+        """How many timeouts have come, be it that nobody waits for them any more."""
         self._seen: set[UUID] = set()
         watch = Router("watch")
+
+        @watch.on("ordering.timed-out")
+        async def count() -> None:
+            self.timed_out += 1
 
         @watch.on(Noted)
         async def note(noted: Event[Noted]) -> None:
@@ -118,7 +124,7 @@ async def world(
 
 
 async def test_an_event_that_comes_before_its_start_is_taken_once_the_process_has_begun(world: World) -> None:
-    async with world.running():
+    async with world.running(UNPAID="600"):
         await world.publish([ItemAdded(key) for key in KEYS])
         await world.until(lambda: world.facts("Retried") >= len(KEYS), "events that came too early")
         await world.publish([Placed(key) for key in KEYS])
@@ -129,7 +135,7 @@ async def test_an_event_that_comes_before_its_start_is_taken_once_the_process_ha
 
 
 async def test_of_two_starts_at_once_one_starts_and_the_other_one_goes_on(world: World) -> None:
-    async with world.running():
+    async with world.running(UNPAID="600"):
         await world.publish([start(key) for key in KEYS for start in (Placed, Imported)])
         await world.until(lambda: len(world.noted) >= 2 * len(KEYS), "both starts")
 
@@ -139,13 +145,13 @@ async def test_of_two_starts_at_once_one_starts_and_the_other_one_goes_on(world:
 
 
 async def test_a_timeout_after_the_end_is_nothing(world: World) -> None:
-    async with world.running():
+    async with world.running(UNPAID="5"):
         await world.publish([Placed(key) for key in KEYS])
         await world.until(lambda: world.count("began") >= len(KEYS), "the starts")
         await world.publish([Charged(key) for key in KEYS])
         await world.until(lambda: world.count("paid") >= len(KEYS), "the ends")
-        await world.publish([Placed(key) for key in KEYS])  # which is late, and so waits out nothing
-        await asyncio.sleep(1.6)  # until the timeouts have come: nothing that they do can be waited for
+        await world.until(lambda: world.timed_out >= len(KEYS), "the timeouts")
+        await world.publish([Charged(key) for key in KEYS])  # which come behind them
         await world.until(lambda: world.facts("LateForProcess") >= len(KEYS), "the late ones")
 
         assert world.count("given up") == 0
@@ -168,13 +174,14 @@ async def test_a_timeout_and_the_event_that_it_waits_for_at_the_same_moment_have
 
 
 async def test_a_timeout_starts_nothing_where_its_process_is_gone(world: World) -> None:
-    async with world.running():
+    async with world.running(UNPAID="5"):
         await world.publish([Placed(key) for key in KEYS])
         await world.until(lambda: world.count("began") >= len(KEYS), "the starts")
         async with world.engine.begin() as connection:
             await connection.execute(delete(PROCESS.process))
         await world.publish([Placed("other")])
-        await world.until(lambda: world.count("given up") >= 1, "the other one's timeout, set after all of theirs")
+        await world.until(lambda: world.timed_out > len(KEYS), "the timeouts")
+        await world.until(lambda: world.count("given up") >= 1, "the other one's, set after all of theirs")
 
         assert world.count("given up") == 1
         assert (world.facts("Retried"), await world.dead(), await world.rows()) == (0, 0, 1)
@@ -217,7 +224,7 @@ async def test_timeouts_outlive_the_processes_that_set_them(world: World) -> Non
 
 
 async def test_sixty_events_of_one_key_in_eight_processes_count_no_retry(world: World) -> None:
-    async with world.running(8):
+    async with world.running(8, UNPAID="600"):
         await world.publish([Imported("o-1")])
         await world.until(lambda: world.count("began") == 1, "the start")
         await world.publish([Imported("o-1") for _ in range(60)])

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, cast
 
 import attrs
+
+from rabbitevents.arguments import instance, kind_of
+
+Parts = Callable[[Any], list[Any]]
+"""Takes what came apart: each part is shown by itself."""
+
+IGNORED: Final[Mapping[str, str]] = {
+    "missing": "it was ignored: there is no process, and missing='ignore'",
+    "late": "it was ignored: the process has ended",
+    "stale": "it was ignored: nobody waits for that timeout (any more)",
+}
+"""What is said of an event for which nothing was done."""
 
 WIDTH = 60
 """How long a value may be that stands in one line."""
@@ -58,3 +71,44 @@ def _fields(value: Any) -> Mapping[str, Any] | None:
     else:
         names = getattr(cls, "__struct_fields__", ())
     return {name: getattr(value, name) for name in names} or None
+
+
+# --- what was to come, and what came -----------------------------------------------------------------------------------
+
+
+def expect(what: str, expected: Any, came: Any, parts: Parts) -> None:
+    """Raise AssertionError where something else came than what was expected.
+
+    :param what: How it is called.
+    :param expected: What was expected.
+    :param came: What came: the same, an exception, or why nothing was done.
+    :param parts: What takes either apart.
+    """
+    __tracebackhide__ = True
+    if isinstance(came, (str, Exception)):
+        wanted = listing(parts(expected))
+        raise AssertionError(f"{what}: {said(came, parts)}\nexpected:\n{wanted}") from cause(came)
+    if parts(came) != parts(expected):
+        raise AssertionError(f"{what}:\n{difference(parts(expected), parts(came))}")
+
+
+def expect_failure(what: str, kind: type[Exception], match: str, came: Any, parts: Parts) -> None:
+    """Raise AssertionError where something else came than an exception of this kind, with that in its text."""
+    __tracebackhide__ = True
+    instance("raises: kind", kind, type, "say the exception's class")
+    if not isinstance(came, kind):
+        raise AssertionError(f"{what} was to raise {kind.__name__}:\n{said(came, parts)}") from cause(came)
+    if not re.search(match, str(came)):
+        raise AssertionError(f"{what} raised {kind_of(came)}, and its text has no {match!r} in it: {came}") from came
+
+
+def said(came: Any, parts: Parts) -> str:
+    """Say what came."""
+    if isinstance(came, Exception):
+        return f"it raised {type(came).__name__}: {came}"
+    return IGNORED[came] if isinstance(came, str) else f"what came:\n{listing(parts(came))}"
+
+
+def cause(came: Any) -> Exception | None:
+    """Return the exception that came, if one did."""
+    return came if isinstance(came, Exception) else None

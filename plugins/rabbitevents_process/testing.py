@@ -16,16 +16,16 @@ state that would not come back, and an event that nobody could read, fail here t
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 from uuid import uuid4
 
 from rabbitevents import ConfigurationError, Writer
-from rabbitevents.arguments import instance, kind_of, wrong
-from rabbitevents_process.differences import difference, listing, shown
+from rabbitevents.arguments import wrong
+from rabbitevents_process.differences import cause, expect, expect_failure, said, shown
 from rabbitevents_process.life import Life, Pending
+from rabbitevents_process.past import Decided, Past
 from rabbitevents_process.process import Process
 from rabbitevents_process.reactions import Reaction
 from rabbitevents_process.script import Idle
@@ -183,7 +183,7 @@ class Outcome:
         """
         __tracebackhide__ = True
         expected = state if isinstance(state, Step) else Step(state, *events, timeout=timeout, clear=clear)
-        _expect(self._what, expected, self._came, _parts)
+        expect(self._what, expected, self._came, _parts)
         return self._situation
 
     def ignored(self) -> Situation:
@@ -193,9 +193,7 @@ class Outcome:
         """
         __tracebackhide__ = True
         if not isinstance(self._came, str):
-            raise AssertionError(f"{self._what} was to be ignored:\n{_told(self._came, _parts)}") from _cause(
-                self._came
-            )
+            raise AssertionError(f"{self._what} was to be ignored:\n{said(self._came, _parts)}") from cause(self._came)
         return self._situation
 
     def raises(self, kind: type[Exception], match: str = "") -> Situation:
@@ -207,126 +205,11 @@ class Outcome:
         Raises AssertionError.
         """
         __tracebackhide__ = True
-        _raised(self._what, self._came, kind, match, _parts)
+        expect_failure(self._what, kind, match, self._came, _parts)
         return self._situation
-
-
-# --- decisions -----------------------------------------------------------------------------------------------------
-
-
-class Past(Generic[S]):
-    """What happened to an entity, and what that makes of it: see `given`.
-
-    :param events: What happened, in order.
-    :param apply: What an event makes of a state.
-    :param initial: The state before the first event.
-    """
-
-    def __init__(self, events: Sequence[Any], apply: Callable[[S, Any], S], initial: S) -> None:
-        if not callable(cast("object", apply)):
-            raise wrong("given: apply", apply, "say the function that applies an event to a state")
-        self._events = list(events)
-        self._apply = apply
-        self._initial = initial
-
-    @property
-    def state(self) -> S:
-        """What the past has made of the entity."""
-        state = self._initial
-        for each in self._events:
-            state = self._apply(state, each)
-        return state
-
-    def when(self, decision: Callable[[S], Any], /) -> Decided[S]:
-        """Have something decided on the state, and return what was.
-
-        :param decision: As of `EventStore.decide`: is given the state, and returns an event, a list of events, or None.
-        """
-        try:
-            answer = decision(self.state)
-            decided = list(cast("Iterable[Any]", answer)) if isinstance(answer, (list, tuple)) else [answer]
-            events = [] if answer is None else decided
-            for each in events:
-                Writer().prepare(each)
-        except Exception as error:  # whatever was raised is the answer: `Decided` says it
-            return Decided(self, error)
-        return Decided(Past([*self._events, *events], self._apply, self._initial), events)
-
-
-class Decided(Generic[S]):
-    """What was decided: to be compared with what was to be."""
-
-    def __init__(self, past: Past[S], came: list[Any] | Exception) -> None:
-        self._past = past
-        self._came = came
-
-    def then(self, *events: Any) -> Past[S]:
-        """Expect events; none, for a decision to do nothing. Return the past with them, to go on with ``.when(...)``.
-
-        :param events: What was decided, in order.
-
-        Raises AssertionError, which shows the difference line by line.
-        """
-        __tracebackhide__ = True
-        _expect("the decision", list(events), self._came, _events)
-        return self._past
-
-    def raises(self, kind: type[Exception], match: str = "") -> Past[S]:
-        """Expect that it is refused; return the past, as it was.
-
-        :param kind: The exception's class.
-        :param match: A regular expression that its text has in it.
-
-        Raises AssertionError.
-        """
-        __tracebackhide__ = True
-        _raised("the decision", self._came, kind, match, _events)
-        return self._past
-
-
-# --- what is said ----------------------------------------------------------------------------------------------------
-
-_IGNORED: Mapping[str, str] = {
-    "missing": "it was ignored: there is no process, and missing='ignore'",
-    "late": "it was ignored: the process has ended",
-    "stale": "it was ignored: nobody waits for that timeout (any more)",
-}
 
 
 def _parts(step: Any) -> list[Any]:
     """Return the parts of a step, in the order of their importance."""
     timeouts = [f"timeout {each.name!r} after {each.after}" for each in sorted(step.timeouts, key=lambda t: t.name)]
     return [step.state, *step.events, *timeouts, *(f"clear {name!r}" for name in sorted(step.cleared))]
-
-
-def _events(events: Any) -> list[Any]:
-    return list(events)
-
-
-def _told(came: Any, parts: Callable[[Any], list[Any]]) -> str:
-    """Say what came."""
-    if isinstance(came, Exception):
-        return f"it raised {type(came).__name__}: {came}"
-    return _IGNORED[came] if isinstance(came, str) else f"what came:\n{listing(parts(came))}"
-
-
-def _expect(what: str, expected: Any, came: Any, parts: Callable[[Any], list[Any]]) -> None:
-    __tracebackhide__ = True
-    if isinstance(came, (str, Exception)):
-        wanted = listing(parts(expected))
-        raise AssertionError(f"{what}: {_told(came, parts)}\nexpected:\n{wanted}") from _cause(came)
-    if parts(came) != parts(expected):
-        raise AssertionError(f"{what}:\n{difference(parts(expected), parts(came))}")
-
-
-def _raised(what: str, came: Any, kind: type[Exception], match: str, parts: Callable[[Any], list[Any]]) -> None:
-    __tracebackhide__ = True
-    instance("raises: kind", kind, type, "say the exception's class")
-    if not isinstance(came, kind):
-        raise AssertionError(f"{what} was to raise {kind.__name__}:\n{_told(came, parts)}") from _cause(came)
-    if not re.search(match, str(came)):
-        raise AssertionError(f"{what} raised {kind_of(came)}, and its text has no {match!r} in it: {came}") from came
-
-
-def _cause(came: Any) -> Exception | None:
-    return came if isinstance(came, Exception) else None

@@ -26,14 +26,13 @@ from tests.bed.postgres import PostgresServer
 from tests.ordering import fulfilling
 
 BUS = "a_shop_with_processes:bus"
-NOW = datetime.now(UTC)
 
 
 def kept(key: str, *, hours: float, process: str = "fulfilment", done: bool = False, **told: Any) -> dict[str, Any]:
     """A row to which nothing has happened for so many hours."""
-    waits = {
-        "unpaid": {"set_by": "01890a5d-ac96-774b-bcce-b302099a8057", "due": (NOW + timedelta(hours=5.5)).isoformat()}
-    }
+    now = datetime.now(UTC)
+    due = (now + timedelta(hours=5.5)).isoformat()
+    waits = {"unpaid": {"set_by": "01890a5d-ac96-774b-bcce-b302099a8057", "due": due}}
     state = {"state": {"order_id": key, "paid": False, "reserved": False, "reminders": 0}}
     row = {
         "process": process,
@@ -41,9 +40,9 @@ def kept(key: str, *, hours: float, process: str = "fulfilment", done: bool = Fa
         "state": json.dumps(state).encode(),
         "schema_version": 1,
         "timeouts": json.dumps({} if done else waits).encode(),
-        "started_at": NOW - timedelta(hours=hours + 100),
-        "changed_at": NOW - timedelta(hours=hours),
-        "done_at": NOW if done else None,
+        "started_at": now - timedelta(hours=hours + 100),
+        "changed_at": now - timedelta(hours=hours),
+        "done_at": now if done else None,
     }
     return {**row, **told}
 

@@ -75,6 +75,21 @@ def test_a_timeout_that_was_cleared_or_never_set_is_ignored() -> None:
     given(fulfilling(), DONE).when(timeout="unpaid").ignored()
 
 
+def test_a_timeout_that_has_come_is_waited_for_no_more() -> None:
+    process = Process("fulfilment", Fulfilment, key="order_id")
+
+    @process.starts(OrderPlaced)
+    def begin(order: OrderPlaced) -> Step:
+        return Step(Fulfilment(order.order_id), timeout=Timeout("reminder", 60))
+
+    @process.timeout("reminder")
+    def remind(state: Fulfilment) -> Step:
+        return Step(state, RemindCustomer(state.order_id))
+
+    reminded = given(process, OrderPlaced("42")).when(timeout="reminder").then(Fulfilment("42"), RemindCustomer("42"))
+    reminded.when(timeout="reminder").ignored()
+
+
 def test_an_event_for_what_is_not_there_raises() -> None:
     given(fulfilling()).when(CardCharged("42")).raises(NoSuchProcessError, "no process fulfilment 42")
     given(fulfilling(), OrderPlaced("42")).when(CardCharged("43")).raises(NoSuchProcessError, "fulfilment 43")

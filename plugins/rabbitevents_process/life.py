@@ -30,7 +30,7 @@ class Life(msgspec.Struct, frozen=True):
     def waits_for(self, timed_out: TimedOut) -> bool:
         """Say whether a timeout that came is the one that was set last under its name, and has not been cleared."""
         pending = self.timeouts.get(timed_out.name)
-        return not self.ended and pending is not None and pending.set_by == timed_out.set_by
+        return pending is not None and pending.set_by == timed_out.set_by
 
 
 @attrs.frozen

@@ -255,13 +255,13 @@ class Process(Router):
 
     def _described(self) -> Iterable[tuple[str, str]]:
         """Say what ``rabbitevents explain`` says of it."""
-        for label, names in (
-            ("process starts", (cls.__name__ for cls in self.script.starts)),
-            ("process goes on", (cls.__name__ for cls in self.script.goes_on)),
-            ("process waits for", self.script.timeouts),
+        for label, found in (
+            ("starts", {cls.__name__: each for cls, each in self.script.starts.items()}),
+            ("goes on", {cls.__name__: each for cls, each in self.script.goes_on.items()}),
+            ("waits for", self.script.timeouts),
         ):
-            if said := ", ".join(names):
-                yield label, said
+            for name, each in found.items():
+                yield label, f"{name}: {each.name}"
 
 
 def _with(plugins: Any, ours: Plugin) -> Any:

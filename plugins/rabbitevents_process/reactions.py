@@ -44,6 +44,11 @@ class Reaction(msgspec.Struct, frozen=True):
     asks: tuple[tuple[str, Asked, bool], ...]
     """Each parameter's name, what it asks for, and whether it must be named."""
 
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
+
     def asks_for(self, wanted: Asked) -> bool:
         """Say whether one of its parameters asks for that."""
         return any(what == wanted for _, what, _ in self.asks)

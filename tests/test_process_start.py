@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
 import pytest
 from sqlalchemy import create_engine, insert, select, text, update
@@ -20,10 +19,6 @@ from tests.ordering import (
     fulfilling,
 )
 from tests.process_world import World, publish, world
-
-ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
-QUEUE = "fulfilment.events"
-
 
 # --- at start ---------------------------------------------------------------------------------------------------------
 

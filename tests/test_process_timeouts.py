@@ -6,7 +6,6 @@ import dataclasses
 import re
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from attrs import define, evolve
@@ -26,10 +25,6 @@ from tests.ordering import (
     fulfilling,
 )
 from tests.process_world import publish, world
-
-ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
-QUEUE = "fulfilment.events"
-
 
 # --- timeouts --------------------------------------------------------------------------------------------------------
 

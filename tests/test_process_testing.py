@@ -219,6 +219,8 @@ class NoEvent:
     [
         (None, "begin returned NoneType: return Step"),
         (Fulfilment("42"), "begin returned Fulfilment: return Step"),
+        (Step("42"), "process fulfilment 42: its new state is text: it is to be Fulfilment, or DONE"),
+        (Step(None), "process fulfilment 42: its new state is None: it is to be Fulfilment, or DONE"),
         (Step(DONE, NoEvent("42")), "NoEvent"),
         (
             Step(Fulfilment("42"), timeout=Timeout("unpayed", 5)),
@@ -226,7 +228,7 @@ class NoEvent:
         ),
         (Step(Fulfilment("42"), clear="unpayed"), r"begin names the timeout 'unpayed'.*there is 'unpaid'"),
     ],
-    ids=["nothing", "a state", "no event", "a timeout", "a cleared one"],
+    ids=["nothing", "a state", "a text", "no state", "no event", "a timeout", "a cleared one"],
 )
 def test_a_step_that_cannot_be_meant_fails(step: Step, said: str) -> None:
     process = Process("fulfilment", Fulfilment, key="order_id")

@@ -83,6 +83,28 @@ async def test_a_timeout_that_was_set_again_comes_at_the_later_time_alone(engine
         assert (early, probe.published(OrderCancelled)) == ([], [OrderCancelled("42")])
 
 
+async def test_a_timeout_may_be_longer_than_an_event_can_wait_at_the_broker(engine: AsyncEngine) -> None:
+    process = Process("fulfilment", Fulfilment, key="order_id")
+
+    @process.starts(OrderPlaced)
+    def begin(order: OrderPlaced) -> Step:
+        return Step(Fulfilment(order.order_id), timeout=Timeout("unpaid", timedelta(days=75)))
+
+    @process.timeout("unpaid")
+    def give_up(state: Fulfilment) -> Step:
+        return Step(DONE, OrderCancelled(state.order_id))
+
+    async with world(engine, process) as (here, probe):
+        await publish(probe, OrderPlaced("42"))
+        await probe.advance(timedelta(days=74))
+        early = probe.published(OrderCancelled)
+        await probe.advance(timedelta(days=10))
+
+        assert (early, probe.published(OrderCancelled)) == ([], [OrderCancelled("42")])
+        assert len(probe.published(process.timed_out)) == 3
+        assert here.count(facts.Retried) == 0
+
+
 async def test_a_timeout_of_an_earlier_life_is_nothing_to_the_next_one(engine: AsyncEngine) -> None:
     async with world(engine, fulfilling(restart=True)) as (_, probe):
         await publish(probe, OrderPlaced("42"), CardCharged("42"), StockReserved("42"))

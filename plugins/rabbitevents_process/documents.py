@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from rabbitevents import Codec, ConfigurationError, DecodeError, EncodeError, event, upcast
+from rabbitevents.arguments import kind_of
 from rabbitevents_process.errors import StateError, named
 from rabbitevents_process.life import Life
 
@@ -37,6 +38,7 @@ class Documents:
             )
         self.version = version
         self._process = process
+        self._state = state
         made = attrs.make_class("State", {"state": attrs.field(type=state)}, frozen=True)
         self._envelope: Any = event(f"{process}.state", version=version, oldest=oldest)(made)
         for number, step in steps.items():
@@ -44,7 +46,11 @@ class Documents:
         self._codec = Codec[Any](self._envelope)
 
     def write(self, key: str, state: Any) -> bytes:
-        """Return a state as JSON. Raises `EncodeError`."""
+        """Return a state as JSON. Raises `ConfigurationError` for what is none, and `EncodeError`."""
+        if not isinstance(state, self._state):
+            raise ConfigurationError(
+                f"{named(self._process, key)}: its new state is {kind_of(state)}: it is to be {shown(self._state)}, or DONE"
+            )
         try:
             return self._codec.encode_checked(self._envelope(state))
         except EncodeError as error:
@@ -68,6 +74,11 @@ class Documents:
                 f"{self.version} with @{self._process}.upcast(from_version={self.version})"
             )
             raise StateError(f"{where}, and does not fit: {way_out}. {error}") from error
+
+
+def shown(state: Any) -> str:
+    """Name a class, or a union of classes."""
+    return str(getattr(state, "__name__", state))
 
 
 def _inside(step: Any) -> Any:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from rabbitevents import Bus, Delivery, Event, event_fields, facts
 from rabbitevents_process.errors import LateForProcess, NoSuchProcessError, named
 from rabbitevents_process.keeping import Keeping
+from rabbitevents_process.life import TimedOut
 from rabbitevents_process.plot import Plot
 from rabbitevents_process.script import Idle
 from rabbitevents_process.tending import log
@@ -30,6 +31,10 @@ def handler(plot: Plot, keeping: Keeping, classes: Sequence[type]) -> Callable[.
         key = plot.key_of(payload)
         starts = type(payload) in plot.script.starts
         life = await (keeping.begin if starts else keeping.take)(session, key)
+        if isinstance(payload, TimedOut) and payload.left and life is not None and life.waits_for(payload):
+            timed_out, after = payload.waiting(payload.left)
+            await bus.publish(timed_out, delay=after)
+            return []
         chosen = plot.script.choose(key, life, event)
         if isinstance(chosen, str):
             _say(chosen, bus, delivery, plot.name, key)

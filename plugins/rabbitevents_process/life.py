@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 import attrs
 import msgspec
 
 from rabbitevents import event
+
+LONGEST: Final = timedelta(days=30)
+"""How long an event can wait at the broker."""
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -38,12 +42,19 @@ class TimedOut:
     """A timeout that has come.
 
     ``set_by`` is the id of the event that set it. No two that were ever set have the same name and the same id of one
-    process, so a number that would have to be kept to tell them apart is not needed.
+    process, so a number that would have to be kept to tell them apart is not needed. ``left`` is how much longer it is to
+    wait: an event waits 30 days at the broker, at most.
     """
 
     key: str
     name: str
     set_by: UUID
+    left: timedelta = timedelta()
+
+    def waiting(self, after: timedelta) -> tuple[TimedOut, timedelta]:
+        """Return it as one that comes in so long, with how long it waits first: all of that, or as long as one can."""
+        first = min(after, LONGEST)
+        return attrs.evolve(self, left=after - first), first
 
 
 def timed_out(process: str) -> type[TimedOut]:

@@ -67,4 +67,4 @@ class Plot(msgspec.Struct, frozen=True):
 
     def timeouts(self, key: str, step: Step, cause: UUID) -> list[tuple[TimedOut, timedelta]]:
         """Return the events by which timeouts come back, each with how long it waits first."""
-        return [(self.timed_out(key, each.name, cause), each.after) for each in step.timeouts]
+        return [self.timed_out(key, each.name, cause).waiting(each.after) for each in step.timeouts]

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,7 +24,7 @@ WORKERS = 100
 """How many handlers that take 5 ms may run at a time."""
 PAUSE = 0.005
 QUIET = 0.3
-"""Seconds a consumer stays open after the last event, so that one too many would be seen."""
+"""Seconds a consumer stays open after the last event: one too many would be seen, and acknowledgements are."""
 
 type_name = "order.placed"
 headers: dict[str, Any] = {"event-version": 1, "entity-type": "order"}
@@ -91,8 +92,13 @@ def document(number: int, items: int = 3, note: int = 37) -> Document:
         "currency": "EUR",
         "total": 87.25,
         "items": list(_CATALOGUE[:items]),
-        "note": "x" * note,
+        "note": _note(note),
     }
+
+
+@cache
+def _note(length: int) -> str:
+    return "x" * length
 
 
 class Contender(ABC):
@@ -296,6 +302,7 @@ async def latency(contender: Contender) -> Reading:
                 await asyncio.sleep(early)
             tasks.create_task(publish_it(publish, number))
         await complete.wait()
+        await asyncio.sleep(QUIET)
     return quantiles(delays[told.warm_up :])
 
 

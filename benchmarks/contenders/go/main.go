@@ -23,6 +23,7 @@ const (
 	prefetch = 200
 	workers  = 100 // of a handler that takes 5 ms
 	typeName = "order.placed"
+	quiet    = 300 * time.Millisecond // before the end: one too many would be seen, and acknowledgements are
 )
 
 type item struct {
@@ -202,7 +203,7 @@ func consume(t told, c client, workers int, pause time.Duration) map[string]any 
 		tally.handle(order)
 	}))
 	<-tally.done
-	time.Sleep(300 * time.Millisecond) // one too many would be seen
+	time.Sleep(quiet)
 	tally.lock.Lock()
 	defer tally.lock.Unlock()
 	tally.reading["handled"], tally.reading["distinct"] = tally.handled, tally.differs
@@ -236,6 +237,7 @@ func latency(t told, c client) map[string]any {
 		}()
 	}
 	<-done
+	time.Sleep(quiet)
 	measured := slices.Sorted(slices.Values(delays[t.warmUp:]))
 	at := func(share float64) float64 { return measured[int(share*float64(len(measured)-1))] }
 	return map[string]any{"events": t.events, "p50_ms": at(0.5), "p99_ms": at(0.99), "p999_ms": at(0.999)}

@@ -19,6 +19,8 @@ public class Contenders {
     static final int PREFETCH = 200;
     /** Of a handler that takes 5 ms. */
     static final int WORKERS = 100;
+    /** Milliseconds before the end: one too many would be seen, and acknowledgements are. */
+    static final int QUIET = 300;
     static final String TYPE = "order.placed";
     static final JsonMapper JSON = JsonMapper.builder().build();
 
@@ -156,7 +158,7 @@ public class Contenders {
             }
         });
         complete.await();
-        Thread.sleep(300); // one too many would be seen
+        Thread.sleep(QUIET);
         return found;
     }
 
@@ -178,6 +180,7 @@ public class Contenders {
             client.publish(order);
         }
         complete.await();
+        Thread.sleep(QUIET);
         double[] measured = Arrays.copyOfRange(delays, told.warmUp, told.total());
         Arrays.sort(measured);
         Map<String, Object> found = new LinkedHashMap<>();

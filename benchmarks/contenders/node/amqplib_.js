@@ -9,6 +9,7 @@ const { join } = require("node:path");
 const IN_FLIGHT = 500;
 const PREFETCH = 200;
 const WORKERS = 100; // of a handler that takes 5 ms: as many as are let out at a time
+const QUIET = 300; // milliseconds before the end: one too many would be seen, and acknowledgements are
 const TYPE = "order.placed";
 const CATALOGUE = [
   { product_id: "product-1001", title: "Kettle, 1.7 litres", quantity: 2, price: 21.5 },
@@ -127,7 +128,7 @@ const consuming = (prefetch, pause) => async (connection) => {
     const handle = pause ? (order) => sleep(pause).then(() => take(order)) : take;
     consumer(connection, prefetch, handle).catch(failed);
   });
-  await sleep(300); // one too many would be seen
+  await sleep(QUIET);
   return { ...found, handled, distinct };
 };
 
@@ -152,6 +153,7 @@ const latency = async (connection) => {
     await (start + (number * 1e3) / rate - performance.now() > 2 ? sleep(1) : new Promise(setImmediate));
   }
   await Promise.all([done, ...waits]);
+  await sleep(QUIET);
   const measured = delays.slice(warmUp).sort((a, b) => a - b);
   const at = (share) => measured[Math.floor(share * (measured.length - 1))];
   return { events, p50_ms: at(0.5), p99_ms: at(0.99), p999_ms: at(0.999) };

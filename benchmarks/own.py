@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from benchmarks.workload import Clock, Reading, settle_the_collector
-from rabbitevents import Bus, Router, event
+from rabbitevents import Bus, Event, Router, event
 
 EVENTS = 4_000
 WARM_UP = 1_000
@@ -35,7 +35,7 @@ async def start(url: str, handlers: int) -> Reading:
     router = Router("bench")
     for number in range(handlers):
 
-        async def handle(_: Any) -> None: ...
+        async def handle(event: Event[Any]) -> None: ...
 
         router.on(event_class(number), name=f"handler{number}")(handle)
     clock = Clock()
@@ -51,7 +51,7 @@ async def cost(url: str, types: int, subscriptions: int) -> Reading:
     handled = 0
     caught_up = asyncio.Event()
 
-    async def handle(_: Any) -> None:
+    async def handle(event: Event[Any]) -> None:
         nonlocal handled
         handled += 1
         if handled % AT_A_TIME == 0:

@@ -179,6 +179,11 @@ class Tally:
         self.seen[int(order_id[6:]) - self.first] = 1
         self.count()
 
+    def mark(self, number: int) -> None:
+        """Take note of an order's number."""
+        self.seen[number - self.first] = 1
+        self.count()
+
     def count(self) -> None:
         """Count one more."""
         self.handled += 1
@@ -192,7 +197,14 @@ class Tally:
         assert self.clock is not None
         return self.clock.reading(self.expected - self.warm_up)
 
+    def verify(self) -> None:
+        """Raise unless every order came exactly once."""
+        counts = self.counts()
+        if not counts["handled"] == counts["distinct"] == self.expected:
+            raise RuntimeError(f"{counts}, {self.expected} expected")
+
     def counts(self) -> Reading:
+        """Return how many were handled, and how many of them differ."""
         return {"handled": self.handled, "distinct": sum(self.seen)}
 
 

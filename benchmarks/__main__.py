@@ -22,7 +22,7 @@ from benchmarks.tables import Table, tables
 from benchmarks.targets import judged
 
 LAST = HERE / "last.json"
-QUICK_CASES = ("flow", "publish", "chain", "latency-1000", "import", "start")
+QUICK_CASES = ("flow", "chain", "publish", "latency-1000", "import")
 QUICK_CONTENDERS = (
     OURS,
     "faststream",
@@ -85,10 +85,14 @@ def _rich(table: Table) -> RichTable:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="make bench", description="Run this library beside others, and judge its targets.")
+    made = argparse.ArgumentParser(
+        prog="make bench", description="Run this library beside others, and judge its targets."
+    )
     made.add_argument("--quick", action="store_true", help="a part of it, within a minute once all is built")
     made.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    made.add_argument("--only", nargs="+", metavar="CASE", choices=[case.name for case in CASES], help="some of the cases")
+    made.add_argument(
+        "--only", nargs="+", metavar="CASE", choices=[case.name for case in CASES], help="some of the cases"
+    )
     made.add_argument(
         "--with", nargs="+", metavar="NAME", choices=list(BY_NAME), dest="with_", help="these contenders beside ours"
     )
@@ -96,7 +100,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, metavar="N", help="how often (3; with --quick as often as a minute allows)")
     made.add_argument("--seconds", type=float, metavar="S", help="about how long each role lasts (3; 0.5 with --quick)")
     made.add_argument(
-        "--page", nargs="?", const=str(LAST), metavar="FILE", help="write docs/performance.md from the last run, or FILE"
+        "--page",
+        nargs="?",
+        const=str(LAST),
+        metavar="FILE",
+        help="write docs/performance.md from the last run, or FILE",
     )
     return made
 
@@ -105,8 +113,8 @@ def main() -> int:
     """Do what the command line says."""
     told = parser().parse_args()
     if told.list:
-        for each in (*CASES, *BY_NAME.values()):
-            print(f"{each.name:22s} {each.title}")
+        named = {each.name: each.title for each in CASES} | {each.name: each.title for each in BY_NAME.values()}
+        print("\n".join(f"{name:22s} {title}" for name, title in named.items()))
         return 0
     if told.page:
         page.write(json.loads(Path(told.page).read_text()), ROOT / "docs")

@@ -49,13 +49,25 @@ def requirements() -> list[str]:
     """Return what the Python contenders need, this library's own dependencies among it."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = told["project"]["optional-dependencies"]
-    return [*told["project"]["dependencies"], *extras["redis"], *extras["otel"], *told["dependency-groups"]["benchmarks"]]
+    return [
+        *told["project"]["dependencies"],
+        *extras["redis"],
+        *extras["otel"],
+        *told["dependency-groups"]["benchmarks"],
+    ]
 
 
 def _python(folder: Path) -> None:
     base = os.path.realpath(sys.executable)
     _run([base, "-m", "venv", "--clear", folder / "venv"])
-    pip = [folder / "venv" / "bin" / "python", "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
+    pip: list[str | Path] = [
+        folder / "venv" / "bin" / "python",
+        "-m",
+        "pip",
+        "-qq",
+        "--disable-pip-version-check",
+        "install",
+    ]
     pinned = ("--constraint", ROOT / "constraints-dev.txt", "--constraint", SOURCES / "python" / "constraints.txt")
     _run([*pip, *pinned, *requirements()])
 
@@ -97,7 +109,9 @@ BUILDERS: Mapping[str, Builder] = {
 
 def _fingerprint(builder: Builder) -> str:
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    digest.update("".join(os.path.realpath(shutil.which(tool) or "") for tool in (*builder.tools, sys.executable)).encode())
+    digest.update(
+        "".join(os.path.realpath(shutil.which(tool) or "") for tool in (*builder.tools, sys.executable)).encode()
+    )
     for source in sorted(builder.sources()):
         digest.update(source.read_bytes())
     return digest.hexdigest()

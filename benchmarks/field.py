@@ -125,10 +125,24 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     Contender("aiormq", "aiormq by hand", "python", _python("raw_aiormq"), 8_000, "as aio-pika, one floor below"),
     Contender(
-        "pika", "pika", "python", _python("pika_"), 10_000, ONE_AT_A_TIME, frozenset({"publish_one", "consume"}), "aio-pika"
+        "pika",
+        "pika",
+        "python",
+        _python("pika_"),
+        10_000,
+        ONE_AT_A_TIME,
+        frozenset({"publish_one", "consume"}),
+        "aio-pika",
     ),
     Contender(
-        "kombu", "kombu", "python", _python("kombu_"), 7_000, ONE_AT_A_TIME, frozenset({"publish_one", "consume"}), "aio-pika"
+        "kombu",
+        "kombu",
+        "python",
+        _python("kombu_"),
+        7_000,
+        ONE_AT_A_TIME,
+        frozenset({"publish_one", "consume"}),
+        "aio-pika",
     ),
     Contender(
         "taskiq",
@@ -139,7 +153,9 @@ CONTENDERS: tuple[Contender, ...] = (
         "a task's message: no content type, id, timestamp or type; not mandatory; 100 tasks at a time",
     ),
     # --- with plugins: in the case "chain" only
-    Contender("rabbitevents-bare", "nothing in the chain", "python", _python("rabbitevents_", "bare"), 25_000, chain="none"),
+    Contender(
+        "rabbitevents-bare", "nothing in the chain", "python", _python("rabbitevents_", "bare"), 25_000, chain="none"
+    ),
     Contender(
         "rabbitevents-traced",
         "Tracing, 1 in 100",

@@ -26,7 +26,9 @@ AT_A_TIME = 100
 
 def event_class(number: int) -> type:
     """Return an event class of its own."""
-    made = attrs.make_class(f"Thing{number}", {"thing_id": attrs.field(type=str), "size": attrs.field(type=int)}, frozen=True)
+    made = attrs.make_class(
+        f"Thing{number}", {"thing_id": attrs.field(type=str), "size": attrs.field(type=int)}, frozen=True
+    )
     return event(f"thing.kind{number}", version=1, entity="thing", key="thing_id")(made)
 
 
@@ -59,7 +61,9 @@ async def cost(url: str, types: int, subscriptions: int) -> Reading:
 
     for number in range(subscriptions):
         router.on(*classes[number::subscriptions], name=f"handler{number}", prefetch=200)(handle)
-    events = [classes[number % types](thing_id=f"thing-{number:08d}", size=number) for number in range(WARM_UP + EVENTS)]
+    events = [
+        classes[number % types](thing_id=f"thing-{number:08d}", size=number) for number in range(WARM_UP + EVENTS)
+    ]
     async with Bus(url, router) as bus:
         settle_the_collector()
         clock = Clock()

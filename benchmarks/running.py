@@ -120,7 +120,7 @@ def machine() -> dict[str, Any]:
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next((line.partition(": ")[2] for line in told.splitlines() if line.startswith("model name")), "")
     processors = len(os.sched_getaffinity(0))
-    text = f"{processors} processors{f' ({model})' if model else ''}, {platform.machine()}, Linux {platform.release()}"
+    text = f"{processors} processors{f' ({model})' if model else ''}, {platform.machine()}, Linux {platform.release().partition('-')[0]}"
     return {"processors": processors, "text": text}
 
 

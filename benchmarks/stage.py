@@ -121,6 +121,8 @@ class Place:
     queue: str
     held: int = 0
     """How many events must be in the queue."""
+    patience: float = 10.0
+    """Seconds in which the broker has to come to that."""
 
     def run(self, contender: Contender, work: Work) -> Result:
         """Let a contender do one role's work, and check what is in the queue then."""
@@ -131,7 +133,9 @@ class Place:
             environment[REDIS] = self.redis.url
         result = run([*contender.command, *words], environment, patience=60 + work.total / 100)
         if result.get("handled", work.total) != work.total or result.get("distinct", work.total) != work.total:
-            raise ContenderError(f"{result['handled']} events handled, {result['distinct']} differ, {work.total} expected")
+            raise ContenderError(
+                f"{result['handled']} events handled, {result['distinct']} differ, {work.total} expected"
+            )
         if work.left is not None:
             self.held += work.left
         elif work.role != "declare":
@@ -141,7 +145,7 @@ class Place:
         return result
 
     def _expect(self, count: int) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + self.patience
         while (found := sum(self.node.queue_counts(self.queue, self.url)[:2])) != count:
             if time.monotonic() > deadline:
                 raise ContenderError(f"the queue holds {found} events, {count} expected")

@@ -45,15 +45,17 @@ def _run(words: Sequence[str | Path], cwd: Path = ROOT) -> None:
         raise MissingError(f"{Path(words[0]).name} has failed: {last}")
 
 
+TOLD = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def requirements() -> list[str]:
     """Return what the Python contenders need, this library's own dependencies among it."""
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    extras = told["project"]["optional-dependencies"]
+    extras = TOLD["project"]["optional-dependencies"]
     return [
-        *told["project"]["dependencies"],
+        *TOLD["project"]["dependencies"],
         *extras["redis"],
         *extras["otel"],
-        *told["dependency-groups"]["benchmarks"],
+        *TOLD["dependency-groups"]["benchmarks"],
     ]
 
 
@@ -70,6 +72,15 @@ def _python(folder: Path) -> None:
     ]
     pinned = ("--constraint", ROOT / "constraints-dev.txt", "--constraint", SOURCES / "python" / "constraints.txt")
     _run([*pip, *pinned, *requirements()])
+    _say_our_version(next((folder / "venv" / "lib").glob("python*/site-packages")))
+
+
+def _say_our_version(packages: Path) -> None:
+    """Say which version of this library is there, which some of it asks for: its code is taken from the checkout."""
+    told = TOLD["project"]
+    metadata = packages / f"{told['name']}-{told['version']}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {told['name']}\nVersion: {told['version']}\n")
 
 
 def _c(folder: Path) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def _build(plan: Plan, run: Run, console: Console) -> None:
             run.versions |= {name: versions[name] for name in mine}
     for name in run.versions:
         if name.startswith(OURS):
-            run.versions[name]["rabbitevents"] = f"{version('rabbitevents')}, {commit()}"
+            run.versions[name]["rabbitevents"] += f" of {commit()}"
 
 
 def _rounds(plan: Plan, run: Run) -> Iterator[tuple[int, Case, str, Trial]]:

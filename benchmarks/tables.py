@@ -94,7 +94,7 @@ def _of_contenders(figures: Figures, case: str, role: str, title: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for name in who:
         ratio = figures.ratio(first, (case, role, name), (case, role, REFERENCE))
-        compared = "" if ratio is None else f"{ratio.median:.2f}"
+        compared = "" if ratio is None else f"{ratio.median:.2f}" if ratio.median >= 0.1 else f"{ratio.median:.1g}"
         rows.append((BY_NAME[name].title, *_cells(figures, case, role, name, columns), compared))
     heads = ("", *(COLUMNS[what][0] for what in columns), "x FastStream")
     ours = frozenset(number for number, name in enumerate(who) if name.startswith(OURS))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
@@ -27,7 +27,7 @@ A change that needs more says in a decision what for; one that needs fewer lower
 
 
 @contextmanager
-def peer() -> Iterator[str]:
+def peer() -> Generator[str]:
     """Start a process that speaks just enough AMQP, and yield its URL."""
     words = [sys.executable, str(CHECKOUT / "benchmarks" / "cost_peer.py")]
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:

@@ -121,7 +121,8 @@ def traced() -> list[Plugin]:
 def whole_card() -> list[Plugin]:
     from benchmarks.observed import plugins
 
-    return [*plugins("tracing 1 in 100, metrics", 0), *on_redis()]
+    dead_letters, retry, idempotency = on_redis()
+    return [dead_letters, retry, *plugins("tracing 1 in 100, metrics", 0), idempotency]
 
 
 CHAINS: Mapping[str, Callable[[], list[Plugin]]] = {

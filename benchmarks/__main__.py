@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,46 +16,47 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks import page
-from benchmarks.cases import CASES
-from benchmarks.field import BY_NAME, HERE, OURS, ROOT
+from benchmarks.cases import CASES, Case
+from benchmarks.field import BY_NAME, HERE, OURS, REFERENCE, ROOT
 from benchmarks.figures import Figures
 from benchmarks.running import Plan, measured
 from benchmarks.tables import Table, tables
 from benchmarks.targets import judged
 
 LAST = HERE / "last.json"
-QUICK_CASES = ("flow", "chain", "publish", "latency-1000", "import")
-QUICK_CONTENDERS = (
-    OURS,
-    "faststream",
-    "librabbitmq",
-    "aio-pika",
-    "watermill",
-    "spring",
-    "rabbitevents-memory",
-    "rabbitevents-redis",
-    "rabbitevents-card",
-    "faststream-seeing",
-)
-QUICK_SECONDS = 45.0
-"""After so many no further trial begins: start, tables and the last trial make it a minute at most."""
+QUICK: Mapping[str, Sequence[str]] = {
+    "flow": (OURS, REFERENCE, "librabbitmq", "aio-pika", "watermill", "spring"),
+    "publish": (OURS, "aio-pika", REFERENCE),
+    "latency-1000": (OURS, "aio-pika"),
+    "import": (OURS,),
+    "chain": (REFERENCE, "rabbitevents-memory", "rabbitevents-redis", "rabbitevents-card", "faststream-seeing"),
+}
+"""The cases of a quick run, and who is in each."""
+QUICK_SECONDS = 40.0
+"""After so many no further trial begins: the last trial, the node's end and the tables make it a minute at most."""
 
 
 def plan(told: argparse.Namespace) -> Plan:
     """Return what is to be run."""
-    wanted = told.only or (QUICK_CASES if told.quick else [case.name for case in CASES])
-    cases = [case for name in wanted for case in CASES if case.name == name]
-    names = told.with_ or (QUICK_CONTENDERS if told.quick else list(BY_NAME))
-    left_out = {case.name: "not in --quick" for case in CASES if told.quick and case.name not in wanted}
-    left_out |= {name: "not in --quick" for name in BY_NAME if told.quick and not told.with_ and name not in names}
+    named = told.only or (list(QUICK) if told.quick else [case.name for case in CASES])
+    cases = [_of(case, told) for name in named for case in CASES if case.name == name]
+    running = {name for case in cases for name, _ in case.trials}
+    left_out = {name: "not in --quick" for name in BY_NAME if name not in running} if told.quick else {}
+    left_out |= {f"the case {case.name}": "not in --quick" for case in CASES if told.quick and case.name not in named}
     return Plan(
         cases=cases,
-        contenders=frozenset({OURS, *names}),
         rounds=told.rounds or (9 if told.quick else 3),
         seconds=told.seconds or (0.5 if told.quick else 3.0),
         limit=QUICK_SECONDS if told.quick else None,
         left_out=left_out,
     )
+
+
+def _of(case: Case, told: argparse.Namespace) -> Case:
+    """Return a case with those that are to be in it; ours always is."""
+    everybody = [name for name, _ in case.trials]
+    names = told.with_ or (QUICK.get(case.name, everybody) if told.quick else everybody)
+    return replace(case, trials=[(name, trial) for name, trial in case.trials if name in (OURS, *names)])
 
 
 def shown(console: Console, report: dict[str, Any]) -> None:
@@ -69,8 +72,9 @@ def shown(console: Console, report: dict[str, Any]) -> None:
         verdict = f"[{colours[each['verdict']]}]{each['verdict']}[/]"
         targets.add_row(each["name"], each["bound"], each["figure"], verdict)
     console.print(targets)
-    for name, why in report["left_out"].items():
-        console.print(f"left out: {name}: {why}", highlight=False, markup=False)
+    for why in dict.fromkeys(report["left_out"].values()):
+        names = ", ".join(name for name, other in report["left_out"].items() if other == why)
+        console.print(f"left out, {why}: {names}", highlight=False, markup=False)
     for each in report["failed"]:
         console.print(f"failed: {each}", style="red", highlight=False, markup=False)
 

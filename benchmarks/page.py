@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES
 from benchmarks.field import BY_NAME, CONTENDERS, OURS
 from benchmarks.figures import Figures
 from benchmarks.plots import Bar, bars
@@ -164,8 +163,7 @@ def _differs(name: str) -> str:
 def _left_out(report: dict[str, Any]) -> Iterator[str]:
     """Yield what was no part of the run, and what went wrong in it."""
     if report["left_out"]:
-        titles = {case.name: f"the case `{case.name}`" for case in CASES}
-        lines = [f"* {titles.get(name, name)}: {why}" for name, why in report["left_out"].items()]
+        lines = [f"* {name}: {why}" for name, why in report["left_out"].items()]
         yield "Left out:\n\n" + "\n".join(lines)
     if report["failed"]:
         yield "Failed:\n\n" + "\n".join(f"* {each}" for each in report["failed"])

@@ -25,7 +25,6 @@ class Plan:
     """What is to be run."""
 
     cases: Sequence[Case]
-    contenders: frozenset[str]
     rounds: int
     seconds: float
     """About how long a role lasts."""
@@ -69,7 +68,8 @@ def measured(plan: Plan, console: Console) -> dict[str, Any]:
 
 def _build(plan: Plan, run: Run, console: Console) -> None:
     """Make what the contenders need; those that cannot be made are left out."""
-    names = {name for case in plan.cases for name, _ in case.trials} & plan.contenders
+    names = {name for case in plan.cases for name, _ in case.trials}
+    names |= {BY_NAME[name].feeder for name in names} - {""}
     for language in dict.fromkeys(BY_NAME[name].language for name in names):
         mine = [name for name in names if BY_NAME[name].language == language]
         try:
@@ -103,7 +103,7 @@ def _all(plan: Plan, place: Stage, run: Run, console: Console, deadline: float |
         for done, (number, case, name, trial) in enumerate(todo):
             if deadline is not None and time.monotonic() > deadline:
                 if number == 0:
-                    late = {f"{case.name}, {name}" for n, case, name, _ in todo[done:] if n == 0}
+                    late = {f"{name} in the case {case.name}" for n, case, name, _ in todo[done:] if n == 0}
                     run.left_out |= dict.fromkeys(sorted(late), "no time for it in --quick")
                 break
             progress.update(bar, completed=done, description=f"round {number + 1}, {case.name}, {name}")

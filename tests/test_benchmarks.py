@@ -15,7 +15,7 @@ from benchmarks import page
 from benchmarks.cases import CASES, fit
 from benchmarks.field import BY_NAME, CONTENDERS, OURS, SOURCES, Contender
 from benchmarks.figures import Figures, Spread
-from benchmarks.plots import Bar, bars
+from benchmarks.plots import VALUES, WIDTH, Bar, bars
 from benchmarks.stage import ContenderError, Place, Work
 from benchmarks.targets import judged
 from benchmarks.workload import document
@@ -115,7 +115,7 @@ def test_the_longest_bar_ends_inside_of_the_picture() -> None:
     drawn = bars("rates", [Bar("a", Spread(50, 40, 100), ours=True), Bar("b", Spread(7, 7, 7), ours=False)], str)
 
     ends = [float(x) for x in re.findall(r'x2="([\d.]+)"', drawn)]
-    assert max(ends) <= 720
+    assert max(ends) + VALUES <= WIDTH
 
 
 # --- contenders ----------------------------------------------------------------------------------------------------

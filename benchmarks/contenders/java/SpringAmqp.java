@@ -30,7 +30,6 @@ final class SpringAmqp implements Contenders.Client {
             CachingConnectionFactory factory = new CachingConnectionFactory(URI.create(told.url()));
             factory.setPublisherConfirmType(CachingConnectionFactory.ConfirmType.CORRELATED);
             factory.setPublisherReturns(true);
-            factory.setChannelCacheSize(100);
             return factory;
         }
 

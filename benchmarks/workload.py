@@ -154,7 +154,7 @@ class Clock:
         self.wall = time.perf_counter()
         self.cpu = time.process_time()
 
-    def reading(self, events: int) -> Reading:
+    def reading(self, events: int) -> dict[str, float]:
         """Return what was measured since the clock was made."""
         seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         each = {"rate": events / seconds, "cpu_us": cpu / events * 1e6}

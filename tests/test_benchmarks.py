@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import page
+from benchmarks.building import MissingError, made
 from benchmarks.cases import CASES, fit
 from benchmarks.field import BY_NAME, CONTENDERS, OURS, SOURCES, Contender
 from benchmarks.figures import Figures, Spread
@@ -137,6 +138,13 @@ def test_files_that_pin_versions_have_no_addresses() -> None:
 
     assert len(files) == 4
     assert [path.name for path in files if "://" in path.read_text()] == []
+
+
+def test_contenders_whose_tools_are_missing_are_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    with pytest.raises(MissingError, match="java, javac, mvn is not installed"):
+        made("java", print)
 
 
 @pytest.fixture

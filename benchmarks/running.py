@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,22 +97,24 @@ def _rounds(plan: Plan, run: Run) -> Iterator[tuple[int, Case, str, Trial]]:
 
 
 def _all(plan: Plan, place: Stage, run: Run, console: Console, deadline: float | None) -> None:
+    """Do one trial after the other, until the time is over or somebody breaks it off: what is measured by then counts."""
     todo = list(_rounds(plan, run))
+    done, why = 0, "no time for it"
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress, suppress(KeyboardInterrupt):
         bar = progress.add_task("", total=len(todo))
-        for done, (number, case, name, trial) in enumerate(todo):
+        for number, case, name, trial in todo:
             if deadline is not None and time.monotonic() > deadline:
-                if number == 0:
-                    late = {f"{name} in the case {case.name}" for n, case, name, _ in todo[done:] if n == 0}
-                    run.left_out |= dict.fromkeys(sorted(late), "no time for it in --quick")
                 break
             progress.update(bar, completed=done, description=f"round {number + 1}, {case.name}, {name}")
+            why = "broken off before it"
             try:
                 run.figures += [figure | {"round": number} for figure in trial(place, plan.seconds)]
             except ContenderError as error:
                 run.failed.append(f"{name}, {case.name}: {error}")
                 progress.console.print(f"{name}, {case.name}: {error}", highlight=False, markup=False)
+            done, why = done + 1, "no time for it"
+    run.left_out |= {f"{name} in the case {case.name}": why for number, case, name, _ in todo[done:] if number == 0}
 
 
 def machine() -> dict[str, Any]:

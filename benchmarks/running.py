@@ -31,7 +31,7 @@ class Plan:
     """About how long a role lasts."""
     limit: float | None = None
     """Seconds after which nothing more begins."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     """What is no part of it, and why."""
 
 
@@ -40,9 +40,9 @@ class Run:
     """What has come of it so far."""
 
     left_out: dict[str, str]
-    figures: list[Figure] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list[Figure])
+    failed: list[str] = field(default_factory=list[str])
+    versions: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
 
 
 def measured(plan: Plan, console: Console) -> dict[str, Any]:

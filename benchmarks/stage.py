@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Stage:
         return f"RabbitMQ {self._node.version}"
 
     @contextlib.contextmanager
-    def place(self, contender: Contender, kind: str = "quorum") -> Iterator[Place]:
+    def place(self, contender: Contender, kind: str = "quorum") -> Generator[Place]:
         """Yield a virtual host with an exchange and a queue for one contender, gone afterwards."""
         url = self._node.add_vhost()
         place = Place(self._node, self._redis, url, CLASSIC_QUEUE if kind == "classic" else QUEUE)
@@ -86,7 +86,7 @@ class Stage:
             self._node.delete_vhost(url)
 
     @contextlib.contextmanager
-    def empty(self) -> Iterator[str]:
+    def empty(self) -> Generator[str]:
         """Yield the URL of a virtual host with nothing in it."""
         url = self._node.add_vhost()
         try:
@@ -96,7 +96,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(*, with_redis: bool) -> Iterator[Stage]:
+def stage(*, with_redis: bool) -> Generator[Stage]:
     """Start them; the RabbitMQ is the one that is installed, or that of the other Debian that the tests run with."""
     root = os.environ.get("RABBITEVENTS_TEST_ROOT")
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,8 @@ from typing import Any
 
 from benchmarks import alone
 from benchmarks.observed import COUNTED, EXPORTERS, collector, contender, receive
-from benchmarks.workload import Told, run
+from benchmarks.roles import run
+from benchmarks.workload import Told
 
 Result = dict[str, Any]
 Round = dict[str, dict[str, Result]]

@@ -8,7 +8,8 @@ import msgspec
 from fast_depends.msgspec import MsgSpecSerializer
 
 from benchmarks.contenders.python.faststream_pydantic import FastStreamPydantic
-from benchmarks.workload import Document, Handle, compete
+from benchmarks.roles import compete
+from benchmarks.workload import Document, Handle
 
 
 class Item(msgspec.Struct):

@@ -12,7 +12,8 @@ from typing import Any
 from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 from pydantic import BaseModel
 
-from benchmarks.workload import Contender, Document, Handle, Publish, Told, compete, headers, type_name
+from benchmarks.roles import compete
+from benchmarks.workload import Contender, Document, Handle, Publish, Told, headers, type_name
 
 
 class Item(BaseModel):

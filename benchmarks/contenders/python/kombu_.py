@@ -9,7 +9,8 @@ from uuid import uuid4
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from benchmarks.contenders.python.orders import structure
-from benchmarks.workload import PREFETCH, QUIET, Document, Handle, SynchronousContender, compete, headers, type_name
+from benchmarks.roles import compete
+from benchmarks.workload import PREFETCH, QUIET, Document, Handle, SynchronousContender, headers, type_name
 
 
 class Kombu(SynchronousContender):

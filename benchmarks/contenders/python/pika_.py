@@ -10,7 +10,8 @@ from uuid import uuid4
 import pika
 
 from benchmarks.contenders.python.orders import decode
-from benchmarks.workload import PREFETCH, QUIET, Document, Handle, SynchronousContender, compete, headers, type_name
+from benchmarks.roles import compete
+from benchmarks.workload import PREFETCH, QUIET, Document, Handle, SynchronousContender, headers, type_name
 
 
 class Pika(SynchronousContender):

@@ -15,7 +15,8 @@ from typing import Any
 from attrs import frozen
 from cattrs.preconf.json import make_converter
 
-from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, Told, compete
+from benchmarks.roles import compete
+from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, Told
 from rabbitevents import Bus, Plugin, Router, event
 
 REDIS = "RABBITEVENTS_BENCHMARK_REDIS"

@@ -11,7 +11,8 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 from benchmarks.contenders.python.orders import decode
-from benchmarks.workload import Contender, Document, Handle, Publish, compete, headers, type_name
+from benchmarks.roles import compete
+from benchmarks.workload import Contender, Document, Handle, Publish, headers, type_name
 
 
 class RawAioPika(Contender):

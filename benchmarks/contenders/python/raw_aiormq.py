@@ -11,7 +11,8 @@ import aiormq
 from aiormq.abc import DeliveredMessage
 
 from benchmarks.contenders.python.orders import decode
-from benchmarks.workload import Contender, Document, Handle, Publish, compete, headers, type_name
+from benchmarks.roles import compete
+from benchmarks.workload import Contender, Document, Handle, Publish, headers, type_name
 
 
 class RawAiormq(Contender):

@@ -16,7 +16,8 @@ from taskiq_aio_pika.exchange import Exchange
 from taskiq_aio_pika.queue import Queue
 
 from benchmarks.contenders.python.faststream_pydantic import OrderPlaced
-from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, compete, type_name
+from benchmarks.roles import compete
+from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, type_name
 
 
 class Taskiq(Contender):

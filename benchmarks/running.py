@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -29,8 +30,8 @@ class Plan:
     rounds: int
     seconds: float
     """About how long a role lasts."""
-    limit: float | None = None
-    """Seconds after which nothing more begins."""
+    limit: float = math.inf
+    """Seconds in which it has to be over: nothing begins that may last longer, going by the longest so far."""
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     """What is no part of it, and why."""
 
@@ -52,8 +53,8 @@ def measured(plan: Plan, console: Console) -> dict[str, Any]:
     began, load = time.monotonic(), os.getloadavg()[0]
     with stage(with_redis=any(case.name == "chain" for case in plan.cases)) as place:
         broker = place.version
-        deadline = None if plan.limit is None else began + plan.limit
-        _all(plan, place, run, console, deadline)
+        place.until = began + plan.limit
+        _all(plan, place, run, console, place.until)
     return {
         "machine": machine(),
         "broker": broker,
@@ -96,24 +97,28 @@ def _rounds(plan: Plan, run: Run) -> Iterator[tuple[int, Case, str, Trial]]:
                 yield number, case, name, trial
 
 
-def _all(plan: Plan, place: Stage, run: Run, console: Console, deadline: float | None) -> None:
+def _all(plan: Plan, place: Stage, run: Run, console: Console, deadline: float) -> None:
     """Do one trial after the other, until the time is over or somebody breaks it off: what is measured by then counts."""
     todo = list(_rounds(plan, run))
-    done, why = 0, "no time for it"
+    done, why, longest = 0, "no time for it", 0.0
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress, suppress(KeyboardInterrupt):
         bar = progress.add_task("", total=len(todo))
         for number, case, name, trial in todo:
-            if deadline is not None and time.monotonic() > deadline:
+            began = time.monotonic()
+            if began + longest > deadline:
                 break
             progress.update(bar, completed=done, description=f"round {number + 1}, {case.name}, {name}")
             why = "broken off before it"
             try:
                 run.figures += [figure | {"round": number} for figure in trial(place, plan.seconds)]
             except ContenderError as error:
+                if time.monotonic() > deadline:
+                    why = "no time for it"
+                    break
                 run.failed.append(f"{name}, {case.name}: {error}")
                 progress.console.print(f"{name}, {case.name}: {error}", highlight=False, markup=False)
-            done, why = done + 1, "no time for it"
+            done, why, longest = done + 1, "no time for it", max(longest, time.monotonic() - began)
     run.left_out |= {f"{name} in the case {case.name}": why for number, case, name, _ in todo[done:] if number == 0}
 
 

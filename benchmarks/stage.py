@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -66,6 +67,8 @@ class Stage:
     def __init__(self, node: RabbitNode, redis: RedisServer | None) -> None:
         self._node = node
         self._redis = redis
+        self.until = math.inf
+        """When, by `time.monotonic`, whoever still runs is killed."""
 
     @property
     def version(self) -> str:
@@ -75,7 +78,7 @@ class Stage:
     def place(self, contender: Contender, kind: str = "quorum") -> Generator[Place]:
         """Yield a virtual host with an exchange and a queue for one contender, gone afterwards."""
         url = self._node.add_vhost()
-        place = Place(self._node, self._redis, url, CLASSIC_QUEUE if kind == "classic" else QUEUE)
+        place = Place(self._node, self._redis, url, CLASSIC_QUEUE if kind == "classic" else QUEUE, self.until)
         try:
             if contender.declares and kind == "quorum":
                 place.run(contender, Work("declare", 0, 0))
@@ -119,6 +122,7 @@ class Place:
     redis: RedisServer | None
     url: str
     queue: str
+    until: float = math.inf
     held: int = 0
     """How many events must be in the queue."""
     patience: float = 10.0
@@ -131,7 +135,8 @@ class Place:
         environment = contender.environment()
         if self.redis is not None:
             environment[REDIS] = self.redis.url
-        result = run([*contender.command, *words], environment, patience=60 + work.total / 100)
+        patience = min(60 + work.total / 100, self.until - time.monotonic())
+        result = run([*contender.command, *words], environment, max(0.0, patience))
         if result.get("handled", work.total) != work.total or result.get("distinct", work.total) != work.total:
             raise ContenderError(
                 f"{result['handled']} events handled, {result['distinct']} differ, {work.total} expected"

@@ -77,7 +77,8 @@ make bench ARGS="--quick --json"    # a part of it, within a minute once all is 
 make bench ARGS=--page              # writes this page from the last run
 ```
 """
-CAUTION = "This was a quick run, with which no more than an impression can be had."
+QUICK = "This was a quick run, with which no more than an impression can be had."
+BUSY = "The machine did much else meanwhile: look at the CPU times, and little at rates and delays."
 
 
 def write(report: dict[str, Any], docs: Path) -> None:
@@ -107,8 +108,16 @@ def _head(report: dict[str, Any]) -> str:
         load=report["load"],
         seconds=report["role_seconds"],
         rounds="one round" if rounds == 1 else f"{rounds} rounds",
-        caution=CAUTION if report["quick"] else "",
+        caution=" ".join(_cautions(report)),
     )
+
+
+def _cautions(report: dict[str, Any]) -> Iterator[str]:
+    """Yield what keeps a run's figures from being trusted; by itself it keeps all processors busy, and a process more."""
+    if report["quick"]:
+        yield QUICK
+    if max(map(float, report["load"].split(" to "))) > 2 * report["machine"]["processors"]:
+        yield BUSY
 
 
 def _drawn(figures: Figures, plot: Plot) -> str:

@@ -31,7 +31,7 @@ def report(figures: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "at": "2026-11-26",
         "broker": "RabbitMQ 4.0.5",
-        "machine": {"text": "2 processors"},
+        "machine": {"processors": 2, "text": "2 processors"},
         "load": "0.1 to 0.2",
         "role_seconds": 3.0,
         "quick": False,
@@ -102,6 +102,12 @@ def test_the_page_has_every_figure_target_and_version_and_what_was_left_out(tmp_
     assert "| FastStream, pydantic | python 3.11.7 |" in text
     assert "* amqplib: node is not installed" in text
     assert "61,234" in (tmp_path / "performance" / "consume.svg").read_text()
+
+
+def test_the_page_of_a_run_on_a_busy_machine_says_so(tmp_path: Path) -> None:
+    page.write(report([]) | {"load": "0.5 to 7.1"}, tmp_path)
+
+    assert "The machine did much else meanwhile" in (tmp_path / "performance.md").read_text()
 
 
 def test_a_picture_of_an_earlier_run_does_not_stay(tmp_path: Path) -> None:

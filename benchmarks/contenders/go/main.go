@@ -262,11 +262,11 @@ func run(t told, c client) map[string]any {
 	return nil
 }
 
-func versions() map[string]string {
+func versions(who string) map[string]string {
 	found := map[string]string{"go": strings.TrimPrefix(runtime.Version(), "go")}
 	built, _ := debug.ReadBuildInfo()
 	for _, module := range built.Deps {
-		if strings.Contains(module.Path, "watermill") || strings.Contains(module.Path, "amqp091") {
+		if strings.Contains(module.Path, who) || strings.Contains(module.Path, "amqp091") {
 			found[module.Path[strings.Index(module.Path, "/")+1:]] = strings.TrimPrefix(module.Version, "v")
 		}
 	}
@@ -279,7 +279,7 @@ func main() {
 	log.SetFlags(0)
 	who, words := os.Args[1], os.Args[2:]
 	if words[0] == "versions" {
-		say(versions())
+		say(versions(who))
 		return
 	}
 	numbers := make([]int, 6)

@@ -15,6 +15,7 @@ from attrs import frozen
 from sqlalchemy import create_engine, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.schema import CreateSchema
 
 from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Fact, Plugin, Router, event, facts
 from rabbitevents.testing import EmbeddedBroker, Probe, running
@@ -318,6 +319,28 @@ async def test_missing_tables_are_said_at_start_with_what_makes_them(postgres: P
         async with running(Shop(Outbox(engine)).bus):
             pass
     await engine.dispose()
+
+
+@pytest.mark.parametrize("way", ["create", "sql"])
+@pytest.mark.parametrize("schema", [None, "Messaging"])
+async def test_postgresql_is_told_to_clear_the_outbox_soon(
+    postgres: PostgresServer, way: str, schema: str | None
+) -> None:
+    engine, tables = create_async_engine(postgres.url(database=postgres.database())), Tables(schema=schema)
+    async with engine.begin() as connection:
+        if schema is not None:
+            await connection.execute(CreateSchema(schema))
+        for statement in tables.sql("postgresql").split(";\n\n") if way == "sql" else ():
+            await connection.execute(text(statement or "SELECT 1"))
+    if way == "create":
+        await tables.create(engine)
+
+    async with engine.connect() as connection:
+        told = await connection.scalar(
+            text("SELECT reloptions FROM pg_class WHERE relname = 'rabbitevents_outbox' AND relkind = 'r'")
+        )
+    await engine.dispose()
+    assert "autovacuum_vacuum_threshold=2000" in told
 
 
 async def test_tables_of_another_version_are_said_at_start(engine: AsyncEngine) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
@@ -160,7 +161,7 @@ async def overhearing(engine: AsyncEngine) -> AsyncGenerator[psycopg.AsyncConnec
     """A connection of the test's own that listens where relays do."""
     url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as hears:
-        await hears.execute(f"LISTEN {Channel(engine, Tables()).name}")
+        await hears.execute(SQL("LISTEN {}").format(Identifier(Channel(engine, Tables()).name)))
         yield hears
 
 

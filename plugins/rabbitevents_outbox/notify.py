@@ -144,8 +144,15 @@ class Listener:
         """Take what is notified; return, or raise, when the connection is gone."""
         if self._is_asyncpg:
             gone = asyncio.Event()
-            driver.add_termination_listener(lambda *_: gone.set())
-            await driver.add_listener(self._channel.name, lambda *said: self._take(said[-1]))
+
+            def end(_connection: object) -> None:
+                gone.set()
+
+            def take(_connection: object, _pid: int, _channel: str, text: str) -> None:
+                self._take(text)
+
+            driver.add_termination_listener(end)
+            await driver.add_listener(self._channel.name, take)
             self._arrived.set()
             await gone.wait()
             return

@@ -20,6 +20,7 @@ from sqlalchemy.schema import CreateSchema
 from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Fact, Plugin, Router, event, facts
 from rabbitevents.testing import EmbeddedBroker, Probe, running
 from rabbitevents_outbox import Outbox, Tables, TransactionError
+from rabbitevents_outbox.clock import at
 from rabbitevents_outbox.shards import Shards
 from rabbitevents_outbox.window import Window
 from tests.bed.postgres import PostgresServer
@@ -402,6 +403,31 @@ async def test_of_an_entity_that_has_enough_rows_in_hand_no_more_are_read_before
 
 
 # --- what fails ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_entity_that_was_held_back_is_sent_in_order_though_a_backlog_is_being_read(
+    engine: AsyncEngine,
+) -> None:
+    table = Tables().outbox
+    row = table.c
+    async with async_sessionmaker(engine).begin() as session:
+        backlog = (OrderPriced(f"o-{n}" if n % 10 else "held", n) for n in range(3000))
+        await Outbox(engine).publish(session, *backlog)
+        first = await session.scalar(select(func.min(row.id)).where(row.entity == "order/held"))
+        failed = {"attempts": 1, "next_try_at": at(600)}
+        await session.execute(update(table).where(row.id == first).values(failed))
+
+    async with shop(engine, batch=20) as (here, _probe, sessions):
+        await eventually(lambda: len(here.got) > 300, "some of the others", 30)
+        async with sessions.begin() as session:
+            await session.execute(update(table).where(row.id == first).values(next_try_at=None))
+            await here.outbox.publish(
+                session, OrderPriced("o-last", 3000)
+            )  # the relay is woken, and reads from the start
+        await eventually(lambda: len(here.got) == 3001, "all events", 60)
+
+    held = [each.payload.price for each in here.got if each.payload.order_id == "held"]
+    assert held == list(range(0, 3000, 10))
 
 
 async def test_an_event_that_nobody_is_bound_for_waits_for_a_queue_and_holds_up_nobody(engine: AsyncEngine) -> None:

@@ -11,9 +11,10 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from rabbitevents import Check, ConfigurationError, Event, Host, Limits, Message, Plugin, Publish, Writer
+from rabbitevents import Check, ConfigurationError, Event, Finding, Host, Limits, Look, Message, Plugin, Publish, Writer
 from rabbitevents.arguments import Seconds, flag, instance, one_of, span, text, whole
 from rabbitevents_outbox.databases import AWAY, backend_of, reason
+from rabbitevents_outbox.diagnosis import diagnose
 from rabbitevents_outbox.notify import Channel, Notifier
 from rabbitevents_outbox.relay import Relay
 from rabbitevents_outbox.rows import Style, row_of, statement_of
@@ -146,6 +147,10 @@ class Outbox(Plugin):
     def health(self) -> Iterable[Check]:
         """Say whether the rows are sent, and how many are dead."""
         return () if self._relay is None else self._relay.checks()
+
+    async def diagnose(self, look: Look) -> Iterable[Finding]:
+        """Say which rows are dead, how long others wait, and whether no relay is there."""
+        return await diagnose(self.engine, self.tables, self.settings.shards)
 
     def busy(self) -> str:
         """Say how many rows are still to be sent."""

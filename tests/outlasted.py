@@ -39,6 +39,13 @@ LEASE: Final = 30.0
 
 AT_WORK: Final = "this process relays"
 
+LOOKS: Final = (
+    "SELECT *, clock_timestamp() FROM rabbitevents_outbox_lease",
+    "SELECT pid, state, wait_event, xact_start, left(query, 100) FROM pg_stat_activity WHERE datname IS NOT NULL",
+    "SELECT pid, mode, granted, relation::regclass FROM pg_locks",
+)
+"""What to look at where nobody takes over."""
+
 
 class Place:
     """A broker, a database, and who writes and listens there."""
@@ -214,7 +221,13 @@ async def suspended(told: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         on_its_way, began = here.ledger.missing, time.monotonic()
         say(f"a relay stands still for {LEASE + told.seconds:g} s")
         (other,) = [each for each in two if each is not victim]
-        await until(lambda: AT_WORK in other.said, "the other one", LEASE + 15)
+        try:
+            await until(lambda: AT_WORK in other.said, "the other one", LEASE + 15)
+        except TimeoutError:
+            for sql in LOOKS:
+                say(here.server.run(sql))
+            say(other.said)
+            raise
         taken_after = round(time.monotonic() - began, 1)
         await asyncio.sleep(max(0.0, began + LEASE + told.seconds - time.monotonic()))
         before = len(lines(victim))

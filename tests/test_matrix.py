@@ -31,6 +31,7 @@ cp reports/* "$seen"
 REPORT = """<testsuites><testsuite errors="0" failures="{failures}" skipped="2" tests="{tests}">
 <testcase classname="tests.test_a" name="test_it"/>{failed}<testcase time="0"/></testsuite></testsuites>"""
 FAILED = '<testcase classname="tests.test_a" name="test_other"><failure/></testcase>'
+OTHER = FAILED.replace("test_other", "test_another")
 
 
 class Checkout:
@@ -71,8 +72,9 @@ class Checkout:
     def fails(self, *, alone: bool) -> None:
         """Have 2 tests of every run fail from now on; alone, one of them still does, or none."""
         self.ends(1)
-        self.report("first", REPORT.format(failures=2, tests=42, failed=FAILED))
-        self.report("second", REPORT.format(failures=1, tests=2, failed="" if alone else FAILED))
+        again = (FAILED.replace("<failure/>", "") if alone else FAILED) + OTHER.replace("<failure/>", "")
+        self.report("first", REPORT.format(failures=2, tests=42, failed=FAILED + OTHER))
+        self.report("second", REPORT.format(failures=0 if alone else 1, tests=2, failed=again))
 
     def ends(self, status: int) -> None:
         """Have the tests end so from now on: 0 if all pass, 1 if not, 124 if they are broken off."""
@@ -238,6 +240,16 @@ def test_a_debian_that_does_not_come_up_was_not_seen_whatever_ran_in_it_before(c
     assert checkout.row("lowest")[2:] == ["", "", "", "", "not finished", "", "", ""]
     (checkout.folder / "does-not-boot").unlink()
     assert "lowest: " in checkout.matrix().stdout
+
+
+def test_what_there_was_no_time_to_run_again_has_failed(checkout: Checkout) -> None:
+    checkout.fails(alone=True)
+    checkout.report("second", REPORT.format(failures=0, tests=1, failed=FAILED.replace("<failure/>", "")))
+
+    checkout.matrix("lowest")
+
+    assert checkout.row("lowest")[-4:] == ["38", "1", "1", "2"]
+    assert checkout.seen["lowest"]["failed"] == ["test_a::test_another"]
 
 
 def test_a_run_whose_failures_were_not_run_again_is_not_finished(checkout: Checkout) -> None:

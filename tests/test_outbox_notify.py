@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from rabbitevents import ConfigurationError
 from rabbitevents.testing import running
-from rabbitevents_outbox import Outbox, Tables
+from rabbitevents_outbox import Outbox, Tables, notify
 from rabbitevents_outbox.notify import Channel
 from tests.bed.pgbouncer import PgBouncer
 from tests.bed.postgres import PostgresServer
@@ -27,9 +27,9 @@ from tests.shop import eventually
 from tests.test_outbox import OrderPriced, Shop, shop
 from tests.test_outbox_trouble import wait_for
 
-SELDOM = 60.0
-"""Seconds between two polls, so that what comes sooner was not found by one. All rows are read every 10 s, though: of
-`SEVERAL`, one after the other, at most one is found by that."""
+SELDOM = 600.0
+"""Seconds between two polls, and a tenth where one found something: what comes sooner was not found by one. All rows are
+read every 10 s, though: of `SEVERAL`, one after the other, few are found by that."""
 
 SEVERAL = 5
 
@@ -165,18 +165,21 @@ async def overhearing(engine: AsyncEngine) -> AsyncGenerator[psycopg.AsyncConnec
         yield hears
 
 
-async def test_of_many_commits_a_process_tells_at_most_once_in_ten_milliseconds(postgres: PostgresServer) -> None:
+async def test_however_many_commits_there_are_a_process_tells_once_in_a_while(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "PAUSE", 0.3)  # in place of 10 ms, which a NOTIFY may take on a busy machine
     async with database(postgres) as engine, overhearing(engine) as hears:
         writer, sessions = Outbox(engine, relay=False, wake="notify"), async_sessionmaker(engine)
         began = asyncio.get_running_loop().time()
-        for n in range(200):
+        for n in range(100):
             async with sessions.begin() as session:
                 await writer.publish(session, OrderPriced("o-1", n))
         took = asyncio.get_running_loop().time() - began
 
         heard = [each async for each in hears.notifies(timeout=1.0)]
 
-    assert 1 <= len(heard) <= took / 0.01 + 2
+    assert 2 <= len(heard) <= took / 0.3 + 2
 
 
 async def test_what_is_rolled_back_tells_nobody(postgres: PostgresServer) -> None:

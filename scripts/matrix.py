@@ -346,7 +346,8 @@ def main(names: list[str]) -> int:
     for cell in asked:
         if not names and not part and is_whole(seen.get(cell.name, {}), now):
             continue
-        seen = merged(seen_before(), cell, run(cell, part))  # another run may have been on another Debian meanwhile
+        saw = run(cell, part)
+        seen = merged(seen_before(), cell, saw)  # another run may have been on another Debian meanwhile
         SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
         PAGE.write_text(page(seen))
     PAGE.write_text(page(seen))

@@ -120,8 +120,14 @@ CELLS = (
 )
 
 # What runs inside. The tests' own settings forbid a cache; here it is what knows which tests to run once more.
+# The environment is copied before a cell changes it, and the next cell of that Debian begins with the copy.
 COMMANDS = """
-make --silent debian venv-dev
+make --silent debian
+if [[ -d /srv/venv ]]; then cp -a /srv/venv .venv; fi
+make --silent venv-dev
+rm -rf /srv/venv /srv/venv-new
+cp -a .venv /srv/venv-new
+mv /srv/venv-new /srv/venv
 if [[ -n '{packages}' ]]; then scripts/debian-packages {packages}; fi
 if [[ -n '{install}' ]]; then .venv/bin/python -m pip -qq --disable-pip-version-check install {install}; fi
 {first}

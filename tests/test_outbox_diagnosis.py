@@ -8,12 +8,18 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
-from rabbitevents_outbox import Outbox, Tables
+from rabbitevents_outbox import Outbox, Tables, diagnosis
 from rabbitevents_outbox.clock import at, now
 from rabbitevents_outbox.diagnosis import diagnose
 from rabbitevents_outbox.shards import Shards
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.test_outbox import OrderPriced, shop
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look may take longer here: the doctor has no more than 3 s for a plugin, and a busy machine takes as long."""
+    monkeypatch.setattr(diagnosis, "PATIENCE", 30.0)
 
 
 async def write(engine: AsyncEngine, *orders: str, shards: int = 1) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -140,8 +140,8 @@ async def test_a_listener_that_hears_nothing_is_given_up_and_the_poll_goes_on(
 ) -> None:
     name = postgres.database()
     with PgBouncer.before(postgres, name) as url:
-        told = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-        engine = create_async_engine(url, poolclass=NullPool, connect_args=told)
+        there = make_url(url).set(drivername="postgresql+psycopg")
+        engine = create_async_engine(there, poolclass=NullPool, connect_args={"prepare_threshold": None})
         await Tables().create(engine)
         busy = [await engine.connect() for _ in range(2)]
         async with shop(engine, wake="notify") as (here, _probe, sessions):

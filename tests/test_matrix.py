@@ -29,7 +29,8 @@ cp reports/* "$seen"
 """`scripts/in-debian` on a machine without root: it keeps what it was asked for, and the reports are there already."""
 
 REPORT = """<testsuites><testsuite errors="0" failures="{failures}" skipped="2" tests="{tests}">
-<testcase classname="tests.test_a" name="test_it"/>{failed}<testcase time="0"/><testcase classname="pytest" name="internal"><error/></testcase></testsuite></testsuites>"""
+<testcase classname="tests.test_a" name="test_it"/>{failed}
+<testcase time="0"/><testcase classname="pytest" name="internal"><error/></testcase></testsuite></testsuites>"""
 FAILED = '<testcase classname="tests.test_a" name="test_other"><failure/></testcase>'
 OTHER = FAILED.replace("test_other", "test_another")
 

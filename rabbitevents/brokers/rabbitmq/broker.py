@@ -18,8 +18,11 @@ from rabbitevents.brokers.rabbitmq.address import Address, addresses
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.declaring import declare, depth
 from rabbitevents.brokers.rabbitmq.link import Link, Restore
+from rabbitevents.brokers.rabbitmq.moving import handled, moving, stand_in, without
 from rabbitevents.brokers.rabbitmq.publisher import Publisher
+from rabbitevents.brokers.rabbitmq.registration import Source
 from rabbitevents.brokers.rabbitmq.subscriber import Subscriber
+from rabbitevents.brokers.rabbitmq.tags import mark
 from rabbitevents.errors import BrokerError, BrokerUnavailableError, NotSentError, TopologyError
 from rabbitevents.facts import Blocked, Report, Unblocked
 from rabbitevents.message import Message
@@ -53,6 +56,8 @@ class RabbitMQ:
         """What could not be declared, by name, as far as we were told last."""
         self._said: set[str] = set()
         """What was said to be used as it stands."""
+        self._moving: frozenset[str] = frozenset()
+        """The queues that were being made anew when we looked last: they are left alone."""
         self._subscribers: list[Subscriber] = []
         self._settings = Settings()
         self._report: Report | None = None
@@ -76,6 +81,7 @@ class RabbitMQ:
         self._subscribers.clear()
         self._refused.clear()
         self._said.clear()
+        self._moving = frozenset()
         self._topology = Topology()
         self._publisher = Publisher(
             in_flight=settings.in_flight, limits=settings.limits, prepare=self._prepare_publishing
@@ -156,7 +162,9 @@ class RabbitMQ:
     async def _declare(self, connection: Connection, topology: Topology) -> Mapping[str, TopologyError]:
         """Declare, and remember what could not be; say once what is used as it stands."""
         service = self._topology + topology
-        declared = await declare(connection, topology, passive=self._passive, service=service, said=self._said)
+        await self._note_moving(connection, handled(topology))
+        wanted = without(topology, self._moving)
+        declared = await declare(connection, wanted, passive=self._passive, service=service, said=self._said)
         for level, text in ((logging.INFO, declared.info), (logging.WARNING, declared.warning)):
             if text:
                 log.log(level, "%s", text)
@@ -186,12 +194,23 @@ class RabbitMQ:
         """Declare everything once; each consumer registers itself then."""
         await self._declare(connection, self._topology)
 
-    async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> None:
+    async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> Source:
         """Make sure that a queue can be consumed. What stands otherwise is this queue's trouble alone."""
-        if missing or queue in self._refused:
-            await self._declare(connection, self._topology.part(queue))
+        part, known = self._topology.part(queue), mark(self._topology, queue)
+        if not part.items:
+            await self._note_moving(connection, [queue])
+        elif missing or queue in self._refused or queue in self._moving:
+            await self._declare(connection, part)
+        if queue in self._moving:
+            return Source(await stand_in(connection, queue), known)
         if (refused := self._refused.get(queue)) is not None:
             raise refused
+        return Source(queue, known)
+
+    async def _note_moving(self, connection: Connection, queues: Sequence[str]) -> None:
+        """Look which queues are being made anew, and leave them alone."""
+        if queues:
+            self._moving = self._moving.difference(queues) | await moving(connection, queues)
 
     def _blocked(self, reason: str | None) -> None:
         if self._publisher is not None:

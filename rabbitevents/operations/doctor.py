@@ -74,7 +74,7 @@ async def examine(
     sites = [(url, Site(read_url(url, "the URL of a process's health", "http://host:8080"))) for url in health]
     bus_alone = bare(bus) if sites else unseen(bare(bus), "", "processes")
     async with visiting(broker) as (visits, visitor):
-        management = Management(_address(broker, visits), http, context=broker.context)
+        management = Management(address_of(broker, visits), http, context=broker.context)
         scene = msgspec.structs.replace(bus_alone, visits=visits, replicas=replicas)
         left = began + WITHIN - monotonic()
         scene, asked = await _seen(bus, scene, visitor, management, sites=sites, interval=interval, http_within=left)
@@ -140,7 +140,7 @@ def bare(bus: Bus) -> Scene:
     )
 
 
-def _address(broker: RabbitMQ, visits: Sequence[Visit]) -> Address:
+def address_of(broker: RabbitMQ, visits: Sequence[Visit]) -> Address:
     """Return the first of the URLs that leads to a broker; where none does, the first."""
     good = {visit.address for visit in visits if not visit.problem}
     return next((each for each in broker.addresses if str(each) in good), broker.addresses[0])

@@ -20,7 +20,7 @@ from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.states import Depth
-from rabbitevents.topology import Binding, Exchange, Queue, Topology, missing
+from rabbitevents.topology import Argument, Binding, Exchange, Queue, Topology, missing
 
 _REFUSALS: Final = (403, 404, 405, 406)
 """Codes that concern the one thing that was asked for."""
@@ -76,6 +76,33 @@ async def depth(connection: Connection, queue: str) -> Depth | None:
             raise
         return None
     return Depth(answer.message_count or 0, answer.consumer_count or 0)
+
+
+_VALUE = re.compile(r"^the value '(?P<value>.*)' of type '(?P<type>\w+)'$", re.DOTALL)
+
+
+async def probe(connection: Connection, item: Exchange | Queue) -> tuple[str, Argument | None, Argument | None] | None:
+    """Declare what stands once more, and return an argument that differs, what it is, and what is wanted.
+
+    None where it is as it is wanted. Of several that differ RabbitMQ says one, whichever. Raises `BrokerError`, with
+    403 where it may not be declared.
+    """
+    try:
+        await connection.ask(partial(_declared, item=item, passive=False), f"looking at {_name(item)}")
+    except BrokerError as error:
+        sides = _BOTH_SIDES.search(str(error))
+        if error.code != 406 or sides is None:
+            raise
+        return sides["what"], _value(sides["theirs"]), _value(sides["ours"])
+    return None
+
+
+def _value(said: str) -> Argument | None:
+    """Read a value as RabbitMQ says it: "the value '50' of type 'signedint'", "none", "'topic'"."""
+    found = _VALUE.match(said.strip())
+    if found is None:
+        return None if said.strip() == "none" else said.strip().strip("'")
+    return int(found["value"]) if found["value"].lstrip("-").isdecimal() else found["value"]
 
 
 class _Declaring:

@@ -66,17 +66,11 @@ def without(topology: Topology, queues: frozenset[str]) -> Topology:
     if not queues:
         return topology
     return Topology(
-        tuple(
-            item
-            for item in topology.items
-            if (item.queue if isinstance(item, Binding) else item.name) not in queues
-        )
+        tuple(item for item in topology.items if (item.queue if isinstance(item, Binding) else item.name) not in queues)
     )
 
 
-async def _stands(
-    connection: Connection, question: Callable[[AbstractChannel], Awaitable[Any]], name: str
-) -> bool:
+async def _stands(connection: Connection, question: Callable[[AbstractChannel], Awaitable[Any]], name: str) -> bool:
     """Say whether something is there. Whoever may not look at it is told it is: the looking that follows says more."""
     try:
         await connection.ask(question, f"looking at {name!r}")

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import msgspec
 
-from rabbitevents.topology import Binding, Queue, Topology
+from rabbitevents.topology import Binding, Topology
 
 GENERATION: Final = 1
 """What consumers know that this version makes: to leave a queue alone that is being made anew."""

@@ -7,6 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import quote
 
+from rabbitevents.brokers.rabbitmq.moving import MOVING
+from rabbitevents.operations.differences import (
+    of_exchange,
+    of_queue,
+    orphan_queues,
+    said,
+    stale_bindings,
+    wanted_bindings,
+)
 from rabbitevents.operations.effective import Setting
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingBinding, StandingQueue
@@ -16,15 +25,10 @@ from rabbitevents.topology import (
     DEAD_LETTER_LIMIT,
     DELAY_DUE,
     DELAY_LOST,
-    Arguments,
-    Binding,
     Exchange,
     Queue,
     due_exchange,
 )
-
-MOVING: Final = ".moving"
-"""How a queue is called that stands in for another one while that is made anew."""
 
 LEAST_LIMIT: Final = 20
 """Deliveries below which a few deploys and lost connections use up a limit: before RabbitMQ 4.3 each give-back counts."""
@@ -51,44 +55,23 @@ def otherwise(scene: Scene) -> Iterator[Finding]:
     for item in scene.needed.items:
         if isinstance(item, Queue) and item.name in scene.standing.queues:
             there = scene.standing.queues[item.name]
-            if there.kind != item.arguments.get("x-queue-type", "classic"):
+            differing = of_queue(item, there)
+            if any(each.argument == "type" for each in differing):
                 what = f"it is a {there.kind} queue: it does not outlive its node, and what is rejected may be lost"
-                yield Finding("wrong", item.name, what, "empty and delete it, so that it is declared anew")
-                continue
-            differing = _differing(item.arguments, there.arguments)
+                yield Finding("wrong", item.name, what, _ANEW)
+            elif differing:
+                grade: Grade = "risk" if all(each.argument in _HARMLESS for each in differing) else "wrong"
+                yield Finding(grade, item.name, f"other arguments: {said(differing)}", _ANEW)
+        elif isinstance(item, Exchange) and item.name in scene.standing.exchanges:
+            differing = of_exchange(item, scene.standing.exchanges[item.name])
             if differing:
-                grade: Grade = "risk" if all(name in _HARMLESS for name in differing) else "wrong"
-                yield Finding(grade, item.name, f"other arguments: {_sides(differing)}", _ANEW)
-        elif isinstance(item, Exchange) and item.kind is not None and item.name in scene.standing.exchanges:
-            exchange = scene.standing.exchanges[item.name]
-            differing = _differing(item.arguments, exchange.arguments)
-            if exchange.kind != item.kind:
-                differing = {"kind": (exchange.kind, item.kind), **differing}
-            if differing:
-                yield Finding(
-                    "wrong", item.name, f"other arguments: {_sides(differing)}", "have it deleted and declared anew"
-                )
-
-
-Differing = Mapping[str, tuple[object, object]]
-
-
-def _differing(wanted: Arguments, there: Arguments) -> Differing:
-    names = dict.fromkeys((*wanted, *there))
-    sides = {name: (there.get(name), wanted.get(name)) for name in names}
-    return {name: (stands, wants) for name, (stands, wants) in sides.items() if stands != wants}
-
-
-def _sides(differing: Differing) -> str:
-    return "; ".join(
-        f"{name} is {'not set' if stands is None else stands}, wanted is {'none' if wants is None else wants}"
-        for name, (stands, wants) in differing.items()
-    )
+                what = f"other arguments: {said(differing)}"
+                yield Finding("wrong", item.name, what, "have it deleted and declared anew")
 
 
 def unbound(scene: Scene) -> Iterator[Finding]:
     """Look for bindings that are not there: those events do not come."""
-    for queue, keys in _by_queue(_wanted(scene) - scene.standing.bindings).items():
+    for queue, keys in _by_queue(wanted_bindings(scene.needed) - scene.standing.bindings).items():
         if queue not in scene.missing and queue in scene.standing.queues:
             what = f"it is not bound to {keys}: those events do not come"
             yield Finding("wrong", queue, what, "restart the service: it makes its bindings when it starts")
@@ -96,10 +79,8 @@ def unbound(scene: Scene) -> Iterator[Finding]:
 
 def stale(scene: Scene) -> Iterator[Finding]:
     """Look for bindings of our queues that the code does not have: an event type that was dropped, or a changed pattern."""
-    queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
-    extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
     exchanges: dict[tuple[str, str], list[str]] = {}
-    for each in sorted(extra - _wanted(scene), key=lambda each: (each.target, each.routing_key, each.exchange)):
+    for each in stale_bindings(scene):
         exchanges.setdefault((each.target, each.routing_key), []).append(each.exchange)
     for (queue, key), names in exchanges.items():
         what = f"it is bound to {' and '.join(names)} by {key!r}, and no handler is called for that"
@@ -113,14 +94,8 @@ def stale(scene: Scene) -> Iterator[Finding]:
 
 def orphans(scene: Scene) -> Iterator[Finding]:
     """Look for queues under our routers' names that no code names: those of handlers that were renamed or removed."""
-    needed = {each.queue for each in scene.subscriptions} | {
-        *scene.needed.queues,
-        *(f"{name}{MOVING}" for name in scene.needed.queues),
-    }
-    for name, queue in sorted(scene.standing.queues.items()):
-        router = next((each for each in scene.routers if name.startswith(f"{each}.")), None)
-        if router is None or name in needed or name.endswith((".dead", MOVING)):
-            continue
+    for router, queue in orphan_queues(scene):
+        name = queue.name
         bound = [each for each in scene.standing.bindings if each.to_queue and each.target == name]
         keys = sorted({each.routing_key for each in bound if each.exchange == scene.exchange})
         gets = f"; it gets {', '.join(keys)}" if keys else ""
@@ -239,14 +214,6 @@ def moving(scene: Scene) -> Iterator[Finding]:
 
 
 # --- what is ours ----------------------------------------------------------------------------------------------------
-
-
-def _wanted(scene: Scene) -> frozenset[StandingBinding]:
-    return frozenset(
-        StandingBinding(item.exchange, item.queue, item.routing_key)
-        for item in scene.needed.items
-        if isinstance(item, Binding)
-    )
 
 
 def _by_queue(bindings: frozenset[StandingBinding]) -> Mapping[str, str]:

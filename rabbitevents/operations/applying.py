@@ -48,6 +48,7 @@ class Consumer(msgspec.Struct, frozen=True):
     ours: bool
     """Whether it is of this version of the library or a later one."""
     mark: str = ""
+    generation: int = 0
 
 
 async def consumers_of(http: Management, queue: str) -> list[Consumer]:
@@ -58,7 +59,9 @@ async def consumers_of(http: Management, queue: str) -> list[Consumer]:
         tag, channel = text(each.get("consumer_tag")), an_object(each.get("channel_details"))
         told = who(tag)
         peer = f"{text(channel.get('peer_host')) or '?'}:{channel.get('peer_port') or '?'}"
-        found.append(Consumer(tag, peer, False) if told is None else Consumer(tag, told.where, True, told.mark))
+        found.append(
+            Consumer(tag, peer, False) if told is None else Consumer(tag, told.where, True, told.mark, told.generation)
+        )
     return found
 
 

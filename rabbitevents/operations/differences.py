@@ -87,3 +87,8 @@ def orphan_queues(scene: Scene) -> Iterator[tuple[str, StandingQueue]]:
         router = next((each for each in scene.routers if name.startswith(f"{each}.")), None)
         if router is not None and name not in needed and not name.endswith((".dead", MOVING)):
             yield router, queue
+
+
+def is_moving(scene: Scene, queue: str) -> bool:
+    """Say whether a queue is being made anew: nothing about it is to be changed by anybody else."""
+    return f"{queue}{MOVING}" in scene.standing.queues

@@ -14,6 +14,7 @@ from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.operations.checks.topology import policies
 from rabbitevents.operations.differences import (
     Differs,
+    is_moving,
     of_exchange,
     of_queue,
     orphan_queues,
@@ -108,11 +109,6 @@ def blind(scene: Scene, *, probed: bool) -> tuple[Unseen, ...]:
 
 
 _OBJECTS: Final[Sight] = "objects"
-
-
-def is_moving(scene: Scene, queue: str) -> bool:
-    """Say whether a queue is being made anew: nothing about it is to be changed by anybody else."""
-    return f"{queue}{MOVING}" in scene.standing.queues
 
 
 def _missing(scene: Scene) -> Iterator[Change]:

@@ -70,7 +70,7 @@ class Altering:
 
     async def declare_queue(self, name: str, arguments: Arguments) -> None:
         """Declare a durable queue; 406 where it stands with other arguments."""
-        told = dict(arguments)
+        told: dict[str, Any] = dict(arguments)
         await self._ask(
             lambda channel: channel.queue_declare(name, durable=True, arguments=told), f"declaring queue {name!r}"
         )

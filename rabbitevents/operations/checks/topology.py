@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.operations.differences import (
+    is_moving,
     of_exchange,
     of_queue,
     orphan_queues,
@@ -47,6 +48,8 @@ def missing(scene: Scene) -> Iterator[Finding]:
         yield Finding("wrong", "queues", what, "start the service once (rabbitevents run) with a user that may declare")
         return
     for name, why in scene.missing.items():
+        if is_moving(scene, name):
+            continue
         yield Finding("wrong", name, why, "" if ":" in why else "start the service, with a user that may declare")
 
 
@@ -72,7 +75,7 @@ def otherwise(scene: Scene) -> Iterator[Finding]:
 def unbound(scene: Scene) -> Iterator[Finding]:
     """Look for bindings that are not there: those events do not come."""
     for queue, keys in _by_queue(wanted_bindings(scene.needed) - scene.standing.bindings).items():
-        if queue not in scene.missing and queue in scene.standing.queues:
+        if queue not in scene.missing and queue in scene.standing.queues and not is_moving(scene, queue):
             what = f"it is not bound to {keys}: those events do not come"
             yield Finding("wrong", queue, what, "restart the service: it makes its bindings when it starts")
 
@@ -118,7 +121,7 @@ def policies(scene: Scene) -> Iterator[Finding]:
         names = [f"policy {policy.name}"] if policy is not None else []
         names += [f"operator policy {operator.name}"] if operator is not None else []
         holds = scene.standing.holds(queue, scene.version)
-        for grade, what in _overridden(queue, holds):
+        for grade, what in overridden(queue, holds):
             yield Finding(grade, queue.name, f"{' and '.join(names)}: {what}", _exclude(scene, queue))
         timeout, limit = timeouts.get(queue.name), holds.get("consumer-timeout")
         if timeout is not None and limit is not None and timeout.total_seconds() * 1000 >= float(limit.value):
@@ -126,7 +129,8 @@ def policies(scene: Scene) -> Iterator[Finding]:
             yield Finding("wrong", queue.name, what, "raise it, or lower the handler's timeout=")
 
 
-def _overridden(queue: StandingQueue, holds: Mapping[str, Setting]) -> Iterator[tuple[Grade, str]]:
+def overridden(queue: StandingQueue, holds: Mapping[str, Setting]) -> Iterator[tuple[Grade, str]]:
+    """Yield what policies take from a queue, given what truly holds for it."""
     theirs = {key: setting.value for key, setting in holds.items() if setting.by.endswith("policy")}
     wants_all = queue.arguments.get("x-dead-letter-strategy") == "at-least-once"
     waits = "x-message-ttl" in queue.arguments

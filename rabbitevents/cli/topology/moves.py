@@ -1,0 +1,101 @@
+"""``rabbitevents topology migrate``, ``remove`` and ``move``: what changes a queue that stands."""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from typing import Final
+
+import click
+from rich.text import Text
+
+from rabbitevents import Bus
+from rabbitevents.cli.codes import CRASHED
+from rabbitevents.cli.console import one_line, out, say
+from rabbitevents.cli.loop import run
+from rabbitevents.cli.reference import BusReference, load_bus
+from rabbitevents.cli.seeing import HTTP, http_url
+from rabbitevents.cli.topology.group import YES, confirm, topology
+from rabbitevents.operations.moving.acting import Done, migrate
+from rabbitevents.operations.moving.beforehand import Outlook, outlook
+from rabbitevents.operations.planning import at_work
+
+WITHIN: Final = 600.0
+"""Seconds that consumers have by default to empty a queue."""
+
+
+@topology.command("migrate")
+@click.argument("reference", metavar="MODULE:BUS", type=BusReference())
+@click.argument("queue", metavar="QUEUE")
+@HTTP
+@click.option(
+    "--within",
+    metavar="S",
+    type=click.FloatRange(min=1),
+    default=WITHIN,
+    show_default=True,
+    help="Give up when its consumers have not emptied it after S seconds.",
+)
+@YES
+def migrate_(reference: str, queue: str, http: str | None, within: float, yes: bool) -> int:
+    """Make a handler's queue anew, with the arguments that the code wants.
+
+    Publishers and all other handlers go on; this one goes on too, and stands
+    still for two short waits. Events keep their order, and none is lost or
+    handled twice. Its consumers must be of this version of the library, and
+    they empty the queue. Broken off anywhere, run it again.
+    """
+    bus, told = load_bus(reference), http_url(http)
+    found = run(_outlook(bus, told, queue))
+    if not found.differs and not found.going_on:
+        out.print(f"{queue} is as the bus wants it")
+        return 0
+    for text in _about(found):
+        out.print(one_line(text))
+    if not yes:
+        confirm("Go on?" if found.going_on else "Make it anew?")
+    return run(_migrated(bus, told, found, within))
+
+
+async def _outlook(bus: Bus, http: str | None, queue: str) -> Outlook:
+    async with at_work(bus, http) as site:
+        return await outlook(site, queue)
+
+
+def _about(found: Outlook) -> list[str]:
+    name = found.wanted.name
+    lines = [f"{name}: {found.differs or 'is being made anew'}{f'; {found.depth}' if found.depth else ''}"]
+    if found.going_on:
+        lines.append("somebody has begun, and this goes on with it")
+    else:
+        lines.append(f"events wait in {name}.moving meanwhile")
+    if found.otherwise:
+        lines.append(
+            f"other code than this consumes it, at {', '.join(found.otherwise)}: if that wants it otherwise, it stands still "
+            "afterwards; deploy this code first"
+        )
+    return lines
+
+
+async def _migrated(bus: Bus, http: str | None, found: Outlook, within: float) -> int:
+    began, lost, seen = time.monotonic(), 0, ""
+    async with at_work(bus, http) as site, aclosing(migrate(site, found.wanted, within=within)) as steps:
+        async for each in steps:
+            if isinstance(each, Done):
+                lost += each.lost
+                put(each.step.what + (f"; {each.lost} messages were in it, and are gone" if each.lost else ""))
+            elif (text := str(each)) != seen:
+                seen = text
+                tell(f"waits until {each.queue} is empty: {text}")
+    put(f"done: {time.monotonic() - began:.0f} s, {lost} lost")
+    return CRASHED if lost else 0
+
+
+def put(text: str) -> None:
+    """Say what was done, and when."""
+    out.print(Text(f"{time.strftime('%H:%M:%S')}  {one_line(text)}"))
+
+
+def tell(text: str) -> None:
+    """Say what is waited for."""
+    say.print(Text(f"{time.strftime('%H:%M:%S')}  {one_line(text)}", "dim"))

@@ -108,9 +108,8 @@ async def migrated(place: Place, limit: int, steps: int = 1) -> str:
 
 async def all_handled(effects: Effects, number: int) -> None:
     """Wait until so many events have been handled: there is a backlog, and a retry comes after its wait."""
-    async with asyncio.timeout(60):
-        while len(effects.handled) < number:
-            await asyncio.sleep(0.1)
+    wanted = set(map(str, range(number)))
+    await eventually(lambda: wanted <= effects.handled.keys(), "all of them", 60)
 
 
 async def test_killed_after_each_step_and_run_again_it_ends_the_same_and_nothing_is_lost_twice_or_out_of_order(
@@ -129,7 +128,6 @@ async def test_killed_after_each_step_and_run_again_it_ends_the_same_and_nothing
     assert not [step for step in steps if "LOST" in step]
     assert [each for each in left.changes if each.name.startswith(QUEUE)] == []
     assert set(effects.handled.values()) == {1}
-    assert {str(number) for number in range(wanted)} <= effects.handled.keys()
     assert effects.tried == sorted(effects.tried)
     assert wanted > 1000
 
@@ -159,7 +157,6 @@ async def test_a_classic_queue_becomes_a_quorum_queue_with_replicas_that_start_b
     assert not [step for step in steps if "LOST" in step or "unbound again" in step]
     assert left.of("migrate") == ()
     assert set(effects.handled.values()) == {1}
-    assert {str(number) for number in range(wanted)} <= effects.handled.keys()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -214,11 +211,11 @@ async def test_a_policy_that_would_take_something_away_is_refused(place: Place, 
 async def test_a_queue_that_is_not_emptied_is_said_with_who_has_it_and_its_events_are_kept(place: Place) -> None:
     held = asyncio.Event()
 
-    async def hangs(reserved: object) -> None:
+    async def hangs(reserved: StockReserved) -> None:
         await held.wait()
 
     router = Router("inventory")
-    router.on(StockReserved, "payment.#", name="note")(hangs)
+    router.on(StockReserved, name="note")(hangs)
     async with Bus(place.url, router, plugins=[DeadLetter(), Retry()], grace=0) as bus:
         await bus.publish(StockReserved("o-1"))
         await eventually(lambda: bus.load[QUEUE].running == 1, "the handler")
@@ -226,8 +223,8 @@ async def test_a_queue_that_is_not_emptied_is_said_with_who_has_it_and_its_event
             wanted = site.wanted.queue(QUEUE)
             assert wanted is not None
 
-            with pytest.raises(BrokerError, match="is not empty after 1 s") as given_up:
-                async for _ in migrate(site, wanted, within=1, interval=0.3):
+            with pytest.raises(BrokerError, match="is not empty after 7 s") as given_up:
+                async for _ in migrate(site, wanted, within=7, interval=0.3):
                     pass
         await bus.publish(StockReserved("o-2"))
         waiting = await place.node.aqueue_counts(f"{QUEUE}.moving", place.url)

@@ -20,7 +20,7 @@ LOOKS: Final = 3
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """How a queue is that is waited for; None is what is not known."""
+    """How a queue is that is waited for; None is what is not known. Consumers are as AMQP says: HTTP shows some that are gone."""
 
     queue: str
     ready: int
@@ -45,7 +45,7 @@ async def look(site: Worksite, queue: str) -> Waiting:
     if depth is None:
         raise BrokerError(f"there is no queue {queue!r} any more: somebody else has deleted it", code=404)
     there = await numbers(site, queue)
-    return Waiting(queue, depth.ready, there.unacked, there.stuck, max(depth.consumers, there.consumers or 0))
+    return Waiting(queue, depth.ready, there.unacked, there.stuck, depth.consumers)
 
 
 async def numbers(site: Worksite, queue: str) -> StandingQueue:
@@ -74,7 +74,10 @@ async def until_empty(site: Worksite, queue: str, *, within: float, interval: fl
 
 async def _given_up(site: Worksite, seen: Waiting, within: float) -> str:
     who = ", ".join(sorted({each.where for each in await consumers_of(site.management, seen.queue)}))
-    why = f"its consumers are at {who}" if who else "nobody consumes it: start the service, which takes part in this"
+    if seen.consumers or who:
+        why = f"its consumers are at {who or 'places that the management API does not show yet'}"
+    else:
+        why = "nobody consumes it: start the service, which takes part in this"
     return (
         f"queue {seen.queue!r} is not empty after {within:g} s ({seen}); {why}. Nothing is lost, new events wait; run this "
         "again to go on"

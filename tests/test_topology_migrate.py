@@ -151,7 +151,7 @@ async def test_a_classic_queue_becomes_a_quorum_queue_with_replicas_that_start_b
             steps.append(step)
             if len(steps) % 4 == 2:
                 await replicas.enter_async_context(effects.service(place.url))
-        await all_handled(effects, wanted := publisher.published)
+        await all_handled(effects, publisher.published)
         left = await planned(shop(place.url), http=place.node.http_url)
 
     assert not [step for step in steps if "LOST" in step or "unbound again" in step]
@@ -232,3 +232,51 @@ async def test_a_queue_that_is_not_emptied_is_said_with_who_has_it_and_its_event
     assert f":{os.getpid()}. Nothing is lost" in str(given_up.value)
     assert "1 unacknowledged" in str(given_up.value)
     assert waiting.ready == 1
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+MODULE = """
+import os
+from tests.operating import shop
+
+bus = shop(os.environ["AMQP_URL"], delivery_limit=30)
+"""
+
+
+async def test_the_command_asks_says_each_step_and_goes_on_when_its_connection_breaks(
+    place: Place, tmp_path: Path
+) -> None:
+    async with shop(place.url):
+        pass
+    (tmp_path / "a_shop.py").write_text(MODULE)
+    command = [sys.executable, "-m", "rabbitevents", "topology", "migrate", "a_shop:bus", QUEUE]
+    told = {**environment(), "AMQP_URL": place.url, "PYTHONUNBUFFERED": "1"}
+    http = ["--http", place.node.http_url]
+
+    async def called(*words: str) -> tuple[int | None, str, str]:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *command, *http, *words, cwd=tmp_path, env=told, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
+        printed: list[str] = []
+        assert process.stdout is not None
+        while line := (await process.stdout.readline()).decode():
+            printed.append(line)
+            if "switched: what comes" in line:
+                await place.node.aclose_all_connections()
+        _, errors = await process.communicate()
+        return await process.wait(), "".join(printed), errors.decode()
+
+    code, asked, refused = await called()
+    done, printed, errors = await called("--yes")
+    again, nothing, _ = await called("--yes")
+
+    assert (code, done, again) == (2, 0, 0)
+    assert asked.splitlines()[0].startswith(f"{QUEUE}: x-delivery-limit is 50, wanted is 30; 0 ready")
+    assert "nobody is here to answer, and nothing was changed: say --yes" in refused
+    assert "goes on when it can" in errors
+    assert "switched back: what comes now waits in the new queue" in printed
+    assert printed.splitlines()[-1].split("  ")[1].endswith(" s, 0 lost")
+    assert nothing == f"{QUEUE} is as the bus wants it\n"
+    assert "guest:guest" not in printed + errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 import click
 from rich.text import Text
 
-from rabbitevents import Bus
+from rabbitevents import BrokerError, Bus
 from rabbitevents.cli.codes import CRASHED
 from rabbitevents.cli.console import one_line, out, say
 from rabbitevents.cli.loop import run
@@ -18,10 +19,17 @@ from rabbitevents.cli.seeing import HTTP, http_url
 from rabbitevents.cli.topology.group import YES, confirm, topology
 from rabbitevents.operations.moving.acting import Done, migrate
 from rabbitevents.operations.moving.beforehand import Outlook, outlook
+from rabbitevents.operations.moving.emptiness import NotEmptyError, Waiting
 from rabbitevents.operations.planning import at_work
 
 WITHIN: Final = 600.0
 """Seconds that consumers have by default to empty a queue."""
+
+PATIENCE: Final = 120.0
+"""Seconds without any progress after which a broker that is away is given up."""
+
+AGAIN: Final = 2.0
+"""Seconds before the next try."""
 
 
 @topology.command("migrate")
@@ -78,17 +86,33 @@ def _about(found: Outlook) -> list[str]:
 
 
 async def _migrated(bus: Bus, http: str | None, found: Outlook, within: float) -> int:
-    began, lost, seen = time.monotonic(), 0, ""
-    async with at_work(bus, http) as site, aclosing(migrate(site, found.wanted, within=within)) as steps:
-        async for each in steps:
-            if isinstance(each, Done):
-                lost += each.lost
-                put(each.step.what + (f"; {each.lost} messages were in it, and are gone" if each.lost else ""))
-            elif (text := str(each)) != seen:
-                seen = text
-                tell(f"waits until {each.queue} is empty: {text}")
+    """Do it to the end, also where the broker is away meanwhile."""
+    began, lost, progress = time.monotonic(), 0, time.monotonic()
+    while True:
+        try:
+            async with at_work(bus, http) as site, aclosing(migrate(site, found.wanted, within=within)) as steps:
+                async for each in steps:
+                    progress = time.monotonic()
+                    lost += _shown(each)
+            break
+        except NotEmptyError:
+            raise
+        except BrokerError as error:
+            if time.monotonic() - progress > PATIENCE:
+                raise
+            tell(f"{error}; goes on when it can")
+            await asyncio.sleep(AGAIN)
     put(f"done: {time.monotonic() - began:.0f} s, {lost} lost")
     return CRASHED if lost else 0
+
+
+def _shown(each: Done | Waiting) -> int:
+    """Show what was done, or what is waited for; return how many messages are gone."""
+    if isinstance(each, Waiting):
+        tell(f"waits until {each.queue} is empty: {each}")
+        return 0
+    put(each.step.what + (f"; {each.lost} messages were in it, and are gone" if each.lost else ""))
+    return each.lost
 
 
 def put(text: str) -> None:

@@ -155,6 +155,8 @@ def next_step(wanted: Queue, standing: Standing) -> Step | None:
 
 def _away(here: _There) -> Step | None:
     """Return a step of the first half: the queue that stands in takes over, and the old one is emptied and deleted."""
+    if here.is_there and not here.led_through and not here.straight:
+        raise ConfigurationError(f"nothing leads to queue {here.q!r}: rabbitevents topology apply binds it")
     if (step := _prepared(here)) is not None:
         return step
     if not here.is_there:
@@ -163,8 +165,6 @@ def _away(here: _There) -> Step | None:
         for each in here.straight:
             return Step(Unbind(each), "unbound again: somebody has bound it meanwhile, who does not know of this")
         return Step(Empty(here.q, here.standing.queues[here.q].kind), "the old queue is empty, and deleted")
-    if not here.led_through and not here.straight:
-        raise ConfigurationError(f"nothing leads to queue {here.q!r}: rabbitevents topology apply binds it")
     if here.is_switched:
         return Step(Bind(here.switch), "led to the old queue, for now")
     for each in here.straight:

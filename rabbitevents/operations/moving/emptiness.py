@@ -19,6 +19,10 @@ LOOKS: Final = 3
 """Looks in a row that see an empty queue, over two intervals of the broker's statistics."""
 
 
+class NotEmptyError(BrokerError):
+    """A queue was not empty in time; the text says what is in it, and who has it."""
+
+
 class Waiting(msgspec.Struct, frozen=True):
     """How a queue is that is waited for; None is what is not known. Consumers are as AMQP says: HTTP shows some that are gone."""
 
@@ -57,7 +61,7 @@ async def numbers(site: Worksite, queue: str) -> StandingQueue:
 async def until_empty(site: Worksite, queue: str, *, within: float, interval: float) -> AsyncGenerator[Waiting]:
     """Yield how a queue is, until it has been empty in `LOOKS` looks in a row, ``interval`` seconds apart.
 
-    Raises `BrokerError` after ``within`` seconds, which says what is in it still, and who has it.
+    Raises `NotEmptyError` after ``within`` seconds, which says what is in it still, and who has it.
     """
     now = asyncio.get_running_loop().time
     ends, in_a_row = now() + within, 0
@@ -68,7 +72,7 @@ async def until_empty(site: Worksite, queue: str, *, within: float, interval: fl
         if in_a_row == LOOKS:
             return
         if now() > ends and not in_a_row:
-            raise BrokerError(await _given_up(site, seen, within))
+            raise NotEmptyError(await _given_up(site, seen, within))
         await asyncio.sleep(interval)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import click
 from rich.text import Text
 
-from rabbitevents import BrokerError, Bus
+from rabbitevents import BrokerError, Bus, ConfigurationError
 from rabbitevents.cli.codes import CRASHED
 from rabbitevents.cli.console import one_line, out, say
 from rabbitevents.cli.loop import run
@@ -19,7 +19,9 @@ from rabbitevents.cli.seeing import HTTP, http_url
 from rabbitevents.cli.topology.group import YES, confirm, topology
 from rabbitevents.operations.moving.acting import Done, migrate
 from rabbitevents.operations.moving.beforehand import Outlook, outlook
+from rabbitevents.operations.moving.contents import move
 from rabbitevents.operations.moving.emptiness import NotEmptyError, Waiting
+from rabbitevents.operations.moving.removing import Removal, removal, remove
 from rabbitevents.operations.planning import at_work
 
 WITHIN: Final = 600.0
@@ -113,6 +115,73 @@ def _shown(each: Done | Waiting) -> int:
         return 0
     put(each.step.what + (f"; {each.lost} messages were in it, and are gone" if each.lost else ""))
     return each.lost
+
+
+@topology.command("remove")
+@click.argument("reference", metavar="MODULE:BUS", type=BusReference())
+@click.argument("queue", metavar="QUEUE")
+@HTTP
+@YES
+def remove_(reference: str, queue: str, http: str | None, yes: bool) -> int:
+    """Delete a queue of a handler that is gone, once nothing is in it.
+
+    Its name must begin as the bus's queues do, and no handler may have it, and
+    nobody consume it. What leads to it is unbound first, and printed: that is
+    the way back. A queue with anything in it is not deleted.
+    """
+    bus, told = load_bus(reference), http_url(http)
+    found = run(_removal(bus, told, queue, reference))
+    for link in found.links:
+        out.print(one_line(f"bound to {link.source} by {link.key!r}"))
+    if not yes:
+        confirm(f"Unbind {queue}, and delete it?")
+    run(_removed(bus, told, found))
+    return 0
+
+
+async def _removal(bus: Bus, http: str | None, queue: str, reference: str) -> Removal:
+    async with at_work(bus, http) as site:
+        try:
+            return await removal(site, queue)
+        except ConfigurationError as error:
+            raise ConfigurationError(str(error).replace("MODULE:BUS", reference)) from error
+
+
+async def _removed(bus: Bus, http: str | None, found: Removal) -> None:
+    async with at_work(bus, http) as site, aclosing(remove(site, found)) as steps:
+        async for each in steps:
+            put(each)
+
+
+@topology.command("move")
+@click.argument("reference", metavar="MODULE:BUS", type=BusReference())
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@YES
+def move_(reference: str, source: str, target: str, yes: bool) -> int:
+    """Move what is ready in one queue into another, in its order.
+
+    Nobody may consume the first one. Each message is confirmed in the second
+    before it is taken out of the first: broken off at any moment, nothing is
+    lost, and up to 400 may be in both.
+    """
+    bus = load_bus(reference)
+    if source == target:
+        raise click.UsageError("FROM and TO are one queue")
+    if not yes:
+        confirm(f"Move what is in {source} to {target}?")
+    put(f"done: {run(_moved(bus, source, target)):,} moved")
+    return 0
+
+
+async def _moved(bus: Bus, source: str, target: str) -> int:
+    said, moved = time.monotonic(), 0
+    async with aclosing(move(bus, source, target)) as numbers:
+        async for moved in numbers:
+            if time.monotonic() - said > 1:
+                said = time.monotonic()
+                tell(f"{moved:,} moved")
+    return moved
 
 
 def put(text: str) -> None:

@@ -26,6 +26,7 @@ _OURS: Final = {
     "doctor": "rabbitevents.cli.doctor:doctor",
     "explain": "rabbitevents.cli.explain:explain",
     "run": "rabbitevents.cli.service:run",
+    "top": "rabbitevents.cli.top:top",
     "topology": "rabbitevents.cli.topology:topology",
     "version": "rabbitevents.cli.versions:version",
 }
@@ -183,6 +184,7 @@ Examples:
   rabbitevents run shop.inventory:bus --workers 4  in four processes
   rabbitevents explain shop.inventory:bus          what is wired
   rabbitevents doctor shop.inventory:bus           what is wrong at its broker
+  rabbitevents top shop.inventory:bus              what goes on there
   rabbitevents topology plan shop.inventory:bus    what a start would change there
   rabbitevents demo                                a shop of services, without a broker
   rabbitevents completion --help                   let the shell complete all of this

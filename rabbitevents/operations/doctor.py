@@ -82,7 +82,7 @@ async def examine(
     here = next((visit for visit in visits if not visit.problem), visits[0])
     return Report(
         bus=bus.name,
-        broker=_named(here),
+        broker=named(here),
         address=here.address,
         vhost=here.vhost,
         http=f"{management} as {management.user}" if "objects" not in scene.unseen else "",
@@ -146,7 +146,8 @@ def address_of(broker: RabbitMQ, visits: Sequence[Visit]) -> Address:
     return next((each for each in broker.addresses if str(each) in good), broker.addresses[0])
 
 
-def _named(visit: Visit) -> str:
+def named(visit: Visit) -> str:
+    """Return what a broker says it is: product, version, platform and cluster."""
     said = visit.server
     words = [said.get("product", ""), said.get("version", ""), f"({said['platform']})" if "platform" in said else ""]
     return printable(" ".join([*filter(None, words), said.get("cluster_name", "")]).strip())

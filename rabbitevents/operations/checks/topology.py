@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
-from urllib.parse import quote
 
 from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.operations.differences import (
@@ -61,10 +59,10 @@ def otherwise(scene: Scene) -> Iterator[Finding]:
             differing = of_queue(item, there)
             if any(each.argument == "type" for each in differing):
                 what = f"it is a {there.kind} queue: it does not outlive its node, and what is rejected may be lost"
-                yield Finding("wrong", item.name, what, _ANEW)
+                yield Finding("wrong", item.name, what, _anew(scene, item.name))
             elif differing:
                 grade: Grade = "risk" if all(each.argument in _HARMLESS for each in differing) else "wrong"
-                yield Finding(grade, item.name, f"other arguments: {said(differing)}", _ANEW)
+                yield Finding(grade, item.name, f"other arguments: {said(differing)}", _anew(scene, item.name))
         elif isinstance(item, Exchange) and item.name in scene.standing.exchanges:
             differing = of_exchange(item, scene.standing.exchanges[item.name])
             if differing:
@@ -72,12 +70,19 @@ def otherwise(scene: Scene) -> Iterator[Finding]:
                 yield Finding("wrong", item.name, what, "have it deleted and declared anew")
 
 
+def _anew(scene: Scene, queue: str) -> str:
+    """Return the way to have a queue made anew: of a handler's there is a command."""
+    if any(each.queue == queue for each in scene.subscriptions):
+        return f"bring the bus into line with it, or rabbitevents topology migrate MODULE:BUS {queue}"
+    return _ANEW
+
+
 def unbound(scene: Scene) -> Iterator[Finding]:
     """Look for bindings that are not there: those events do not come."""
     for queue, keys in _by_queue(wanted_bindings(scene.needed) - scene.standing.bindings).items():
         if queue not in scene.missing and queue in scene.standing.queues and not is_moving(scene, queue):
             what = f"it is not bound to {keys}: those events do not come"
-            yield Finding("wrong", queue, what, "restart the service: it makes its bindings when it starts")
+            yield Finding("wrong", queue, what, "rabbitevents topology apply MODULE:BUS, or a start of the service")
 
 
 def stale(scene: Scene) -> Iterator[Finding]:
@@ -85,14 +90,10 @@ def stale(scene: Scene) -> Iterator[Finding]:
     exchanges: dict[tuple[str, str], list[str]] = {}
     for each in stale_bindings(scene):
         exchanges.setdefault((each.target, each.routing_key), []).append(each.exchange)
+    way_out = "once no older version of the service runs, rabbitevents topology apply MODULE:BUS --prune"
     for (queue, key), names in exchanges.items():
         what = f"it is bound to {' and '.join(names)} by {key!r}, and no handler is called for that"
-        words = f"destination_type=queue destination={queue} properties_key={quote(key, safe='') or '~'}"
-        command = shlex.join(["rabbitmqadmin", "-V", scene.vhost, "delete", "binding"])
-        commands = " && ".join(f"{command} source={name} {words}" for name in names)
-        yield Finding(
-            "risk", queue, what, f"once no older version of the service runs, which would bind it again: {commands}"
-        )
+        yield Finding("risk", queue, what, way_out)
 
 
 def orphans(scene: Scene) -> Iterator[Finding]:
@@ -109,7 +110,7 @@ def orphans(scene: Scene) -> Iterator[Finding]:
         else:
             what = f"nobody's: no handler of this bus has this queue, and nobody consumes it{gets}{ready}"
             old = name.removeprefix(f"{router}.")
-            way_out = f"renamed? on(..., name={old!r}) keeps it; removed? unbind it, look what is in it, and delete it"
+            way_out = f"renamed? on(..., name={old!r}) keeps it; removed? rabbitevents topology remove MODULE:BUS {name}"
             yield Finding("risk", name, what, way_out)
 
 
@@ -214,7 +215,7 @@ def moving(scene: Scene) -> Iterator[Finding]:
         if there is not None:
             wait = "" if there.ready is None else f"; {there.ready:,} wait here"
             what = f"{each.queue} is being made anew, or was and nobody went on{wait}"
-            yield Finding("risk", there.name, what, "go on with it: what is in here belongs to that queue")
+            yield Finding("risk", there.name, what, f"rabbitevents topology migrate MODULE:BUS {each.queue} goes on")
 
 
 # --- what is ours ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
@@ -117,7 +117,7 @@ async def _again(watch: Watch, before: Glance) -> Glance:
 
 
 @contextmanager
-def _keys() -> Iterator[None]:
+def _keys() -> Generator[None]:
     """Have keys as they are pressed, and not by the line."""
     before = termios.tcgetattr(sys.stdin)
     try:

@@ -91,7 +91,9 @@ def overriding(scene: Scene) -> tuple[Found, ...]:
     return tuple(each for each in found_by("D8", policies(scene)) if each.grade == "wrong")
 
 
-_BLIND: Final[tuple[tuple[Sight, str], ...]] = (
+_Blind = tuple[Sight, str]
+
+_BLIND: Final[tuple[_Blind, ...]] = (
     ("broker", "what is missing"),
     ("objects", "bindings"),
     ("objects", "queues that are nobody's"),
@@ -102,13 +104,11 @@ _BLIND: Final[tuple[tuple[Sight, str], ...]] = (
 def blind(scene: Scene, *, probed: bool) -> tuple[Unseen, ...]:
     """Return what could not be seen, and why."""
     found: dict[str, list[str]] = {}
-    for sight, about in (*_BLIND, *(() if probed else ((_OBJECTS, "arguments"),))):
+    arguments: tuple[_Blind, ...] = () if probed else (("objects", "arguments"),)
+    for sight, about in (*_BLIND, *arguments):
         if why := scene.unseen.get(sight):
             found.setdefault(why, []).append(about)
     return tuple(Unseen(tuple(about), why) for why, about in found.items())
-
-
-_OBJECTS: Final[Sight] = "objects"
 
 
 def _missing(scene: Scene) -> Iterator[Change]:

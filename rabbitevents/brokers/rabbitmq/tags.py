@@ -38,7 +38,7 @@ class Who(msgspec.Struct, frozen=True):
 def mark(topology: Topology, queue: str) -> str:
     """Return eight signs for what is declared for a queue, its arguments and its bindings: others, where that is other."""
     declared = topology.queue(queue)
-    arguments = sorted((declared.arguments if declared is not None else {}).items())
+    arguments = [] if declared is None else sorted(declared.arguments.items())
     bindings = sorted(
         (item.exchange, item.routing_key)
         for item in topology.items

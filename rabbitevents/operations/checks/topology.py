@@ -110,7 +110,9 @@ def orphans(scene: Scene) -> Iterator[Finding]:
         else:
             what = f"nobody's: no handler of this bus has this queue, and nobody consumes it{gets}{ready}"
             old = name.removeprefix(f"{router}.")
-            way_out = f"renamed? on(..., name={old!r}) keeps it; removed? rabbitevents topology remove MODULE:BUS {name}"
+            way_out = (
+                f"renamed? on(..., name={old!r}) keeps it; removed? rabbitevents topology remove MODULE:BUS {name}"
+            )
             yield Finding("risk", name, what, way_out)
 
 

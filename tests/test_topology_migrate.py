@@ -280,3 +280,39 @@ async def test_the_command_asks_says_each_step_and_goes_on_when_its_connection_b
     assert printed.splitlines()[-1].split("  ")[1].endswith(" s, 0 lost")
     assert nothing == f"{QUEUE} is as the bus wants it\n"
     assert "guest:guest" not in printed + errors
+
+
+# --- limits that differ ----------------------------------------------------------------------------------------------
+
+
+async def test_a_queue_that_differs_in_its_limits_alone_is_consumed_and_said_to_be_otherwise(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(place.url):
+        pass
+    effects = Effects()
+
+    async with effects.service(place.url, delivery_limit=30) as bus:
+        await bus.publish(StockReserved("1"))
+        await eventually(lambda: effects.handled["1"] == 1, "the event")
+        problems = [(check.name, check.degraded) for check in bus.health().problems]
+
+    assert problems == [(f"queue {QUEUE}", True)]
+    said = [record.message for record in caplog.records if "is used as it stands" in record.message]
+    assert len(said) == 1
+    assert "x-delivery-limit is 50; rabbitevents topology migrate MODULE:BUS inventory.note makes it anew" in said[0]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x-delivery-limit": 50}, {"x-dead-letter-exchange": "events.dead"}])
+async def test_a_queue_that_differs_in_more_than_limits_is_not_consumed(
+    place: Place, arguments: dict[str, object]
+) -> None:
+    await place.declared(QUEUE, arguments=arguments)
+    effects = Effects()
+
+    async with effects.service(place.url) as bus:
+        await place.put(QUEUE)
+        problems = [(check.name, check.degraded) for check in bus.health().problems]
+
+    assert problems == [(f"consumer {QUEUE}", False)]
+    assert (await place.node.aqueue_counts(QUEUE, place.url)).ready == 1

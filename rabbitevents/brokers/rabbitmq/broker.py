@@ -56,6 +56,8 @@ class RabbitMQ:
         """What could not be declared, by name, as far as we were told last."""
         self._said: set[str] = set()
         """What was said to be used as it stands."""
+        self._otherwise: dict[str, TopologyError] = {}
+        """What stands with other limits, by name, and is used as it is."""
         self._moving: frozenset[str] = frozenset()
         """The queues that were being made anew when we looked last: they are left alone."""
         self._subscribers: list[Subscriber] = []
@@ -82,6 +84,7 @@ class RabbitMQ:
         self._refused.clear()
         self._said.clear()
         self._moving = frozenset()
+        self._otherwise.clear()
         self._topology = Topology()
         self._publisher = Publisher(
             in_flight=settings.in_flight, limits=settings.limits, prepare=self._prepare_publishing
@@ -170,8 +173,10 @@ class RabbitMQ:
                 log.log(level, "%s", text)
         for name in topology.names:
             self._refused.pop(name, None)
+            self._otherwise.pop(name, None)
         self._refused.update({name: error for name, error in declared.refused.items() if not error.stands})
-        return declared.refused
+        self._otherwise.update({name: error for name, error in declared.refused.items() if _is_otherwise(error)})
+        return {**declared.refused, **{name: _anew(name) for name in self._moving.intersection(topology.queues)}}
 
     async def _restore_publishing(self, connection: Connection) -> None:
         connection.tap.on_blocked = self._blocked
@@ -274,6 +279,8 @@ class RabbitMQ:
             yield self._publisher.check()
         for subscriber in self._subscribers:
             yield subscriber.check()
+        for name, error in self._otherwise.items():
+            yield Check(f"queue {name}", ok=False, detail=str(error), degraded=True)
 
     @property
     def _links(self) -> list[Link]:
@@ -319,3 +326,14 @@ class RabbitMQ:
             for link in self._links:
                 if link.connection is not None:
                     link.connection.watch(moment)
+
+
+def _anew(queue: str) -> TopologyError:
+    """Say that a queue is being made anew: nothing of it was declared."""
+    text = f"queue {queue!r} is being made anew, and is used as it stands"
+    return TopologyError(text, name=queue, code=0, stands=True)
+
+
+def _is_otherwise(error: TopologyError) -> bool:
+    """Say whether something is used that stands with other limits."""
+    return error.stands and error.code == 406

@@ -36,6 +36,9 @@ _OR_ELSE: Final = {
     Binding: "",
 }
 
+_LIMITS: Final = ("x-delivery-limit", "x-max-length", "x-max-length-bytes")
+"""Arguments with which a queue keeps what it was given, whatever they are."""
+
 _BOTH_SIDES = re.compile(
     r"inequivalent arg '(?P<what>[^']+)' for [^:]*: received (?P<ours>.*) but current is (?P<theirs>.*)$", re.DOTALL
 )
@@ -100,11 +103,12 @@ async def probe(connection: Connection, item: Exchange | Queue) -> tuple[str, Ar
 
 
 def _value(said: str) -> Argument | None:
-    """Read a value as RabbitMQ says it: "the value '50' of type 'signedint'", "none", "'topic'"."""
+    """Read a value as RabbitMQ says it: "the value '50' of type 'signedint'", "'50'", "none", "topic"."""
     found = _VALUE.match(said.strip())
-    if found is None:
-        return None if said.strip() == "none" else said.strip().strip("'")
-    return int(found["value"]) if found["value"].lstrip("-").isdecimal() else found["value"]
+    value = said.strip().strip("'") if found is None else found["value"]
+    if value == "none":
+        return None
+    return int(value) if value.removeprefix("-").isdecimal() else value
 
 
 class _Declaring:
@@ -124,6 +128,8 @@ class _Declaring:
         self._unknown: list[str] = []
         """Bindings that could not be made, and may be there."""
         self._lacks: set[Lack] = set()
+        self._otherwise: list[str] = []
+        """What is said of queues that are used though they are otherwise."""
 
     async def look(self) -> None:
         """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
@@ -153,6 +159,32 @@ class _Declaring:
             refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
             if refused is not None:
                 self._note(item, refused)
+
+    async def _is_used_all_the_same(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:
+        """Say whether a queue that stands differs in limits alone: with other ones, too, it keeps what it was given."""
+        if not isinstance(item, Queue) or error.code != 406:
+            return False
+        arguments, differing, refused = dict(item.arguments), list[str](), error
+        while (sides := _BOTH_SIDES.search(str(refused))) is not None and sides["what"] in _LIMITS:
+            # RabbitMQ says one argument that differs: with its value in place of ours, the next one, if there is any.
+            value = _value(sides["theirs"])
+            arguments = {name: there for name, there in arguments.items() if name != sides["what"]}
+            arguments |= {} if value is None else {sides["what"]: value}
+            differing.append(f"{sides['what']} is {'not set' if value is None else value}")
+            wanted = Queue(item.name, arguments)
+            answer = await self._ask(partial(_declared, item=wanted, passive=False), f"looking at {_name(item)}")
+            if answer is None or len(differing) > len(_LIMITS):
+                break
+            refused = answer
+        else:
+            return False
+        text = (
+            f"{_name(item)} is used as it stands, which is not as this bus wants it: {', '.join(differing)}; "
+            f"rabbitevents topology migrate MODULE:BUS {item.name} makes it anew"
+        )
+        self._refused.setdefault(item.name, TopologyError(text, name=item.name, code=406, stands=True))
+        self._otherwise += [text] if self._is_news(item) else []
+        return True
 
     def _note_unbound(self, item: Binding) -> None:
         """Note that a queue cannot be bound to another team's exchange, since that is not there."""
@@ -233,7 +265,7 @@ class _Declaring:
                 "Whether they are there already, AMQP cannot say, and rabbitmqctl list_bindings does: without them, "
                 f"those events do not come. {self._remedy(self._lacks)}"
             )
-        return Declared(self._refused, info, warning)
+        return Declared(self._refused, info, "; ".join([*filter(None, [warning]), *self._otherwise]))
 
     def _not_made(self, item: Exchange | Queue, lacks: frozenset[Lack]) -> TopologyError:
         unknown = self.missing[item.name][1].code == 403

@@ -157,7 +157,7 @@ class _Declaring:
             self._note_unbound(item)
         elif not self._refused.keys() & self._made_of(item):
             refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
-            if refused is not None:
+            if refused is not None and not await self._is_used_all_the_same(item, refused):
                 self._note(item, refused)
 
     async def _is_used_all_the_same(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:

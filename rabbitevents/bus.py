@@ -271,7 +271,8 @@ class Bus:
         """Connect, declare, and begin to consume.
 
         Raises `ConfigurationError` for what was written wrong, and `BrokerUnavailableError` when no broker can be used.
-        A queue that exists with other arguments stops only itself: `health` and the log say so.
+        A queue that exists with other arguments stops only itself, and where only limits differ not even that: `health`
+        and the log say so.
         """
         if self._state != "new":
             raise ConfigurationError(f"this bus is {self._state}; a bus starts once, so make another one")

@@ -339,9 +339,9 @@ def test_a_tag_says_who_consumes_and_no_other_tag_does() -> None:
 # --- export ----------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_exported_can_be_imported_and_is_all_that_is_wanted(empty: Place, tmp_path: Path) -> None:
+async def test_what_is_exported_can_be_imported_and_is_all_that_is_wanted(empty: Place) -> None:
     waits = [(1.0, 1.0), (60.0, 80.0)]
-    file = tmp_path / "shop.json"
+    file = empty.node.layout.folder / "shop.json"  # where the node sees it, whatever system it is of
     file.write_text(json.dumps(definitions(wanted_of(shop(empty.url), waits), empty.vhost)))
 
     await empty.node.actl("import_definitions", str(file))
@@ -350,11 +350,9 @@ async def test_what_is_exported_can_be_imported_and_is_all_that_is_wanted(empty:
     assert said(found) == []
 
 
-async def test_an_import_over_other_arguments_changes_nothing_and_the_plan_still_says_so(
-    place: Place, tmp_path: Path
-) -> None:
+async def test_an_import_over_other_arguments_changes_nothing_and_the_plan_still_says_so(place: Place) -> None:
     bus = shop(place.url, delivery_limit=30)
-    file = tmp_path / "shop.json"
+    file = place.node.layout.folder / "shop.json"
     file.write_text(json.dumps(definitions(wanted_of(bus, ()), place.vhost)))
 
     await place.node.actl("import_definitions", str(file))

@@ -73,8 +73,19 @@ async def others(site: Worksite, stale: Iterable[Change]) -> list[str]:
     found: list[str] = []
     for queue in dict.fromkeys(each.name for each in stale):
         ours = mark(site.wanted.part(queue), queue)
-        found += _said(queue, [each for each in await consumers_of(site.management, queue) if each.mark != ours])
+        consumers = await consumers_of(site.management, queue)
+        found += _said(queue, [each for each in consumers if each.mark != ours])
+        found += await not_shown(site, queue, consumers)
     return found
+
+
+async def not_shown(site: Worksite, queue: str, consumers: Sequence[Consumer]) -> list[str]:
+    """Say that a queue has more consumers than the management API shows, which is a few seconds behind."""
+    depth = await site.visitor.depth(queue)
+    more = depth is not None and depth.consumers > len(consumers)
+    return (
+        [f"{queue} has a consumer that the management API does not show yet: try again in some seconds"] if more else []
+    )
 
 
 def _said(queue: str, consumers: Sequence[Consumer]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import msgspec
 from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.brokers.rabbitmq.tags import GENERATION, mark
 from rabbitevents.errors import BrokerError, ConfigurationError
-from rabbitevents.operations.applying import Consumer, consumers_of
+from rabbitevents.operations.applying import Consumer, consumers_of, not_shown
 from rabbitevents.operations.checks.topology import overridden
 from rabbitevents.operations.differences import is_moving, of_queue, said
 from rabbitevents.operations.moving.emptiness import Waiting, look
@@ -42,7 +42,8 @@ async def outlook(site: Worksite, queue: str) -> Outlook:
     if why := scene.unseen.get("objects"):
         raise BrokerError(f"this has to see what stands, and nothing was changed: {why}")
     consumers = await consumers_of(site.management, queue) if queue in scene.standing.queues else []
-    if problems := [*_strangers(consumers), *_missing(scene, queue), *_policies(scene, wanted)]:
+    hidden = await not_shown(site, queue, consumers)
+    if problems := [*_strangers(consumers), *hidden, *_missing(scene, queue), *_policies(scene, wanted)]:
         raise ConfigurationError(f"nothing was changed: {'; '.join(problems)}")
     ours = mark(site.wanted.part(queue), queue)
     there = scene.standing.queues.get(queue)

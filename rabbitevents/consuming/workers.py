@@ -123,7 +123,11 @@ class Workers:
         """Begin to consume. Raises `BrokerUnavailableError`."""
         self._broker = broker
         self._consumer = self._settling.consumer = await broker.consume(
-            self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=self._trusts
+            self.subscription.queue,
+            prefetch=self._options.prefetch,
+            deliver=self.deliver,
+            # Whose window opens is replaced by another consumer, and another process would be the active one meanwhile.
+            trusted=None if self._options.single_active_consumer else self._trusts,
         )
         if not self._stopping:
             for number in range(self._options.workers):

@@ -168,7 +168,8 @@ class RabbitMQ:
         await self._note_moving(connection, handled(topology))
         wanted = without(topology, self._moving)
         declared = await declare(connection, wanted, passive=self._passive, service=service, said=self._said)
-        for level, text in ((logging.INFO, declared.info), (logging.WARNING, declared.warning)):
+        warnings = ((logging.WARNING, text) for text in (declared.warning, declared.otherwise))
+        for level, text in ((logging.INFO, declared.info), *warnings):
             if text:
                 log.log(level, "%s", text)
         for name in topology.names:

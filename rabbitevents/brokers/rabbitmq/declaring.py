@@ -50,6 +50,8 @@ class Declared(msgspec.Struct, frozen=True):
     refused: dict[str, TopologyError]
     info: str = ""
     warning: str = ""
+    otherwise: str = ""
+    """What is said of queues that are used though their limits are other ones."""
 
 
 async def declare(
@@ -265,7 +267,7 @@ class _Declaring:
                 "Whether they are there already, AMQP cannot say, and rabbitmqctl list_bindings does: without them, "
                 f"those events do not come. {self._remedy(self._lacks)}"
             )
-        return Declared(self._refused, info, "; ".join([*filter(None, [warning]), *self._otherwise]))
+        return Declared(self._refused, info, warning, "; ".join(self._otherwise))
 
     def _not_made(self, item: Exchange | Queue, lacks: frozenset[Lack]) -> TopologyError:
         unknown = self.missing[item.name][1].code == 403

@@ -142,14 +142,14 @@ class LinkReset(Fault):
     """Every connection ends by RST, in the middle of whatever passes."""
 
     name, touches = "link-reset", "link"
-    links = 0
+    links = accepted = 0
 
     async def inflict(self, world: World) -> None:
-        self.links = world.proxy.connections
+        self.links, self.accepted = world.proxy.connections, world.proxy.accepted
         world.proxy.cut()
 
     async def observed(self, world: World) -> bool:
-        return self.links > 0
+        return self.links > 0 and await _comes(lambda: world.proxy.accepted > self.accepted, 20)
 
 
 class CutInMidFrame(Fault):

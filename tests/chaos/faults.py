@@ -93,7 +93,7 @@ class BrokerSuspended(Fault):
 class ConnectionsClosed(Fault):
     """The broker closes all connections."""
 
-    name, touches = "connections-closed", "link"
+    name, touches = "connections-closed", "broker"
     closed = 0
 
     async def inflict(self, world: World) -> None:
@@ -106,7 +106,7 @@ class ConnectionsClosed(Fault):
 class MemoryAlarm(Fault):
     """The broker runs short of memory, and blocks publishers for 2 s or more."""
 
-    name, touches = "memory-alarm", "alarm"
+    name, touches = "memory-alarm", "broker"
     at = 0.0
 
     async def inflict(self, world: World) -> None:

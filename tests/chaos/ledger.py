@@ -104,8 +104,10 @@ class Tail:
         return len(self.attempted.keys() - self.answered) + len(self.confirmed.keys() - self.done.keys())
 
     def flows(self, since: float) -> bool:
-        """Say whether an event that was confirmed after ``since`` was handled."""
-        return any(at > since and id in self.done for id, at in self.confirmed.items())
+        """Say whether an event that was confirmed after ``since`` was handled, and another handling has begun."""
+        return self.recovered(since) < math.inf and any(
+            at > since and id in self.done for id, at in self.confirmed.items()
+        )
 
     def recovered(self, since: float) -> float:
         """Return when, after ``since``, there was both a confirm and the beginning of a handling; infinite: not yet."""

@@ -192,7 +192,7 @@ class World:
             await connection.run_sync(EFFECTS.metadata.create_all)
         await engine.dispose()
 
-    async def flowing(self, since: float | None = None, seconds: float = 60) -> None:
+    async def flowing(self, since: float | None = None, seconds: float = 120) -> None:
         """Wait until an event that was confirmed after ``since`` (now) is handled. Raises TimeoutError."""
         since = time.monotonic() if since is None else since
         await until(lambda: self.tail.read().flows(since), "an event", seconds, every=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Final, Literal, cast
@@ -14,6 +15,9 @@ from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rabbitevents_eventstore.tables import EventTables, backend_of
+
+DEADLINE: Final = 10.0
+"""Seconds that a statement may take: a row that a page is being applied with is waited for."""
 
 Status = Literal["running", "paused", "stopped"]
 """What a projection does: it goes on, or somebody has paused it, or an event has stopped it."""
@@ -79,7 +83,7 @@ class Checkpoints:
         self._is_sqlite = backend_of(engine) == "sqlite"
 
     async def _execute(self, statement: Executable) -> CursorResult[Any]:
-        async with self._engine.connect() as connection:
+        async with asyncio.timeout(DEADLINE), self._engine.connect() as connection:
             return cast("CursorResult[Any]", await connection.execute(statement))
 
     def _at(self, seconds: float = 0.0) -> ColumnElement[Any]:

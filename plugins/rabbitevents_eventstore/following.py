@@ -117,16 +117,11 @@ class Following:
 
     async def run(self) -> None:
         """Follow until told to stop. Whatever happens, try again, and say so once."""
-        made = False
         while not self._stopping.is_set():
             try:
-                if not made:
-                    await self._checkpoints.make(self.name, self._projection.version)
-                    made = True
                 await self._term()
             except Exception as error:
                 # The database is away, or a defect: neither may end the only one that follows.
-                made = False
                 await self._try_again(error)
 
     async def _term(self) -> None:

@@ -21,6 +21,9 @@ Project = Callable[[Any, AsyncSession], Awaitable[None]]
 
 LONGEST_NAME: Final = 100
 
+_NO_EVENTS: Final[tuple[Any, ...]] = (Any, Event, Stored, object, type(None))
+"""Classes that say of no event that it is asked for. (Any is one, since Python 3.11.)"""
+
 _SUCH_AS: Final = "async def order_summary(event: OrderPlaced | OrderPaid, session: AsyncSession) -> None"
 
 _WAYS: Final[dict[Any, Callable[[Stored[Any]], Any]]] = {
@@ -134,7 +137,7 @@ def _wanted(hint: Any, where: str) -> tuple[tuple[type, ...], Callable[[Stored[A
     ways = {origin if (origin := get_origin(each)) in (Event, Stored) else None for each in _members(hint)}
     inner = [_members(get_args(each)[0]) if get_args(each) else (each,) for each in _members(hint)]
     classes = tuple(dict.fromkeys(cls for some in inner for cls in some))
-    if len(ways) != 1 or not all(isinstance(cls, type) and cls not in (Event, Stored, object) for cls in classes):
+    if len(ways) != 1 or not all(isinstance(cls, type) and cls not in _NO_EVENTS for cls in classes):
         raise ConfigurationError(
             f"{where}: its first parameter says which events it is given, and how: such as OrderPlaced | OrderPaid, "
             "Event[OrderPaid] or Stored[OrderPaid], or a list of those"

@@ -75,7 +75,7 @@ class Projections(Plugin):
     @asynccontextmanager
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
         """Look at the tables, and follow the store as long as the bus runs."""
-        await self._look()
+        await self._look(make=True)
         store, checkpoints = self.store, self.checkpoints
         self._at_work = [Following(store, each, checkpoints, self.lease, host.report) for each in self.projections]
         tasks = [asyncio.create_task(each.run(), name=f"projection {each.name}") for each in self._at_work]
@@ -91,12 +91,15 @@ class Projections(Plugin):
                 await asyncio.gather(*tasks, return_exceptions=True)
             self._at_work = []
 
-    async def _look(self) -> None:
+    async def _look(self, *, make: bool = False) -> None:
         """Raise `ConfigurationError` where the database cannot be used."""
         tables = self.store.tables
         try:
             async with asyncio.timeout(_DEADLINE), self.store.engine.connect() as connection:
                 await connection.run_sync(tables.check, tables.projections)
+            if make:
+                for each in self.projections:
+                    await self.checkpoints.make(each.name, each.version)
         except (DBAPIError, PoolTimeoutError, OSError) as error:
             raise ConfigurationError(
                 f"the projections' database {where(self.store.engine)} does not answer: {reason(error)}"

@@ -154,7 +154,7 @@ async def write(store: EventStore, events: int, kept: list[int], done: asyncio.E
         moved = [Moved(account, random.randrange(1000)) for _ in range(random.randint(1, 40))]
         appended = await store.append("account", account, moved, expected=ANY)
         kept.extend(each.position for each in appended)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
 
 
 async def projected(url: str, *, events: int, kills: int, batch: bool, pause: float = 0.3) -> Counts:
@@ -178,7 +178,7 @@ async def projected(url: str, *, events: int, kills: int, batch: bool, pause: fl
         done.set()
         await writing
         try:
-            await store.caught_up("totals", kept[-1], timeout=60)
+            await store.caught_up("totals", kept[-1], timeout=120)
         except Exception:
             print(*(each.said for each in processes), sep="\n", file=sys.stderr)
             raise

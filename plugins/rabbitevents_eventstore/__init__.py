@@ -16,6 +16,7 @@ from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindErr
 from rabbitevents_eventstore.following import ProjectionStopped
 from rabbitevents_eventstore.projection import Projection, projection
 from rabbitevents_eventstore.projections import Projections
+from rabbitevents_eventstore.rebuilding import Progress, RebuildError
 from rabbitevents_eventstore.store import EventStore, Transactional
 from rabbitevents_eventstore.stored import Stored
 from rabbitevents_eventstore.tables import EventTables
@@ -28,10 +29,12 @@ __all__ = [
     "EventStore",
     "EventTables",
     "Expected",
+    "Progress",
     "Projection",
     "ProjectionBehindError",
     "ProjectionStopped",
     "Projections",
+    "RebuildError",
     "StoreHeldBack",
     "StoreRestoredError",
     "Stored",

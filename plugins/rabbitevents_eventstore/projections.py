@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import ClassVar, Final
+from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -15,6 +16,7 @@ from rabbitevents.arguments import Seconds, instance, seconds, several
 from rabbitevents_eventstore.checkpoints import Checkpoints, standing
 from rabbitevents_eventstore.following import Following
 from rabbitevents_eventstore.projection import Projection
+from rabbitevents_eventstore.rebuilding import Progress, Rebuild
 from rabbitevents_eventstore.store import EventStore
 from rabbitevents_eventstore.tables import reason, where
 
@@ -69,6 +71,22 @@ class Projections(Plugin):
                 return each
         names = ", ".join(each.name for each in self.projections)
         raise ConfigurationError(f"there is no projection {name!r}: there are {names or 'none'}")
+
+    async def rebuild(
+        self, name: str, *, skip: Collection[UUID] = (), tell: Callable[[Progress], None] | None = None
+    ) -> Progress:
+        """Make a projection anew from all events, beside the one that is read, and let it take its place.
+
+        What is read stays as it is until then, and is kept going by whoever runs it. Both change places in one transaction,
+        in which the new one has caught up with the old one. It may take a higher version, or the same one again.
+
+        :param name: The projection's.
+        :param skip: Ids of events that are left out, since they cannot be applied.
+        :param tell: Is told how far it is, after each page.
+
+        Raises `RebuildError`, which leaves all as it was, and `ConfigurationError` where a newer version is live.
+        """
+        return await Rebuild(self.store, self.named(name), self.checkpoints, skip, tell or (lambda _: None)).run()
 
     # --- as a plugin ---
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, MetaData, Table, bindparam, text
+from sqlalchemy import Connection, Index, MetaData, Table, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
@@ -59,17 +59,29 @@ def beside(engine: AsyncEngine, tables: EventTables, its: tuple[Table, ...]) -> 
     return _Temporary(engine, its)
 
 
-def copies(its: tuple[Table, ...], schema: str) -> list[Table]:
-    """Return tables as they are in another schema, in the order of their making; what others they refer to stays."""
-    metadata = MetaData()
+def copies(engine: AsyncEngine, its: tuple[Table, ...], schema: str, *, others: str | None = None) -> list[Table]:
+    """Return tables as they are in another schema, in the order of their making.
+
+    Their indexes are called as they were. What else they refer to stays where it is, or is said to be in ``others``.
+    """
+    metadata = MetaData(naming_convention=its[0].metadata.naming_convention)
 
     def place(_table: Table, _to: str | None, constraint: Any, referred: str | None) -> str | None:
-        return schema if constraint.referred_table in its else referred
+        return schema if constraint.referred_table in its else others or referred
 
     for other in {key.column.table for table in its for key in table.foreign_keys} - set(its):
-        other.to_metadata(metadata)
-    names = {table.to_metadata(metadata, schema=schema, referred_schema_fn=place).fullname for table in its}
-    return [table for table in metadata.sorted_tables if table.fullname in names]
+        other.to_metadata(metadata, schema=others or other.schema)
+    made = [table.to_metadata(metadata, schema=schema, referred_schema_fn=place) for table in its]
+    for old, new in zip(its, made, strict=True):
+        names = {_key(index): engine.dialect.identifier_preparer.format_index(index) for index in old.indexes}
+        for index in new.indexes:
+            index.name = names[_key(index)].strip('"')
+    return [table for table in metadata.sorted_tables if table in made]
+
+
+def _key(index: Index) -> tuple[str, ...]:
+    """Return what tells an index from others of its table: what is generated for a name says the schema too."""
+    return ("unique" if index.unique else "", *(str(each).rpartition(".")[2] for each in index.expressions))
 
 
 class _InSchema:
@@ -79,7 +91,7 @@ class _InSchema:
         self._engine = engine
         self._schema = schema
         self._its = its
-        self._copies = copies(its, schema)
+        self._copies = copies(engine, its, schema)
         self._format = engine.dialect.identifier_preparer.format_table
         self._translated: dict[str | None, str | None] = {
             table.schema: schema for table in its if table.schema is not None
@@ -138,8 +150,8 @@ class _Temporary:
                 "rebuild: this SQLite has one connection, in memory, and what is built needs one of its own: use a file"
             )
         self._engine = engine
-        self._copies = copies(its, "temp")
-        self._new = copies(its, "main")
+        self._copies = copies(engine, its, "temp")
+        self._new = copies(engine, its, "main", others="main")
         self._connection: AsyncConnection | None = None
 
     @asynccontextmanager

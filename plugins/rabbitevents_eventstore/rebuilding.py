@@ -99,8 +99,8 @@ class Rebuild:
 
         Raises `RebuildError`, and `ConfigurationError` where a newer version is live.
         """
-        await self._begin()
         try:
+            await self._begin()
             async with self._beside.opened():
                 position = await self._swapped(await self._fill(0))
         except FailedError as failed:

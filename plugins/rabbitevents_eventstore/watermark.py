@@ -151,7 +151,9 @@ class Watermark:
             self.held_back = None
             return
         self._judge(self._wait, holders)
-        self.value = max(self.value, await self._without_holes(connection))
+        reached = await self._without_holes(connection)
+        if reached > self.value:  # and so drawn, be it since the last one was asked for
+            self.value, self.last = reached, max(last, reached)
 
     async def _last(self, connection: AsyncConnection) -> int:
         """Return the last position that was drawn. Raises `ConfigurationError` at a replica."""

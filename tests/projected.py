@@ -34,6 +34,8 @@ from tests.bed.postgres import PostgresServer
 from tests.committed import Process
 
 ACCOUNTS = 20
+BACKLOG = 500
+"""How far the writer may be ahead, so that at the end there is little to wait for."""
 
 
 @event("account.moved", entity="account", key="account")
@@ -154,7 +156,9 @@ async def write(store: EventStore, events: int, kept: list[int], done: asyncio.E
         moved = [Moved(account, random.randrange(1000)) for _ in range(random.randint(1, 40))]
         appended = await store.append("account", account, moved, expected=ANY)
         kept.extend(each.position for each in appended)
-        await asyncio.sleep(0.1)
+        while kept[-1] - await _position(store) > BACKLOG and not done.is_set():
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.02)
 
 
 async def projected(url: str, *, events: int, kills: int, batch: bool, pause: float = 0.3) -> Counts:

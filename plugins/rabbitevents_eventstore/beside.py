@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Index, MetaData, Table, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+from sqlalchemy.sql import quoted_name
 
 from rabbitevents import ConfigurationError
 from rabbitevents_eventstore.tables import EventTables, backend_of
@@ -70,12 +71,15 @@ def copies(engine: AsyncEngine, its: tuple[Table, ...], schema: str, *, others: 
         return schema if constraint.referred_table in its else others or referred
 
     for other in {key.column.table for table in its for key in table.foreign_keys} - set(its):
-        other.to_metadata(metadata, schema=others or other.schema)
+        if others is None:
+            other.to_metadata(metadata)
+        else:
+            other.to_metadata(metadata, schema=others)
     made = [table.to_metadata(metadata, schema=schema, referred_schema_fn=place) for table in its]
     for old, new in zip(its, made, strict=True):
         names = {_key(index): engine.dialect.identifier_preparer.format_index(index) for index in old.indexes}
         for index in new.indexes:
-            index.name = names[_key(index)].strip('"')
+            index.name = quoted_name(names[_key(index)].strip('"'), quote=None)
     return [table for table in metadata.sorted_tables if table in made]
 
 

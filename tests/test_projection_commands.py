@@ -87,8 +87,8 @@ def called(command: str, *arguments: str, bus: str = "bus") -> Result:
 
 
 def listed() -> dict[str, Any]:
-    (one,) = json.loads(called("list", "--json").stdout)
-    assert isinstance(one, dict)
+    found: list[dict[str, Any]] = json.loads(called("list", "--json").stdout)
+    (one,) = found
     return one
 
 

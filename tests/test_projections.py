@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from rabbitevents import Bus, ConfigurationError, Event, Fact, Plugin
+from rabbitevents import Bus, ConfigurationError, Event, Fact, Plugin, facts
 from rabbitevents.testing import running
 from rabbitevents_eventstore import (
     ANY,
@@ -304,6 +304,7 @@ async def test_an_event_that_fails_stops_its_projection_before_it(
     )
     (fact,) = [each for each in noted.facts if isinstance(each, ProjectionStopped)]
     assert fact == ProjectionStopped("totals", 1, positions[7], failed.id, "account.moved", "ValueError")
+    assert {each.projection for each in noted.facts if isinstance(each, facts.Projected)} == {"totals", "closings"}
 
 
 def _check(bus: Bus, name: str) -> Any:
@@ -453,6 +454,24 @@ async def test_a_statement_that_fails_stops_it_though_the_projection_goes_on(sto
 
     assert stopped.position == positions[1]
     assert await applied_to(store.engine) == positions[:2]
+
+
+async def test_a_doctor_finds_what_stands_and_tables_that_are_missing(store: EventStore) -> None:
+    look: Any = None
+    projections = Projections(store, [single])
+    await store.checkpoints.make("totals", 1)
+
+    healthy = list(await projections.diagnose(look))
+    await store.checkpoints.turn("totals", "running", "paused")
+    paused = list(await projections.diagnose(look))
+    async with store.engine.begin() as connection:
+        await connection.run_sync(store.tables.projections.drop)
+    missing = list(await projections.diagnose(look))
+
+    assert healthy == []
+    assert [(each.grade, each.where) for each in paused] == [("wrong", "projection totals")]
+    assert "paused" in paused[0].what
+    assert [(each.grade, each.where) for each in missing] == [("wrong", "Projections")]
 
 
 async def test_a_database_that_is_away_is_waited_for_with_one_line(

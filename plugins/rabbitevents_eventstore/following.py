@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from rabbitevents import Fact, LineFilter
+from rabbitevents import Fact, LineFilter, facts
 from rabbitevents.texts import cut, name_of, printable
-from rabbitevents_eventstore.checkpoints import Checkpoints, Hold, standing
+from rabbitevents_eventstore.checkpoints import STOPPED, Checkpoints, Hold, standing
 from rabbitevents_eventstore.errors import StoreRestoredError
 from rabbitevents_eventstore.projecting import FailedError, LostError, Projector
 from rabbitevents_eventstore.projection import Projection
@@ -27,6 +27,9 @@ STANDBY: Final = 1.0
 
 NOTING: Final = 0.25
 """Seconds between two notes of how far it is, where nothing of what it asks for comes."""
+
+TELLING: Final = 5.0
+"""Seconds between two facts that say how far it is."""
 
 LONG: Final = 30.0
 """Seconds of one page after which it is said to take long."""
@@ -96,6 +99,7 @@ class Following:
         self._seen = -1
         """How much news there was when it last found nothing left."""
         self._applying_since: float | None = None
+        self._told = -TELLING
         self._away_since: float | None = None
         self._failures = 0
 
@@ -132,6 +136,8 @@ class Following:
             found = await self._checkpoints.live(self.name)
             self._trouble = "" if found is None else standing(found, self._projection.version)
             self._is_ours = False
+            if found is not None and found.status == STOPPED:
+                self._tell(found.position, stopped=True)
             await self._wait(STANDBY)
             return
         self._trouble, self._is_ours = "", True
@@ -164,9 +170,11 @@ class Following:
                 self._applying_since = monotonic()
                 read = position = await self._projector.advance(self._hold, position, page)
                 self._applying_since = None
+                self._tell(position)
                 pause, noted = OFTEN, monotonic()
                 continue
             is_new, read = page.upto > read, page.upto
+            self._tell(read)
             if read > position and monotonic() - noted >= NOTING:
                 position = await self._projector.advance(self._hold, position, page)
                 noted = monotonic()
@@ -207,6 +215,13 @@ class Following:
         )
 
     # --- what is said of it ---
+
+    def _tell(self, position: int, *, stopped: bool = False) -> None:
+        """Say now and then how far it is."""
+        if monotonic() - self._told >= TELLING:
+            self._told = monotonic()
+            behind = max(0, self._store.watermark.last - position)
+            self._report(facts.Projected(self.name, behind, stopped))
 
     def _is_there(self) -> None:
         """Note that the database answers."""

@@ -88,7 +88,7 @@ class Projector:
             return await self._commit(hold, position, page)
         except Exception as error:
             # Whatever it is that a projection raises: it is found out which event it is.
-            if isinstance(error, LostError) or is_passing(error):
+            if not page.rows or isinstance(error, LostError) or is_passing(error):
                 raise
         for row in page.rows:
             if self._stopping():

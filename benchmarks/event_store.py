@@ -51,14 +51,14 @@ class Phase(NamedTuple):
     is_projection: bool = False
 
 
-RATE = (Figure("events/s", "rate"),)
-RATES = (*RATE, Figure("CPU us", "cpu_us", ".1f"))
+CPU = Figure("CPU us", "cpu_us", ",.1f")
+RATES = (Figure("events/s", "rate"), CPU)
 REBUILT = (*RATES, Figure("grown MB", "grown_mb", ".1f"))
-DELAYS = (Figure("p50 ms", "p50_ms", ".1f"), Figure("p99 ms", "p99_ms", ".1f"))
+DELAYS = (Figure("p50 ms", "p50_ms", ",.1f"), Figure("p99 ms", "p99_ms", ",.1f"), CPU)
 PHASES = (
-    Phase("appended by 1 writer", ("--phase", "append", "--writers", "1"), RATE, 2_000, 300),
-    Phase("appended by 8 writers", ("--phase", "append", "--writers", "8"), RATE, 8_000, 800),
-    Phase("appended by 20 writers", ("--phase", "append", "--writers", "20"), RATE, 8_000, 1_000),
+    Phase("appended by 1 writer", ("--phase", "append", "--writers", "1"), RATES, 2_000, 300),
+    Phase("appended by 8 writers", ("--phase", "append", "--writers", "8"), RATES, 8_000, 800),
+    Phase("appended by 20 writers", ("--phase", "append", "--writers", "20"), RATES, 8_000, 1_000),
     Phase("read", ("--phase", "read"), RATES, 50_000, 5_000),
     Phase("rebuilt by a projection", ("--phase", "rebuild"), REBUILT, 50_000, 1_000, is_projection=True),
     Phase("append to projection", ("--phase", "latency"), DELAYS, 1_000, 200, is_projection=True),

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.stores.workload import BLOCK, ENTITY, Contender, compete, document
 from rabbitevents import Bus, event
-from rabbitevents_eventstore import ANY, NEW, EventStore, Projection, Projections, projection
+from rabbitevents_eventstore import NEW, EventStore, Projection, Projections, projection
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ class RabbitEvents(Contender):
 
             async def append(number: int) -> None:
                 appended[number] = time.perf_counter()
-                await store.append("order", str(number), [OrderPaid(**document(number))], expected=ANY)
+                await store.append("order", str(number), [OrderPaid(**document(number))], expected=NEW)
 
             async with asyncio.TaskGroup() as tasks:
                 started = time.perf_counter() + 0.3

@@ -74,8 +74,9 @@ class Contender(ABC):
 def append(contender: Contender, told: argparse.Namespace) -> Document:
     """Append, and say how many a second."""
     contender.append(told.writers, told.writers * 5)  # connections are made
+    cpu = time.process_time()
     seconds = contender.append(told.writers, told.events)
-    return {"rate": told.events / seconds}
+    return {"rate": told.events / seconds, "cpu_us": (time.process_time() - cpu) / told.events * 1e6}
 
 
 def read(contender: Contender, told: argparse.Namespace) -> Document:
@@ -103,9 +104,11 @@ def rebuild(contender: Contender, told: argparse.Namespace) -> Document:
 
 def latency(contender: Contender, told: argparse.Namespace) -> Document:
     """Append at a steady rate, and see when each event is projected."""
+    cpu = time.process_time()
     delays = contender.latency(told.way, told.events, told.rate)[told.rate // 2 :]
+    spent = time.process_time() - cpu
     hundredths = statistics.quantiles(delays, n=100, method="inclusive")
-    return {"p50_ms": hundredths[49] * 1e3, "p99_ms": hundredths[98] * 1e3}
+    return {"p50_ms": hundredths[49] * 1e3, "p99_ms": hundredths[98] * 1e3, "cpu_us": spent / told.events * 1e6}
 
 
 def describe(contender: Contender, _told: argparse.Namespace) -> Document:

@@ -21,12 +21,13 @@ from rabbitevents.errors import (
 )
 from rabbitevents.events import Event, Metadata, event, upcast
 from rabbitevents.facts import Fact
+from rabbitevents.failures import BatchError
 from rabbitevents.fields import event_fields
 from rabbitevents.lines import LineFilter
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
 from rabbitevents.payload.codec import Codec
 from rabbitevents.payload.own import wire_type
-from rabbitevents.plugin import Consume, Host, Look, Plugin, Publish
+from rabbitevents.plugin import Consume, ConsumeBatch, Host, Look, Plugin, Publish
 from rabbitevents.properties import (
     Headers,
     HeaderValue,
@@ -36,7 +37,7 @@ from rabbitevents.properties import (
     encode_properties,
 )
 from rabbitevents.publishing.writer import Writer
-from rabbitevents.routing import Router, Subscription
+from rabbitevents.routing import Batch, Router, Subscription
 from rabbitevents.states import Check, Depth, Finding, Health, Load
 from rabbitevents.sync import SyncBus
 from rabbitevents.topology import Binding, Exchange, Queue, Topology
@@ -46,6 +47,8 @@ __all__ = [
     "ACK",
     "REJECT",
     "REQUEUE",
+    "Batch",
+    "BatchError",
     "Binding",
     "BrokerError",
     "BrokerUnavailableError",
@@ -55,6 +58,7 @@ __all__ = [
     "Codec",
     "ConfigurationError",
     "Consume",
+    "ConsumeBatch",
     "DecodeError",
     "Delivery",
     "Depth",

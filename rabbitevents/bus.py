@@ -31,9 +31,11 @@ from rabbitevents.configuration import (
     routers_of,
     ssl_context_of,
 )
+from rabbitevents.consuming.batches import Batches, published
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.factories import Factory, Provided, check_factory, check_kind
+from rabbitevents.consuming.keys import key_of
 from rabbitevents.consuming.workers import APPLICATION, Workers
 from rabbitevents.consuming.workforce import Workforce
 from rabbitevents.errors import BrokerError, ConfigurationError, TopologyError
@@ -42,9 +44,11 @@ from rabbitevents.facts import Fact
 from rabbitevents.loops import run_to_the_end
 from rabbitevents.message import Message
 from rabbitevents.plugin import (
+    Consume,
     Plugin,
     Publish,
     amending,
+    around_batches,
     at_work,
     check_order,
     check_without,
@@ -351,16 +355,37 @@ class Bus:
             stopping=lambda: self.stopping,
             patience=self.configuration.patience,
         )
+        chain, batches = self._way_in(subscription, plugins, dispatch)
         return Workers(
             subscription,
-            wrap(plugins, "consume", dispatch),
+            chain,
             forward=self._running.forward,
             amend=amending(plugins),
             report=self.report if self._observers else None,
             overdue=dispatch.overdue,
             may_reject=lambda: subscription.queue in self._keeps_rejected,
             consumer_timeout=self.configuration.consumer_timeout.total_seconds(),
+            key_of=key_of(subscription, dispatch.payload),
+            batches=batches,
         )
+
+    def _way_in(
+        self, subscription: Subscription, plugins: Sequence[Plugin], dispatch: Dispatch
+    ) -> tuple[Consume, Batches | None]:
+        """Return the chain that each delivery goes through; and where they meet, if they are handled together."""
+        batch = subscription.options.batch
+        if batch is None:
+            return wrap(plugins, "consume", dispatch), None
+        where = f"subscription {subscription.name!r}"
+        if batch.within > self.consumer_timeout.total_seconds() / 2:
+            raise ConfigurationError(
+                f"{where}: {batch} lets its first event wait for more than half of the consumer timeout "
+                f"({self.consumer_timeout.total_seconds():g} s), at whose end the broker takes it away"
+            )
+        single, together = around_batches(plugins, where)
+        whole = wrap(together, "batch", published(dispatch)) if together else dispatch.together
+        batches = Batches(subscription.name, batch, dispatch, whole)
+        return wrap(single, "consume", batches), batches
 
     async def _declare_topology(self) -> None:
         told = self.configuration

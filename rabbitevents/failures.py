@@ -7,13 +7,13 @@ event. The house shows the texts of its own errors in logs and health, and of al
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import cast
 
 from rabbitevents.arguments import Seconds, kind_of
 
-__all__ = ["Fatal", "RetryLater", "members"]
+__all__ = ["BatchError", "Fatal", "RetryLater", "members"]
 
 
 class Fatal(Exception):
@@ -44,6 +44,28 @@ class RetryLater(Exception):
             raise ValueError("RetryLater(nan): say seconds, or a timedelta")
         super().__init__(text or f"in {seconds:g} s")
         self.after: float = max(0.0, seconds)
+
+
+class BatchError(Exception):
+    """Which events of a batch failed, and of what: the others of it are done.
+
+    ``raise BatchError({3: error})``: the fourth event of the list failed. Each is tried again, or given up on, by itself.
+
+    :param errors: The exceptions by the index of their event in the list that the handler got.
+
+    Raises ValueError for what is no such mapping.
+    """
+
+    def __init__(self, errors: Mapping[int, BaseException]) -> None:
+        if not isinstance(cast("object", errors), Mapping) or not errors:
+            raise ValueError("BatchError: say the exceptions by index: BatchError({3: error})")
+        for index, error in errors.items():
+            if isinstance(index, bool) or not isinstance(cast("object", index), int):
+                raise ValueError(f"BatchError: an index is {kind_of(index)}: say the place in the list, from 0")
+            if not isinstance(cast("object", error), BaseException):
+                raise ValueError(f"BatchError: what is said of {index} is {kind_of(error)}: say an exception")
+        super().__init__(f"{len(errors)} of a batch failed")
+        self.errors: dict[int, BaseException] = dict(errors)
 
 
 def members(error: BaseException) -> Iterator[BaseException]:

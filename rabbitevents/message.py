@@ -318,6 +318,13 @@ def _text(value: HeaderValue, otherwise: str) -> str:
     return value if isinstance(value, str) else otherwise
 
 
+def again(delivery: Delivery, copy: Message) -> Delivery:
+    """Return a delivery as its ``copy`` would come back from a wait at the broker, still to be settled as it came."""
+    return msgspec.structs.replace(
+        delivery, raw=copy.properties, counted=0, fence=None, found=None, _properties=copy.properties, _id=None
+    )
+
+
 class Outcome(Enum):
     """What becomes of a delivery."""
 

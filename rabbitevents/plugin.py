@@ -25,6 +25,9 @@ T = TypeVar("T")
 Consume: TypeAlias = Callable[[Delivery], Awaitable[Settlement]]
 """The rest of the way in: what comes of a delivery."""
 
+ConsumeBatch: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[list[Settlement | BaseException]]]
+"""The rest of the way in for events that are handled together: what comes of each, or why it failed."""
+
 Publish: TypeAlias = Callable[[Message], Awaitable[None]]
 """The rest of the way out: returns when the broker has taken responsibility, or raises."""
 
@@ -185,6 +188,15 @@ class Plugin:
         """
         return await proceed(delivery)
 
+    async def batch(self, proceed: ConsumeBatch, deliveries: Sequence[Delivery]) -> list[Settlement | BaseException]:
+        """Do something around deliveries that are handled together; it stands in for `consume` where a handler takes batches.
+
+        For what does its work once for all of them, as a transaction does; it stands innermost. Left alone, `consume`
+        is called for each of them. ``await proceed(some)`` handles those, and returns for each, in their order, its
+        settlement or its failure. Where it raises, all of them are handled again one by one.
+        """
+        return await proceed(deliveries)
+
     async def publish(self, proceed: Publish, message: Message) -> None:
         """Do something around the publishing of a message; ``await proceed(message)`` is the publishing."""
         await proceed(message)
@@ -245,6 +257,21 @@ def wrap(
         # A partial, not a lambda: tenacity asks whether it is a coroutine function, and never awaits a lambda.
         chain = partial(getattr(plugin, hook), chain)
     return chain
+
+
+def around_batches(plugins: Sequence[Plugin], where: str) -> tuple[list[Plugin], list[Plugin]]:
+    """Return the plugins that go around each event of a batch, and those that go around the batch.
+
+    Raises `ConfigurationError` where one of the latter stands outside of one of the former.
+    """
+    single = [p for p in plugins if overrides(p, "consume") and not overrides(p, "batch")]
+    whole = [p for p in plugins if overrides(p, "batch")]
+    if single and whole and plugins.index(whole[0]) < plugins.index(single[-1]):
+        raise ConfigurationError(
+            f"{where} takes batches, and {_name(whole[0])} goes around the whole of one: put it inside {_name(single[-1])}, "
+            "which goes around each event"
+        )
+    return single, whole
 
 
 def amending(plugins: Sequence[Plugin]) -> Callable[[Delivery, Message], Message] | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
 
-from rabbitevents.arguments import Seconds, kind_of, span, whole, wrong
+from rabbitevents.arguments import Seconds, kind_of, seconds, span, whole, wrong
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type, is_event
 from rabbitevents.topics import LONGEST, check_pattern, overlaps
@@ -22,12 +22,55 @@ if TYPE_CHECKING:
 H = TypeVar("H", bound=Callable[..., Any])
 
 
+Ordered: TypeAlias = bool | Callable[[Any], Hashable | None]
+"""Whether the events of an entity are handled in order; or, in place of the entity, what a payload belongs to."""
+
+
+class Batch:
+    """How events come together for a handler that takes several of them at once.
+
+    ::
+
+        @orders.on(OrderPlaced, batch=Batch(size=100, within=0.2))
+        async def index(placed: list[OrderPlaced]) -> None: ...
+
+    :param size: How many at most, 2 to 1000.
+    :param within: How long the first one waits for others: seconds (0.2), or a timedelta.
+
+    Raises `ConfigurationError`.
+    """
+
+    __slots__ = ("size", "within")
+
+    def __init__(self, size: int = 100, within: Seconds = 0.2) -> None:
+        self.size: int = whole("Batch: size", size, least=2, most=1000, why="all of it is unsettled at a time")
+        self.within: float = seconds("Batch: within", within)
+
+    def __repr__(self) -> str:
+        return f"Batch(size={self.size}, within={self.within:g})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batch) and (self.size, self.within) == (other.size, other.within)
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.within))
+
+
 class Options(msgspec.Struct, frozen=True):
     """How a subscription works. ``timeout`` is for one handling."""
 
     concurrency: int = 10
     prefetch: int = 100
     timeout: timedelta | None = None
+    ordered: Ordered = False
+    """Whether the events of an entity, or of what the function returns for their payload, are handled one by one."""
+    batch: Batch | None = None
+    """How events come together, where the handler takes several at once; ``concurrency`` counts batches then."""
+
+    @property
+    def workers(self) -> int:
+        """How many events are in handlers' hands at a time."""
+        return self.concurrency if self.batch is None else self.concurrency * self.batch.size
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -114,6 +157,8 @@ class Router:
         concurrency: int | None = None,
         prefetch: int | None = None,
         timeout: Seconds | None = None,
+        ordered: Ordered = False,
+        batch: Batch | None = None,
         plugins: Iterable[Plugin] | Mapping[str, Plugin | None] = (),
     ) -> Callable[[H], H]:
         """Call the decorated function for each event of these classes or topic patterns. Returns it unchanged.
@@ -134,12 +179,20 @@ class Router:
         :param concurrency: How many events are handled at a time in this process: 10.
         :param prefetch: How many deliveries the broker sends ahead, 1 to 2000: 100, or ``concurrency`` where that is more.
         :param timeout: How long one handling may take: seconds, or a timedelta. By default there is no limit.
+        :param ordered: Whether the events of each entity are handled one after the other, in the order in which they come
+            to this process; those of others go on beside them. What waits for a retry holds up the later ones of its entity,
+            and nobody else. A function says in place of the entity what a payload belongs to:
+            ``ordered=lambda order: order.customer_id``; None is nothing.
+        :param batch: How several events come together for one call: the handler takes a ``list`` of them, and may return one
+            entry for each, None, an event or several. ``concurrency`` is the number of such calls at a time: 1. What fails is
+            each event's own matter: by `BatchError` those that it names; where the whole call fails, all are handled again
+            one by one, before anything is counted.
         :param plugins: Each stands in for the bus's plugin of the same role (or class, where it has none):
             ``[Retry(stop=stop_after_attempt(2))]``. By role, None leaves one out: ``{"retry": None}``.
 
         Raises `ConfigurationError`.
         """
-        options = _options(concurrency, prefetch, timeout)
+        options = _options(concurrency, prefetch, timeout, ordered, batch)
         classes, patterns = _sorted_out(events)
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
@@ -179,10 +232,12 @@ class Router:
             raise ConfigurationError(
                 f"router {self.name!r} has a handler {handler.name!r} already: give one of the two a name="
             )
+        if there.options.batch is not None or told.options.batch is not None:
+            raise ConfigurationError(f"queue {name!r} is shared by several handlers, and none of them can take batches")
         others = (told.options, told.plugins, told.without)
         if others not in ((there.options, there.plugins, there.without), (Options(), (), frozenset())):
             raise ConfigurationError(
-                f"queue {name!r} is shared: say its concurrency, prefetch, timeout and plugins at its first handler"
+                f"queue {name!r} is shared: say its concurrency, prefetch, timeout, ordered, batch and plugins at its first handler"
             )
         _check_shared(name, there.handlers, handler)
         self._subscriptions[name] = msgspec.structs.replace(there, handlers=(*there.handlers, handler))
@@ -205,13 +260,33 @@ def _check_name(what: str, name: object, such_as: str) -> None:
         )
 
 
-def _options(concurrency: int | None, prefetch: int | None, timeout: Seconds | None) -> Options:
+def _options(
+    concurrency: int | None, prefetch: int | None, timeout: Seconds | None, ordered: object, batch: object
+) -> Options:
     limit = None if timeout is None else span("on(...): timeout", timeout, positive=True)
-    workers = Options().concurrency if concurrency is None else whole("on(...): concurrency", concurrency)
-    ahead = max(Options().prefetch, workers)
+    if not isinstance(ordered, bool) and not callable(ordered):
+        raise wrong(
+            "on(...): ordered", ordered, "say True, or a function of the payload: lambda order: order.customer_id"
+        )
+    if batch is not None and not isinstance(batch, Batch):
+        raise wrong("on(...): batch", batch, "say Batch(size=100, within=0.2)")
+    usual = Options().concurrency if batch is None else 1
+    calls = usual if concurrency is None else whole("on(...): concurrency", concurrency)
+    workers = calls * (1 if batch is None else batch.size)
+    ahead = max(Options().prefetch, workers if batch is None else 2 * workers)
+    if batch is not None and workers > _WINDOW:
+        raise ConfigurationError(
+            f"on(...): concurrency={calls} batches of {batch.size} are more than {_WINDOW} events at a time"
+        )
     if prefetch is not None:
-        ahead = whole("on(...): prefetch", prefetch, most=2000, why="quorum queues let 2000 out at a time")
-    return Options(workers, ahead, limit)
+        ahead = whole("on(...): prefetch", prefetch, most=_WINDOW, why="quorum queues let 2000 out at a time")
+        if batch is not None and ahead < batch.size:
+            raise ConfigurationError(f"on(...): prefetch={ahead} lets no batch of {batch.size} come together")
+    return Options(calls, min(ahead, _WINDOW) if batch is not None else ahead, limit, ordered, batch)
+
+
+_WINDOW: Final = 2000
+"""How many deliveries a quorum queue lets out at a time, to one consumer."""
 
 
 def _own(plugins: Iterable[Plugin] | Mapping[str, Plugin | None]) -> tuple[tuple[Plugin, ...], frozenset[str]]:

@@ -106,6 +106,40 @@ class Topology(msgspec.Struct, frozen=True):
             tuple(item for item in self.items if (item.queue if isinstance(item, Binding) else item.name) in wanted)
         )
 
+    @property
+    def waves(self) -> tuple[tuple[Exchange | Queue | Binding, ...], ...]:
+        """The same things in waves: those of one may be declared side by side, once all that are before it stand.
+
+        Targets stand before sources there too: a binding comes after what it binds, and what hands messages on comes
+        after the bindings that they take from there.
+        """
+        after: dict[_Known, int] = {}
+        waves: dict[int, list[Exchange | Queue | Binding]] = {}
+        for item in self.items:
+            needs, known = _needs(item), _known_by(item)
+            wave = 1 + max((after.get(each, 0) for each in needs), default=0)
+            waves.setdefault(wave, []).append(item)
+            after.update({each: max(wave, after.get(each, 0)) for each in known})
+        return tuple(tuple(waves[number]) for number in sorted(waves))
+
+
+_Known = str | tuple[str, Argument | None]
+"""A thing's name, or what leads out of an exchange: by one routing key, or (None) by any."""
+
+
+def _known_by(item: Exchange | Queue | Binding) -> list[_Known]:
+    """Return what stands once ``item`` does."""
+    return [(item.exchange, item.routing_key), (item.exchange, None)] if isinstance(item, Binding) else [item.name]
+
+
+def _needs(item: Exchange | Queue | Binding) -> list[_Known]:
+    """Return what must stand before ``item`` does: what it binds, or where it hands messages on, and what that leads to."""
+    if isinstance(item, Binding):
+        return [item.queue, item.exchange]
+    arguments = item.arguments
+    exchange = str(arguments.get("x-dead-letter-exchange", arguments.get("alternate-exchange", "")))
+    return [exchange, (exchange, arguments.get("x-dead-letter-routing-key"))] if exchange else []
+
 
 def _identity(item: Exchange | Queue | Binding) -> tuple[object, ...]:
     if isinstance(item, Binding):

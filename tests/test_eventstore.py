@@ -326,6 +326,7 @@ async def test_a_live_reader_gets_what_comes(store: EventStore) -> None:
     await store.append("order", "2", [OrderPlaced("2")], expected=NEW)
     await eventually(lambda: len(got) == 2, "the second event")
     following.cancel()
+    await asyncio.wait({following})  # its connection is given back, while the loop runs
 
     assert got == [OrderPlaced("1"), OrderPlaced("2")]
 

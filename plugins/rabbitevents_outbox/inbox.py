@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, ClassVar, Final
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
@@ -16,6 +17,7 @@ from rabbitevents import (
     ACK,
     ConfigurationError,
     Consume,
+    ConsumeBatch,
     Delivery,
     Host,
     Outcome,
@@ -28,7 +30,7 @@ from rabbitevents import (
 )
 from rabbitevents.arguments import Seconds, instance, span
 from rabbitevents_outbox.databases import AWAY, reason, turn_of
-from rabbitevents_outbox.marks import Marks
+from rabbitevents_outbox.marks import Mark, Marks
 from rabbitevents_outbox.outbox import Outbox
 from rabbitevents_outbox.sessions import Pool, Unit
 from rabbitevents_outbox.tables import Tables
@@ -136,12 +138,70 @@ class Inbox(Plugin):
                     return await self._handle(proceed, unit, delivery)
             finally:
                 await unit.close()
+        return self._known(host, delivery, mark)
+
+    async def batch(self, proceed: ConsumeBatch, deliveries: Sequence[Delivery]) -> list[Settlement | BaseException]:
+        """Mark, handle, and commit what is handled together in one transaction, without the marks of those that failed.
+
+        Raises what the handling raises, and what the database does.
+        """
+        if self._host is None:
+            raise ConfigurationError("Inbox() has no bus: put it into Bus(plugins=[...])")
+        async with self._turn:
+            unit = self._pool.unit()
+            try:
+                marks = await unit.run(self._begin_all, unit, deliveries)
+                new = [delivery for delivery, mark in zip(deliveries, marks, strict=True) if mark == "new"]
+                answers = iter(await self._handle_all(proceed, unit, new) if new else [])
+            finally:
+                await unit.close()
+        return [
+            next(answers) if mark == "new" else self._known(self._host, delivery, mark)
+            for delivery, mark in zip(deliveries, marks, strict=True)
+        ]
+
+    def _begin_all(self, session: Session, unit: Unit, deliveries: Sequence[Delivery]) -> list[Mark]:
+        connection = unit.begun(session)
+        named = [each for each in deliveries if each.properties.message_id is not None]
+        for delivery in (each for each in deliveries if each.properties.message_id is None):
+            self._say_without_id(delivery)
+        marks = iter(
+            self._marks.make_all(connection, [each.id for each in named], deliveries[0].queue) if named else []
+        )
+        return ["new" if each.properties.message_id is None else next(marks) for each in deliveries]
+
+    async def _handle_all(
+        self, proceed: ConsumeBatch, unit: Unit, deliveries: list[Delivery]
+    ) -> list[Settlement | BaseException]:
+        token = _SESSION.set(unit.session)
+        try:
+            with collecting() as transaction:
+                answers = await proceed(deliveries)
+        finally:
+            _SESSION.reset(token)
+        failed = [
+            each
+            for each, answer in zip(deliveries, answers, strict=True)
+            if isinstance(answer, BaseException) or answer.outcome is not Outcome.ACK
+        ]
+        if len(failed) < len(deliveries):
+            await unit.run(self._unmark, [each.id for each in failed], deliveries[0].queue)
+            await unit.run(self._end, unit, transaction)
+            if transaction.wake is not None:
+                transaction.wake()
+        return answers
+
+    def _unmark(self, session: Session, ids: list[UUID], subscription: str) -> None:
+        if ids:
+            self._marks.unmake(session.connection(), ids, subscription)
+
+    def _known(self, host: Host, delivery: Delivery, mark: Mark) -> Settlement:
         if mark == "busy":
             return forward(delivery.replace(attempt=delivery.attempt, after=self._busy))
         host.report(facts.Duplicate(delivery.queue, delivery.type, str(delivery.id)))
         return ACK
 
-    def _begin(self, session: Session, unit: Unit, delivery: Delivery) -> str:
+    def _begin(self, session: Session, unit: Unit, delivery: Delivery) -> Mark:
         connection = unit.begun(session)
         if delivery.properties.message_id is None:
             self._say_without_id(delivery)

@@ -134,6 +134,13 @@ class Broker(Protocol):
         """Look at a queue without touching it; None if there is none of that name. Raises `BrokerError`."""
         ...
 
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in ``delay`` seconds, by the clock that waits at this broker go by.
+
+        There is no taking back: it looks whether it is still wanted.
+        """
+        ...
+
     def health(self) -> Iterable[Check]:
         """Say how every piece is that should be running."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
@@ -13,12 +13,20 @@ from rabbitevents.consuming.calls import awaitable
 from rabbitevents.consuming.current import CURRENT, Handling
 from rabbitevents.consuming.factories import Provided, make
 from rabbitevents.consuming.isolation import take_back_cancellations
-from rabbitevents.consuming.results import events_of
-from rabbitevents.consuming.signatures import Signature
+from rabbitevents.consuming.results import events_of, results_of
+from rabbitevents.consuming.signatures import Get, Signature
 from rabbitevents.consuming.threads import Threads
 from rabbitevents.consuming.work import WORK
-from rabbitevents.errors import DecodeError, NotSentError, OutcomeUnknownError, RefusedError
+from rabbitevents.errors import (
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    NotSentError,
+    OutcomeUnknownError,
+    RefusedError,
+)
 from rabbitevents.events import event_type
+from rabbitevents.failures import BatchError
 from rabbitevents.fields import event_fields
 from rabbitevents.message import ACK, REQUEUE, Delivery, Message, Outcome, Settlement
 from rabbitevents.payload.codec import Codec, read_document
@@ -45,11 +53,18 @@ class Invocation:
     """One handler, ready to be called."""
 
     def __init__(
-        self, handler: Handler, where: str, provided: Mapping[type, Provided], threads: Callable[[], Threads]
+        self,
+        handler: Handler,
+        where: str,
+        provided: Mapping[type, Provided],
+        threads: Callable[[], Threads],
+        *,
+        batch: bool = False,
     ) -> None:
         self.handler = handler
         self.where = where
-        signature = Signature(handler, where, provided)
+        signature = Signature(handler, where, provided, batch=batch)
+        self._shared = signature.shared
         self._takes_payload_only = signature.takes_payload_only
         self._positional = signature.positional
         self._keywords = signature.keywords
@@ -89,6 +104,19 @@ class Invocation:
             # Looked at while all of that is open: what is wrong is rolled back, and a lazy one may still ask for it.
             return None if result is None else events_of(result, self.where)
 
+    async def together(self, events: list[tuple[Received, Any]]) -> Any:
+        """Call a handler that takes batches with what was received and decoded; return what it returns."""
+
+        def value(get: Get) -> Any:
+            if get in self._shared:
+                return get(*events[0], made)
+            return [get(received, payload, made) for received, payload in events]
+
+        async with AsyncExitStack() as stack:
+            made = await make(stack, self._factories, events[0][0].delivery)
+            args = [value(get) for get in self._positional]
+            return await self._function(*args, **{name: value(get) for name, get in self._keywords.items()})
+
     def _call(self, received: Received, payload: Any, made: dict[type, Any]) -> Any:
         args = [get(received, payload, made) for get in self._positional]
         kwargs = {name: get(received, payload, made) for name, get in self._keywords.items()}
@@ -127,6 +155,7 @@ class Dispatch:
         stopping: Callable[[], bool],
         patience: float,
     ) -> None:
+        batch = subscription.options.batch is not None
         self._stopping = stopping
         self._name = subscription.name
         self._outward = outward
@@ -134,7 +163,8 @@ class Dispatch:
         self._chain = chain
         self._patience = patience
         self._invocations = [
-            Invocation(handler, _where(subscription, handler), provided, threads) for handler in subscription.handlers
+            Invocation(handler, _where(subscription, handler), provided, threads, batch=batch)
+            for handler in subscription.handlers
         ]
         self._bound_elsewhere = [each for each in self._invocations if each.handler.exchange is not None]
         self._some_read_nothing = not all(each.reads_payload for each in self._invocations)
@@ -142,6 +172,56 @@ class Dispatch:
         self._timeout = timeout.total_seconds() if timeout is not None else None
         self._known: dict[str, Invocation] = {}
         self._limits: set[asyncio.Timeout] = set()
+
+    def payload(self, delivery: Delivery) -> Any:
+        """Decode a delivery, as its handler would get it. Raises `DecodeError`."""
+        received = read(delivery)
+        return (self._known.get(received.type) or self._find(received)).payload(received)
+
+    async def together(self, deliveries: Sequence[Delivery]) -> list[list[Message] | BaseException]:
+        """Handle deliveries by one call; return for each what is to be published for it, or why it failed.
+
+        Raises what the handler raises, but for a `BatchError`.
+        """
+        came: dict[int, tuple[Received, Any]] = {}
+        found: list[list[Message] | BaseException] = [[] for _ in deliveries]
+        invocation = self._invocations[0]
+        for place, delivery in enumerate(deliveries):
+            try:
+                received = read(delivery) if invocation.reads_payload else glean(delivery)
+                came[place] = received, invocation.payload(received) if invocation.reads_payload else None
+            except DecodeError as error:
+                found[place] = error
+        if not came:
+            return found
+        places = list(came)
+        CURRENT.set(None)  # what is published in between belongs to none of them
+        try:
+            result = await self._limited(invocation.together(list(came.values())))
+        except BatchError as error:
+            _check_places(error, len(places), invocation.where)
+            result = None
+            for place, failure in error.errors.items():
+                found[places[place]] = failure
+        for place, events in zip(places, results_of(result, len(places), invocation.where), strict=True):
+            if events:
+                found[place] = self._prepared(came[place][0], events)
+        return found
+
+    def _prepared(self, received: Received, events: list[Any]) -> list[Message] | BaseException:
+        """Write what was returned for one event, caused by it."""
+        token = CURRENT.set(Handling(received, self._name, self._owner, self._chain))
+        try:
+            return self._outward.prepare_all(events)
+        except EncodeError as error:
+            return error
+        finally:
+            CURRENT.reset(token)
+
+    async def send_all(self, messages: list[Message]) -> BaseException | None:
+        """Publish; return the first failure."""
+        failed = await self._outward.send_all(messages, self._chain)
+        return failed[0][1] if failed else None
 
     async def __call__(self, delivery: Delivery) -> Settlement:
         """Handle a delivery. Raises `DecodeError` for one that cannot be read, and what the handler raises.
@@ -153,7 +233,7 @@ class Dispatch:
             return REQUEUE
         work = WORK.get()
         if work is not None and work.unpublished is not None:
-            return await self._publish(delivery, work.unpublished)
+            return await self.publish(delivery, work.unpublished)
         received = glean(delivery) if self._some_read_nothing else read(delivery)
         invocation = self._known.get(received.type) or self._find(received)
         if self._some_read_nothing and invocation.reads_payload:
@@ -164,7 +244,7 @@ class Dispatch:
             if self._timeout is None:
                 result = await invocation(received)
             else:
-                result = await self._limited(invocation, received)
+                result = await self._limited(invocation(received))
             if result is None:
                 return ACK
             messages = self._outward.prepare_all(events_of(result, invocation.where))
@@ -177,9 +257,9 @@ class Dispatch:
         finally:
             handling.ended = True
         await self._take_back_cancellations()
-        return await self._publish(delivery, messages)
+        return await self.publish(delivery, messages)
 
-    async def _publish(self, delivery: Delivery, messages: list[Message]) -> Settlement:
+    async def publish(self, delivery: Delivery, messages: list[Message]) -> Settlement:
         """Publish what the handler returned, and again what was not confirmed."""
         work = WORK.get()
         now = asyncio.get_running_loop().time
@@ -206,11 +286,11 @@ class Dispatch:
             work.unpublished, work.error = None, ""
         return ACK
 
-    async def _limited(self, invocation: Invocation, received: Received) -> Any:
+    async def _limited(self, handling: Awaitable[Any]) -> Any:
         async with asyncio.timeout(self._timeout) as limit:
             self._limits.add(limit)
             try:
-                return await invocation(received)
+                return await handling
             finally:
                 self._limits.discard(limit)
 
@@ -256,6 +336,12 @@ class Dispatch:
 
     def _first(self, fits: Callable[[Handler], bool]) -> Invocation | None:
         return next((each for each in self._invocations if fits(each.handler)), None)
+
+
+def _check_places(error: BatchError, number: int, where: str) -> None:
+    wrong = next((place for place in error.errors if not 0 <= place < number), None)
+    if wrong is not None:
+        raise ConfigurationError(f"{where} raised BatchError for index {wrong} of a batch of {number}") from error
 
 
 def _in_vain(delivery: Delivery, error: BaseException) -> Settlement:

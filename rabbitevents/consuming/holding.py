@@ -57,6 +57,9 @@ class Holding:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, work: Work) -> bool:
+        return work in self._held
+
     @property
     def full(self) -> bool:
         """Whether so many are held that nothing new is taken."""

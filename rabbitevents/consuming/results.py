@@ -84,6 +84,20 @@ def events_of(result: object, where: str) -> list[Any]:
     return found
 
 
+def results_of(result: object, number: int, where: str) -> list[list[Any]]:
+    """Return what a handler returned for each of ``number`` events. Raises `ConfigurationError` for anything else."""
+    if result is None:
+        return [[] for _ in range(number)]
+    entries = cast("list[object]", result) if isinstance(result, (list, tuple)) else None
+    if entries is None or len(entries) != number:
+        what = type(result).__name__ if entries is None else f"{type(result).__name__} of {len(entries)}"
+        raise ConfigurationError(
+            f"{where} returned a {what} for a batch of {number}; it returns None, or a list with one entry for each event: "
+            "None, an event, or an iterable of events"
+        )
+    return [[] if each is None else events_of(each, where) for each in entries]
+
+
 def _is_payload_or_event(value: object) -> bool:
     return is_event(type(value)) or isinstance(value, Event)
 

@@ -37,9 +37,15 @@ def _get_delivery(received: Received, payload: Any, made: Mapping[type, Any]) ->
 
 
 class Signature:
-    """What a handler's parameters ask for. Raises `ConfigurationError` for one that nobody can serve."""
+    """What a handler's parameters ask for. Raises `ConfigurationError` for one that nobody can serve.
 
-    def __init__(self, handler: Handler, where: str, provided: Mapping[type, Provided]) -> None:
+    One that takes a ``batch`` is asked for lists of what others ask for: each `Get` is called for each event then, but
+    for those in ``shared``, which are the same for all of them.
+    """
+
+    def __init__(self, handler: Handler, where: str, provided: Mapping[type, Provided], *, batch: bool = False) -> None:
+        self._batch = batch
+        self.shared: set[Get] = set()
         self.positional: list[Get] = []
         self.keywords: dict[str, Get] = {}
         self.factories: dict[type, Factory] = {}
@@ -53,7 +59,8 @@ class Signature:
         self._provided = provided
         self._taken: list[tuple[type, ...] | None] = []
         found = shape(handler.function, where)
-        check_result(handler.function, found.result, where)
+        if not batch:  # which returns a list with something for each: looked at when it does
+            check_result(handler.function, found.result, where)
         self.promises: bool = promises(found.result)
         """Whether a plain function says that what it returns is to be awaited."""
         for parameter, hint in found.parameters:
@@ -63,9 +70,17 @@ class Signature:
         self._check_sees_something(found.parameters)
 
     def _ask(self, parameter: inspect.Parameter, hint: Any) -> None:
-        get = self._serve(parameter, hint)
+        several = self._batch and get_origin(hint) is list
+        get = self._serve(parameter, get_args(hint)[0] if several else hint)
         if get is None:
             return
+        if self._batch and not several:
+            if get in (get_payload, _get_envelope, _get_delivery):
+                raise ConfigurationError(
+                    f"{self._where} takes batches, and its parameter {_named(parameter, hint)} takes one: ask for "
+                    f"list[{shown(hint)}]"
+                )
+            self.shared.add(get)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             self.keywords[parameter.name] = get
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from contextvars import ContextVar
 from enum import Enum
 
@@ -46,6 +47,10 @@ class Work(msgspec.Struct, eq=False):
     error: str = ""
     """Why it is held, or why what its handler returned is not published yet."""
     timer: asyncio.TimerHandle | None = None
+    key: Hashable | None = None
+    """Whose turn it waits for, or has, where its subscription keeps an order."""
+    again: Delivery | None = None
+    """What is handled next in its place: the copy of it that would have come back from a wait at the broker."""
 
 
 WORK: ContextVar[Work | None] = ContextVar("rabbitevents_work", default=None)

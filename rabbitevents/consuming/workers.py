@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
 from typing import Any, Final
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
+from rabbitevents.consuming.batches import Batches
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.holding import Holding
 from rabbitevents.consuming.isolation import isolated, take_back_cancellations
+from rabbitevents.consuming.lanes import KeyOf, Lanes
 from rabbitevents.consuming.settling import Settling
 from rabbitevents.consuming.slices import Slices
 from rabbitevents.consuming.work import WORK, State, Work
 from rabbitevents.errors import DecodeError
 from rabbitevents.facts import Fact, Paused, Report, Resumed, Stale
-from rabbitevents.message import ACK, Channel, Delivery, Message, Settlement
+from rabbitevents.message import ACK, Channel, Delivery, Message, Settlement, again
 from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
 from rabbitevents.states import Check, Load
@@ -49,7 +51,7 @@ class Workers:
 
     ``forward`` publishes a copy of a delivery; ``amend`` is what plugins do to it before. ``may_reject`` says whether the
     queue keeps what is rejected. ``overdue`` counts the handlers that do not end. ``consumer_timeout`` is the broker's,
-    in seconds.
+    in seconds. With ``key_of``, of the deliveries of one key one at a time is handled, in their order.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Workers:
         overdue: Callable[[], int],
         may_reject: Callable[[], bool],
         consumer_timeout: float,
+        key_of: KeyOf | None = None,
+        batches: Batches | None = None,
     ) -> None:
         self.subscription = subscription
         self.name: str = subscription.name
@@ -97,12 +101,15 @@ class Workers:
         """Every delivery that is in this process and not settled."""
         self._ready: deque[Work] = deque()
         """Those that wait for a worker, in the order in which they are to be taken."""
+        self._lanes = None if key_of is None else Lanes(key_of)
+        self._batches = batches
         self._running = 0
         self._channel: Channel | None = None
         self._consumer: Consumer | None = None
         self._loop = asyncio.get_running_loop()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._waking = False
+        self._broker: Broker | None = None
         self._slices = Slices()
         self._draining: asyncio.Event | None = None
         self._reserved = False
@@ -114,11 +121,12 @@ class Workers:
 
     async def start(self, broker: Broker) -> None:
         """Begin to consume. Raises `BrokerUnavailableError`."""
+        self._broker = broker
         self._consumer = self._settling.consumer = await broker.consume(
             self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=self._trusts
         )
         if not self._stopping:
-            for number in range(self._options.concurrency):
+            for number in range(self._options.workers):
                 self._add_worker(number)
 
     def _add_worker(self, number: int) -> None:
@@ -181,23 +189,29 @@ class Workers:
         """First step of stopping: have nothing more delivered, and give back what has not begun. Does not raise.
 
         Given back before the broker has taken the consumer away, it would come again at once, and spend its delivery
-        limit in a moment.
+        limit in a moment. Where an order is kept, the consumer stays until the channel closes, which gives back all of
+        it sorted: what is on its way when a consumer is cancelled comes back before what it had (RabbitMQ 3.10).
         """
         self._stopping = True
         self._reserve()
+        if self._batches is not None:
+            self._batches.hurry()
         for work in list(self._works.values()):
             self._holding.release(work)
             if work.state is State.HELD:
                 work.state = State.WAITING
                 self._ready.append(work)
         try:
-            if self._consumer is not None:
+            if self._consumer is not None and self._lanes is None:
                 await self._consumer.cancel()
         finally:
             self._gone = True
             self._give_back_waiting()
 
     def _give_back_waiting(self) -> None:
+        if self._lanes is not None:
+            self._keep_order(self._lanes)
+            return
         works = list(self._ready)
         self._ready.clear()
         if not self._stopping and APPLICATION not in self._paused:
@@ -207,6 +221,18 @@ class Workers:
             self._holding.release(work)
             del self._works[work.delivery]
             self._settling.settle(work.delivery, Verdict.REQUEUE)
+
+    def _keep_order(self, lanes: Lanes) -> None:
+        """Leave what has not begun unsettled: one by one it would come back in another order.
+
+        While paused it stays here. While stopping it is the broker's again as the channel closes, all at once.
+        """
+        if self._stopping:
+            lanes.clear()
+            self._ready.clear()
+            for work in [each for each in self._works.values() if each.state is State.WAITING]:
+                self._holding.release(work)
+                del self._works[work.delivery]
 
     async def drain(self) -> None:
         """Second step: wait until what runs has ended. The caller bounds the wait."""
@@ -219,16 +245,21 @@ class Workers:
         await self._cancel_workers(0.5)
         for work in list(self._works.values()):
             if work.state is not State.GIVEN_BACK:
-                self._settling.settle(work.delivery, Verdict.REQUEUE)
+                self._return(work)
                 work.state = State.GIVEN_BACK  # its handler may still end, and say something: too late
         if self._consumer is not None:
             await self._consumer.close()
         await self._cancel_workers(0.5)  # the second time, a handler's thread is not waited for any more
 
+    def _return(self, work: Work) -> None:
+        """Give back one delivery, while stopping: where an order is kept, with all others as the channel closes."""
+        if self._lanes is None:
+            self._settling.settle(work.delivery, Verdict.REQUEUE)
+
     def abandon(self) -> None:
         """End the workers without waiting: for a stop that has run out of time."""
         self._stopping = True
-        for task in (*self._workers, *self._returning):
+        for task in (*self._workers, *self._returning, *self._calls):
             task.cancel()
 
     async def _cancel_workers(self, timeout: float) -> None:
@@ -238,7 +269,11 @@ class Workers:
 
     def is_at_work(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of the workers, and so a handler's."""
-        return task in self._workers
+        return task in self._workers or task in self._calls
+
+    @property
+    def _calls(self) -> Collection[asyncio.Task[None]]:
+        return () if self._batches is None else self._batches.tasks
 
     # --- what is delivered ---
 
@@ -246,10 +281,11 @@ class Workers:
         """Take what arrived together."""
         if batch[0].channel is not self._channel:
             self._forget_stale(batch[0].channel)
-        works, ready = self._works, self._ready
+        works, ready, lanes = self._works, self._ready, self._lanes
         for delivery in batch:
             works[delivery] = work = Work(delivery)
-            ready.append(work)
+            if lanes is None or lanes.enter(work):
+                ready.append(work)
         if self._gone:  # it was on its way
             self._give_back_waiting()
         else:
@@ -332,6 +368,8 @@ class Workers:
                 del self._works[delivery]
                 if work.tries:
                     self._let_go(work)
+                if self._lanes is not None and (following := self._lanes.leave(work)) is not None:
+                    self._ready.append(following)
             else:
                 await self._settle(work, settlement)
         except asyncio.CancelledError as error:
@@ -357,10 +395,10 @@ class Workers:
         """
         if work.unpublished is None:
             work.attempt += 1
-        return work.delivery.marked(attempt=work.attempt)
+        return (work.again or work.delivery).marked(attempt=work.attempt)
 
     async def _settle(self, work: Work, settlement: Settlement) -> None:
-        if work.state is State.GIVEN_BACK:
+        if work.state is State.GIVEN_BACK or self._waits_here(work, settlement):
             return
         problem = await self._settling.carry_out(work.delivery, settlement)
         if problem is None:
@@ -368,6 +406,33 @@ class Workers:
         else:
             work.settlement = settlement
             self._hold(work, problem)
+
+    def _waits_here(self, work: Work, settlement: Settlement) -> bool:
+        """Keep what would wait at the broker, where an order is kept: those behind it wait too, and hold no worker.
+
+        What would stay for longer than the broker lets it goes there all the same, and loses its place.
+        """
+        copy, broker = settlement.message, self._broker
+        if self._lanes is None or broker is None or copy is None or copy.after is None:
+            return False
+        if self._stopping or work.delivery.stale:
+            return False
+        if copy.exchange or copy.routing_key != work.delivery.queue:
+            return False
+        now, wait = self._loop.time(), copy.after.total_seconds()
+        work.held_since = work.held_since or now
+        if now + wait - work.held_since > self._too_long:
+            return False
+        work.again = as_it_comes_back = again(work.delivery, copy)
+        identify(as_it_comes_back)
+        work.attempt = as_it_comes_back.attempt - 1
+        work.state, work.tries = State.HELD, max(1, work.tries)
+        broker.call_later(wait, lambda: self._wait_is_over(work, as_it_comes_back))
+        return True
+
+    def _wait_is_over(self, work: Work, as_it_comes_back: Delivery) -> None:
+        if work.state is State.HELD and work.again is as_it_comes_back and work.delivery in self._works:
+            self._due(work)
 
     def _cancelled(self, work: Work, error: asyncio.CancelledError) -> None:
         """Tell our own cancellation (the end of the grace period) from one that a handler let loose."""
@@ -378,8 +443,13 @@ class Workers:
 
     def _done(self, work: Work) -> None:
         """Let go of a delivery: it is settled, or the broker delivers it again."""
-        if self._works.pop(work.delivery, None) is not None and work.tries:
+        if self._works.pop(work.delivery, None) is None:
+            return
+        if work.tries:
             self._let_go(work)
+        if self._lanes is not None and (following := self._lanes.leave(work)) is not None:
+            self._ready.append(following)
+            self._wake()
 
     def _let_go(self, work: Work) -> None:
         was_full = self._holding.full
@@ -396,7 +466,7 @@ class Workers:
         if work.state is State.GIVEN_BACK:
             return
         if self._stopping:
-            self._settling.settle(work.delivery, Verdict.REQUEUE)
+            self._return(work)
             self._done(work)
         elif work.delivery.stale:
             self._tell(Stale, (self.subscription.queue, True))
@@ -441,16 +511,26 @@ class Workers:
     @property
     def load(self) -> Load:
         """How many deliveries there are in this process."""
-        found = Counter(work.state for work in self._works.values())
-        return Load(found[State.WAITING], found[State.RUNNING] + found[State.GIVEN_BACK], len(self._holding))
+        works = self._works.values()
+        found = Counter(work.state for work in works)
+        in_line = 0 if self._lanes is None else self._lanes.waiting
+        parked = sum(1 for work in works if work.state is State.HELD and work not in self._holding)
+        held = len(self._holding) + parked + in_line
+        return Load(found[State.WAITING] - in_line, found[State.RUNNING] + found[State.GIVEN_BACK], held)
 
     def checks(self) -> list[Check]:
         """Say how the subscription is."""
         pauses = [_why(by, reason) for by, reason in self._paused.items()]
         stuck = [*(pauses if APPLICATION in self._paused else []), *self._stuck()]
-        problems = [*pauses, *self._stuck(), *self._unpublished(), *self._holding.problems()]
+        problems = [*pauses, *self._stuck(), *self._unpublished(), *self._holding.problems(), *self._in_line()]
         degraded = bool(problems) and not stuck and not self._holding.full
         return [Check(f"subscription {self.name}", not problems, "; ".join(problems), degraded)]
+
+    def _in_line(self) -> Iterator[str]:
+        """Say that nothing more comes, since all that the window holds waits for its turn."""
+        if self._lanes is None or len(self._works) < self._options.prefetch or self._ready or self._running:
+            return
+        yield f"its window is full: {self._lanes.waiting} events wait for others of their key that are tried again later"
 
     def _unpublished(self) -> Iterator[str]:
         """Say for how many handlers that have succeeded what they returned is not published yet."""

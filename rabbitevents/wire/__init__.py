@@ -11,7 +11,7 @@ from rabbitevents.wire.amqp import JSON, text_of, with_correlation
 from rabbitevents.wire.cloudevents import CLOUDEVENT, cloud_headers
 from rabbitevents.wire.document import DOCUMENT
 from rabbitevents.wire.limits import Limits
-from rabbitevents.wire.reading import entity_of, glean, identify, read
+from rabbitevents.wire.reading import entity_id_in, entity_of, glean, identify, read
 from rabbitevents.wire.received import Received
 from rabbitevents.wire.times import read_time
 from rabbitevents.wire.words import fits, read_version, shown
@@ -25,6 +25,7 @@ __all__ = [
     "Limits",
     "Received",
     "cloud_headers",
+    "entity_id_in",
     "entity_of",
     "fits",
     "glean",

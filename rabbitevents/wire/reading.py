@@ -182,13 +182,32 @@ def _read(delivery: Delivery, properties: Properties, content_type: str, body: b
 
 def entity_of(message: Message) -> str | None:
     """Return which entity a message is about, "order/42"; None where it names none, or cannot be read."""
-    headers = message.headers
-    kind, id = headers.get(ENTITY_TYPE), headers.get(ENTITY_ID)
-    if id is None and EVENT_VERSION not in headers:  # not in AMQP's own words
-        came = Delivery("", 0, 0, False, message.exchange, message.routing_key, message.body, message.properties)
-        try:
-            event = read(came).envelope(None)
-        except DecodeError:
-            return None
-        kind, id = event.entity_type, event.entity_id
+    kind, id = _entity(
+        Delivery("", 0, 0, False, message.exchange, message.routing_key, message.body, message.properties)
+    )
     return None if id is None else f"{kind or ''}/{id}"
+
+
+_ENTITY_ID = bytes((len(ENTITY_ID),)) + ENTITY_ID.encode() + b"S"
+"""How the header with an entity's id begins, where it is a text: name, type; then 4 bytes of length, and the id."""
+
+
+def entity_id_in(delivery: Delivery) -> bytes | None:
+    """Return the id of the entity that a delivery is about, in UTF-8; None where it names none, or cannot be read."""
+    raw = delivery.raw
+    if type(raw) is bytes and (at := raw.find(_ENTITY_ID)) >= 0 and raw.find(_ENTITY_ID, at + 1) < 0:
+        start = at + len(_ENTITY_ID) + 4  # nearly always: without reading the properties
+        return raw[start : start + int.from_bytes(raw[start - 4 : start], "big")]
+    id = _entity(delivery)[1]
+    return None if id is None else str(id).encode()
+
+
+def _entity(delivery: Delivery) -> tuple[object, object]:
+    try:
+        kind, id = delivery.peek(ENTITY_TYPE), delivery.peek(ENTITY_ID)
+        if id is None and delivery.peek(EVENT_VERSION) is None:  # not in AMQP's own words
+            event = read(delivery).envelope(None)
+            kind, id = event.entity_type, event.entity_id
+    except DecodeError:
+        return None, None
+    return kind, id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -158,6 +158,11 @@ class MemoryClient:
         if self._lost is None:
             self._register()
         return consumer
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in ``delay`` seconds of the embedded broker's clock."""
+        clock = self.server.clock
+        clock.call_at(clock.time() + delay, callback)
 
     async def depth(self, queue: str) -> Depth | None:
         """Look at a queue."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -238,6 +238,10 @@ class RabbitMQ:
     def _forget(self, subscriber: Subscriber) -> None:
         with suppress(ValueError):
             self._subscribers.remove(subscriber)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in ``delay`` seconds."""
+        asyncio.get_running_loop().call_later(delay, callback)
 
     async def depth(self, queue: str) -> Depth | None:
         """Look at a queue by a passive declaration."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import aiormq
@@ -49,6 +49,16 @@ async def within(seconds: float, work: Awaitable[T], what: str) -> T:
     if isinstance(error, BrokerError | TopologyError):
         raise error
     raise BrokerError(f"{what}: {explain(error)}", code=code_of(error)) from error
+
+
+async def together(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all of them side by side, and return what they return, in their order. Raises the first error of any."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def look(task: asyncio.Future[Any]) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers.rabbitmq import rights
+from rabbitevents.brokers.rabbitmq.calls import together
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
@@ -26,7 +27,8 @@ _REFUSALS: Final = (403, 404, 405, 406)
 """Codes that concern the one thing that was asked for."""
 
 _UNANSWERED: Final = 3
-"""Questions in a row without an answer after which the connection is in doubt, and not what was asked for."""
+"""Questions without an answer after which the connection is in doubt, and not what was asked for: where no other one was
+answered since they were asked."""
 
 _OR_ELSE: Final = {
     Queue: ", or empty and delete it, so that it is declared anew",
@@ -87,6 +89,8 @@ class _Declaring:
         self._items = topology.items
         self._service = service
         self._said = said
+        self._answers = 0
+        """How many questions were answered, be it with a refusal."""
         self._unanswered = 0
         self._refused: dict[str, TopologyError] = {}
         self._stand: list[str] = []
@@ -96,11 +100,13 @@ class _Declaring:
 
     async def look(self) -> None:
         """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
-        for item in self._items:
-            if not isinstance(item, Binding):
-                error = await self._ask(partial(_declared, item=item, passive=True), f"looking at {_name(item)}")
-                if error is not None and error.code in (0, 403, 404):
-                    self.missing.setdefault(item.name, (item, error))
+        things = [item for item in self._items if not isinstance(item, Binding)]
+        for item, error in zip(things, await together(self._look_at(item) for item in things), strict=True):
+            if error is not None and error.code in (0, 403, 404):
+                self.missing.setdefault(item.name, (item, error))
+
+    def _look_at(self, item: Exchange | Queue) -> Awaitable[BrokerError | None]:
+        return self._ask(partial(_declared, item=item, passive=True), f"looking at {_name(item)}")
 
     async def make(self) -> None:
         """Declare what stands, to see whether it is what is wanted; make what is missing, or nothing at all."""
@@ -110,13 +116,16 @@ class _Declaring:
                 self._refused[thing.name] = self.explained(thing, error)
             elif lacks:
                 self._refused[thing.name] = self._not_made(thing, lacks)
-        for item in self._items:
-            if isinstance(item, Binding) and item.exchange in self._refused.keys() & self._foreign:
-                self._note_unbound(item)
-            elif not self._refused.keys() & self._made_of(item):
-                refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
-                if refused is not None:
-                    self._note(item, refused)
+        for wave in Topology(self._items).waves:
+            await together(map(self._make, wave))
+
+    async def _make(self, item: Exchange | Queue | Binding) -> None:
+        if isinstance(item, Binding) and item.exchange in self._refused.keys() & self._foreign:
+            self._note_unbound(item)
+        elif not self._refused.keys() & self._made_of(item):
+            refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
+            if refused is not None:
+                self._note(item, refused)
 
     def _note_unbound(self, item: Binding) -> None:
         """Note that a queue cannot be bound to another team's exchange, since that is not there."""
@@ -164,14 +173,16 @@ class _Declaring:
 
     async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> BrokerError | None:
         """Return what the broker refuses, None where it agrees. Raises `BrokerError` where the connection is in doubt."""
+        answers = self._answers
         try:
             await self._connection.ask(question, what)
         except BrokerError as error:
-            self._unanswered = self._unanswered + 1 if error.code == 0 else 0
+            self._answers += error.code != 0
+            self._unanswered = self._unanswered + 1 if answers == self._answers else 0
             if self._connection.lost.done() or self._unanswered == _UNANSWERED or error.code not in (0, *_REFUSALS):
                 raise
             return error
-        self._unanswered = 0
+        self._answers += 1
         return None
 
     # --- what is said ---

@@ -39,6 +39,26 @@ _DROP: Final = b"\x00"
 _BACK_AT_ONCE: Final = 16
 
 
+class Turn:
+    """What the consuming channels of a connection write by the end of a turn of the loop: one system call for all."""
+
+    def __init__(self, transport: asyncio.WriteTransport) -> None:
+        self._transport = transport
+        self._due: list[Callable[[], bytes]] = []
+        self._call_soon: Callable[[Callable[[], None]], object] = asyncio.get_running_loop().call_soon
+
+    def soon(self, frames: Callable[[], bytes]) -> None:
+        """Write what ``frames`` returns then."""
+        if not self._due:
+            self._call_soon(self._write)
+        self._due.append(frames)
+
+    def _write(self) -> None:
+        due, self._due = self._due, []
+        if out := b"".join([frames() for frames in due]):
+            self._transport.write(out)
+
+
 class InboundLane:
     """The content frames of one consuming channel.
 
@@ -59,6 +79,7 @@ class InboundLane:
         generation: int,
         deliver: Deliver,
         body_limit: int,
+        turn: Turn | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.number = number
@@ -86,7 +107,7 @@ class InboundLane:
         self._settled = Settled()
         self._outstanding = self._settled.outstanding
         self._flushing = False
-        self._call_soon: Callable[[Callable[[], None]], object] = loop.call_soon
+        self._turn = Turn(transport) if turn is None else turn
 
     # --- in ---
 
@@ -211,7 +232,7 @@ class InboundLane:
             self._settled.add(tag)
             if not self._flushing:
                 self._flushing = True
-                self._call_soon(self.write_acks)
+                self._turn.soon(self._acks)
         else:
             self._settled.add_written(tag)
             method, bits = (BASIC_NACK, _REQUEUE) if verdict is Verdict.REQUEUE else (BASIC_REJECT, _DROP)
@@ -220,14 +241,17 @@ class InboundLane:
 
     def write_acks(self) -> None:
         """Write the acknowledgements that have come together."""
+        if acks := self._acks():
+            self._transport.write(acks)
+
+    def _acks(self) -> bytes:
+        """Return the frames of the acknowledgements that have come together, which are written by whoever takes them."""
         self._flushing = False
         if not self.open:
-            return
+            return b""
         upto, singles = self._settled.take()
-        if upto:
-            self._write(BASIC_ACK, upto, _MULTIPLE)
-        for tag in singles:
-            self._write(BASIC_ACK, tag, _SINGLE)
+        acks = [self._frame(BASIC_ACK, tag, _SINGLE) for tag in singles]
+        return b"".join((self._frame(BASIC_ACK, upto, _MULTIPLE), *acks) if upto else acks)
 
     def end_window(self) -> None:
         """Note that what comes from now on comes by another consumer."""
@@ -251,7 +275,10 @@ class InboundLane:
         return sum(map(len, returned))
 
     def _write(self, method: bytes, tag: int, bits: bytes) -> None:
-        self._transport.write(frame(METHOD, self.number, method + tag.to_bytes(8, "big") + bits))
+        self._transport.write(self._frame(method, tag, bits))
+
+    def _frame(self, method: bytes, tag: int, bits: bytes) -> bytes:
+        return frame(METHOD, self.number, method + tag.to_bytes(8, "big") + bits)
 
 
 class Settled:

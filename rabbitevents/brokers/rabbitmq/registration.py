@@ -52,6 +52,7 @@ class Registration:
             generation=generation,
             deliver=deliver,
             body_limit=body_limit,
+            turn=connection.turn,
         )
         connection.attach(lane)
         return cls(connection, channel, lane, queue)

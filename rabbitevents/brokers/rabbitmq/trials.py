@@ -22,6 +22,7 @@ from uuid import uuid4
 from aiormq.abc import AbstractChannel
 from pamqp.common import FieldValue
 
+from rabbitevents.brokers.rabbitmq.calls import together
 from rabbitevents.brokers.rabbitmq.rights import Lack, target
 from rabbitevents.errors import BrokerError
 from rabbitevents.topology import Binding, Exchange, Queue
@@ -34,20 +35,25 @@ _RESOURCE = re.compile(r"access to (?:exchange|queue) '(?P<name>[^']*)'")
 
 async def lacks_for(items: Iterable[Exchange | Queue | Binding], absent: set[str], ask: Ask) -> frozenset[Lack]:
     """Return the rights that are missing to make what is ``absent``, with its bindings. Raises `BrokerError`."""
-    lacks: set[Lack] = set()
-    for item in items:
-        if isinstance(item, Binding):
-            if absent & {item.queue, item.exchange}:
-                lacks |= await _unbound(ask, item.queue, item.exchange, item.routing_key)
-        elif isinstance(item, Exchange) and item.kind is None:
-            continue  # another team's, which is not made here
-        elif item.name in absent and item.name and not item.name.startswith("amq."):
-            error = await ask(partial(_impossible, item=item), f"asking for the rights on {item.name!r}")
-            if error is not None and error.code == 403:
-                lacks.add(Lack("configure", item.name))
-            if (leads_to := target(item)) is not None:
-                lacks |= await _unbound(ask, leads_to, item.name, None)
-    return frozenset(lacks)
+    found = await together(_lacks_for(item, absent, ask) for item in items)
+    return frozenset[Lack]().union(*found)
+
+
+async def _lacks_for(item: Exchange | Queue | Binding, absent: set[str], ask: Ask) -> set[Lack]:
+    if isinstance(item, Binding):
+        return (
+            await _unbound(ask, item.queue, item.exchange, item.routing_key)
+            if {item.queue, item.exchange} & absent
+            else set()
+        )
+    theirs = isinstance(item, Exchange) and item.kind is None  # which is not made here
+    if theirs or item.name not in absent or not item.name or item.name.startswith("amq."):
+        return set()
+    error = await ask(partial(_impossible, item=item), f"asking for the rights on {item.name!r}")
+    lacks = {Lack("configure", item.name)} if error is not None and error.code == 403 else set[Lack]()
+    if (leads_to := target(item)) is not None:
+        lacks |= await _unbound(ask, leads_to, item.name, None)
+    return lacks
 
 
 def _impossible(channel: AbstractChannel, item: Exchange | Queue) -> Awaitable[Any]:

@@ -218,7 +218,7 @@ async def test_who_has_lost_a_projection_writes_nothing_more(store: EventStore, 
     async with store.engine.begin() as connection:
         await connection.execute(update(store.tables.projections).values({column: meanwhile[loss]}))
 
-    projector = Projector(single, store.shelf, store.checkpoints, store.engine.begin, lambda: False)
+    projector = Projector(single, store.shelf, store.checkpoints, store.engine.begin, store.engine, lambda: False)
     with pytest.raises(LostError):
         await projector.advance(hold, position or 0, page)
 

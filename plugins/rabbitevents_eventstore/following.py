@@ -89,7 +89,7 @@ class Following:
         self._report = report
         self._hold = Hold(projection.name, projection.version, uuid4())
         self._projector = Projector(
-            projection, store.shelf, checkpoints, store.engine.begin, lambda: self._stopping.is_set()
+            projection, store.shelf, checkpoints, store.engine.begin, store.engine, lambda: self._stopping.is_set()
         )
         self._names = store.shelf.names(projection.classes)
         self._stopping = asyncio.Event()

@@ -10,18 +10,23 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from rabbitevents_eventstore.checkpoints import Checkpoints, Hold
 from rabbitevents_eventstore.projection import Projection
 from rabbitevents_eventstore.reading import Page, Row
 from rabbitevents_eventstore.stored import Shelf
+from rabbitevents_eventstore.tables import backend_of
 
 PAGE: Final = 500
 """How many events are applied in one transaction, at most."""
 
 BOX: Final = 1.0
 """Seconds that a transaction may go on, about: one that is long keeps others waiting, and is much to repeat."""
+
+GAP: Final = 0.2
+"""For what part of a transaction's time SQLite is then left to others: who waits for its one lock only looks now and then,
+each 0.1 s at last, and would never find it free between two transactions."""
 
 _PASSING: Final = frozenset({"08", "40", "53", "55", "57"})
 """PostgreSQL's classes of errors that say nothing of an event: of the connection, deadlocks, resources, locks, a shutdown."""
@@ -60,6 +65,7 @@ class Projector:
     :param shelf: Makes events of rows.
     :param checkpoints: Where it is kept how far it is.
     :param transaction: Begins what a page is applied in.
+    :param engine: Where that is.
     :param stopping: Says whether to come to an end.
     """
 
@@ -69,6 +75,7 @@ class Projector:
         shelf: Shelf,
         checkpoints: Checkpoints,
         transaction: Transaction,
+        engine: AsyncEngine,
         stopping: Callable[[], bool],
     ) -> None:
         self.size: int = PAGE
@@ -77,6 +84,7 @@ class Projector:
         self._shelf = shelf
         self._checkpoints = checkpoints
         self._transaction = transaction
+        self._gap = GAP if backend_of(engine) == "sqlite" else 0.0
         self._stopping = stopping
 
     async def advance(self, hold: Hold, position: int, page: Page) -> int:
@@ -103,6 +111,7 @@ class Projector:
         return position
 
     async def _commit(self, hold: Hold, position: int, page: Page) -> int:
+        began = monotonic()
         async with self._transaction() as connection:
             if not await self._checkpoints.lock(connection, hold, position):
                 raise LostError
@@ -110,6 +119,8 @@ class Projector:
             reached = page.upto if done == len(page.rows) else page.rows[done - 1]["position"]
             if not await self._checkpoints.move(connection, hold, position, reached):
                 raise LostError
+        if self._gap:
+            await asyncio.sleep((monotonic() - began) * self._gap)
         return reached
 
     async def apply(self, connection: AsyncConnection, rows: Sequence[Row]) -> int:

@@ -89,7 +89,7 @@ class Rebuild:
         self._hold = Hold(projection.name, projection.version, uuid4(), building=True)
         self._beside: Beside = beside(store.engine, store.tables, projection.tables)
         self._projector = Projector(
-            projection, store.shelf, checkpoints, self._beside.transaction, stopping=lambda: False
+            projection, store.shelf, checkpoints, self._beside.transaction, store.engine, stopping=lambda: False
         )
         self._names = store.shelf.names(projection.classes)
         self._began = monotonic()

@@ -119,7 +119,7 @@ async def live(store: EventStore, name: str = "totals") -> Checkpoint:
 
 
 async def until_status(store: EventStore, status: str, name: str = "totals") -> Checkpoint:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             found = await store.checkpoints.live(name)
             if found is not None and found.status == status:
@@ -168,7 +168,7 @@ async def test_an_event_is_given_as_it_was_asked_for(store: EventStore) -> None:
     async with projecting(store, plain, enveloped, stored, plains, enveloped_ones):
         appended = await store.append("account", "a", [Moved("a", 1), Closed("a")], expected=ANY)
         for name in given:
-            await store.caught_up(name, appended[-1].position)
+            await store.caught_up(name, appended[-1].position, timeout=60)
 
     assert given == {name: [Moved("a", 1), Closed("a")] for name in given}
 
@@ -180,11 +180,11 @@ def _table(name: str) -> Table:
 async def test_a_projection_goes_on_where_it_was(store: EventStore) -> None:
     async with projecting(store, single):
         first = await append(store, 1, 2, 3)
-        await store.caught_up("totals", first[-1])
+        await store.caught_up("totals", first[-1], timeout=60)
     second = await append(store, 4, 5)
 
     async with projecting(store, single):
-        await store.caught_up("totals", second[-1])
+        await store.caught_up("totals", second[-1], timeout=60)
 
     assert await applied_to(store.engine) == first + second
 
@@ -194,10 +194,10 @@ async def test_of_two_processes_one_has_a_projection_and_the_other_takes_over(st
     async with projecting(other, single):
         async with projecting(store, single):
             first = await append(store, *range(100))
-            await store.caught_up("totals", first[-1])
+            await store.caught_up("totals", first[-1], timeout=60)
             held = (await live(store)).is_held
         second = await append(store, *range(100))
-        await store.caught_up("totals", second[-1])
+        await store.caught_up("totals", second[-1], timeout=60)
     await other.engine.dispose()
 
     assert held
@@ -237,7 +237,7 @@ async def test_a_rare_type_is_read_past_all_others(store: EventStore) -> None:
     more = await append(store, *range(3000))
 
     async with projecting(store, closings):
-        await store.caught_up("closings", more[-1], timeout=20)
+        await store.caught_up("closings", more[-1], timeout=60)
 
     assert seen == [Closed("a")]
     assert (await live(store, "closings")).position == more[-1] > closed[-1].position
@@ -283,8 +283,8 @@ async def test_an_event_that_fails_stops_its_projection_before_it(
             positions = await append(store, *range(20))
             stopped = await until_status(store, "stopped")
             after = await store.append("account", "b", [Closed("b")], expected=ANY)
-            await store.caught_up("closings", after[-1].position)
-            await eventually(lambda: not _check(bus, "totals").ok, "health to say so")
+            await store.caught_up("closings", after[-1].position, timeout=60)
+            await eventually(lambda: not _check(bus, "totals").ok, "health to say so", 60)
             check = _check(bus, "totals")
 
     failed = [each async for each in store.read()][7].event
@@ -338,7 +338,7 @@ async def test_a_projection_that_was_mended_goes_on_with_the_event_that_stopped_
         mishap.amounts.clear()
 
         turned = await store.checkpoints.turn("totals", "stopped", "running")
-        await store.caught_up("totals", positions[-1])
+        await store.caught_up("totals", positions[-1], timeout=60)
 
     assert turned
     assert await applied_to(store.engine) == positions
@@ -354,7 +354,7 @@ async def test_an_event_that_is_skipped_is_left_out_and_no_other(store: EventSto
 
         refused = [await store.checkpoints.skip("totals", each) for each in others]
         skipped = await store.checkpoints.skip("totals", stopped.failed_event)
-        await store.caught_up("totals", positions[-1])
+        await store.caught_up("totals", positions[-1], timeout=60)
 
     assert skipped
     assert not any(refused)
@@ -364,15 +364,15 @@ async def test_an_event_that_is_skipped_is_left_out_and_no_other(store: EventSto
 async def test_a_projection_that_is_paused_stands_until_it_is_resumed(store: EventStore) -> None:
     async with projecting(store, single) as bus:
         first = await append(store, 1, 2)
-        await store.caught_up("totals", first[-1])
+        await store.caught_up("totals", first[-1], timeout=60)
 
         assert await store.checkpoints.turn("totals", "running", "paused")
         second = await append(store, 3)
-        await eventually(lambda: "paused" in _check(bus, "totals").detail, "health to say that it is paused")
+        await eventually(lambda: "paused" in _check(bus, "totals").detail, "health to say that it is paused", 60)
         assert await applied_to(store.engine) == first
 
         assert await store.checkpoints.turn("totals", "paused", "running")
-        await store.caught_up("totals", second[-1])
+        await store.caught_up("totals", second[-1], timeout=60)
 
     assert await applied_to(store.engine) == first + second
 
@@ -402,7 +402,7 @@ async def test_code_of_another_version_than_the_one_that_is_live_does_nothing(st
     await store.checkpoints.make("totals", 1)
     async with projecting(store, newer) as bus:
         await append(store, 1)
-        await eventually(lambda: "rebuild" in _check(bus, "totals").detail, "health to say the way out")
+        await eventually(lambda: "rebuild" in _check(bus, "totals").detail, "health to say the way out", 60)
 
     assert (await live(store)).position == 0
 
@@ -448,7 +448,7 @@ async def test_a_statement_that_fails_stops_it_though_the_projection_goes_on(sto
     async with projecting(store, careless):
         positions = await append(store, *range(5))
         if store.engine.dialect.name == "sqlite":  # where the others of the transaction stand
-            await store.caught_up("totals", positions[-1])
+            await store.caught_up("totals", positions[-1], timeout=60)
             return
         stopped = await until_status(store, "stopped")
 
@@ -481,15 +481,15 @@ async def test_a_database_that_is_away_is_waited_for_with_one_line(
     store = await made(engine)
     async with projecting(store, single) as bus:
         first = await append(store, *range(10))
-        await store.caught_up("totals", first[-1])
+        await store.caught_up("totals", first[-1], timeout=60)
         with caplog.at_level(logging.WARNING, "rabbitevents.eventstore"):
             await postgres_server.akill()
-            await eventually(lambda: not _check(bus, "totals").ok, "health to say so")
+            await eventually(lambda: not _check(bus, "totals").ok, "health to say so", 60)
             await asyncio.sleep(1)  # in which it is tried several times
             await postgres_server.astart()
-            await eventually(lambda: _check(bus, "totals").ok, "the database to be there again")
+            await eventually(lambda: _check(bus, "totals").ok, "the database to be there again", 60)
         second = await append(store, *range(10))
-        await store.caught_up("totals", second[-1])
+        await store.caught_up("totals", second[-1], timeout=60)
     await engine.dispose()
 
     assert [each.levelname for each in caplog.records] == ["WARNING"]
@@ -508,7 +508,7 @@ async def test_a_page_that_takes_long_is_committed_in_parts(store: EventStore) -
 
     positions = await append(store, *range(100))
     async with projecting(store, slow):
-        await store.caught_up("totals", positions[0], timeout=20)
+        await store.caught_up("totals", positions[0], timeout=60)
         applied = await applied_to(store.engine)
 
     assert 1 <= len(applied) < 20

@@ -139,7 +139,7 @@ async def test_what_is_read_stays_until_the_swap(store: EventStore) -> None:
 async def test_an_event_that_fails_leaves_what_is_read_as_it_was(store: EventStore) -> None:
     positions = await append(store, *range(20))
     async with projecting(store, single):
-        await store.caught_up("totals", positions[-1])
+        await store.caught_up("totals", positions[-1], timeout=60)
     before = await totals_of(store.engine)
     failing = careful(Mishap(7))
 
@@ -167,7 +167,7 @@ async def test_a_projection_that_has_stopped_goes_on_once_it_is_made_anew(store:
     async with projecting(store, doubled()):
         await Projections(store, [doubled()]).rebuild("totals")
         more = await append(store, 1)
-        await store.caught_up("totals", more[-1])
+        await store.caught_up("totals", more[-1], timeout=60)
 
     assert await applied_to(store.engine) == positions + more
 
@@ -290,7 +290,7 @@ async def test_keys_indexes_lookups_and_statements_by_hand_work_beside_as_they_d
         await projections.rebuild("accounts")
     async with running(Bus("memory://", plugins=[projections])):
         positions += await append(store, 4)
-        await store.caught_up("accounts", positions[-1])
+        await store.caught_up("accounts", positions[-1], timeout=60)
 
     async with store.engine.connect() as connection:
         assert (await connection.execute(select(ACCOUNT))).all() == [("a", 4)]
@@ -319,7 +319,7 @@ async def test_a_new_version_may_have_other_tables(store: EventStore) -> None:
     extra = Table("extra", wider, Column("account", Text, primary_key=True))
     positions = await append(store, 5, 9, 7)
     async with projecting(store, single):
-        await store.caught_up("totals", positions[-1])
+        await store.caught_up("totals", positions[-1], timeout=60)
 
     @projection("totals", version=2, tables=[totals, extra])
     async def biggest(events: list[Moved], session: AsyncSession) -> None:

@@ -435,6 +435,23 @@ async def test_a_projection_that_cancels_itself_is_stopped_as_by_any_failure(sto
     assert "CancelledError" in stopped.error
 
 
+async def test_an_error_that_cannot_say_its_text_stops_it_too(store: EventStore) -> None:
+    class UnspeakableError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    @projection("totals", tables=[Total, Applied])
+    async def failing(event: Moved, session: AsyncSession) -> None:
+        raise UnspeakableError
+
+    async with projecting(store, failing):
+        await append(store, 1)
+        stopped = await until_status(store, "stopped")
+
+    assert stopped.error is not None
+    assert "UnspeakableError" in stopped.error
+
+
 async def test_a_statement_that_fails_stops_it_though_the_projection_goes_on(store: EventStore) -> None:
     """PostgreSQL answers the COMMIT of a transaction in which a statement has failed with a ROLLBACK."""
 

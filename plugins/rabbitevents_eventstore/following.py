@@ -150,7 +150,9 @@ class Following:
             await self._failed(failed)
         except StoreRestoredError as error:
             if await self._checkpoints.stop(self._hold, None, said(error)):
-                log.error("projection %s stopped: %s", self.name, error)
+                log.error(
+                    "projection %s stopped: %s; `rabbitevents projection rebuild` makes it anew", self.name, error
+                )
                 self._report(
                     ProjectionStopped(self.name, self._projection.version, error.position, None, None, name_of(error))
                 )
@@ -186,6 +188,8 @@ class Following:
                 self._seen = news
                 await watermark.rest(pause)
                 pause = min(SELDOM, pause * 2)
+            elif read >= watermark.value:  # others append, and nothing of it is for this one: there is no hurry
+                await asyncio.sleep(OFTEN)
 
     async def _failed(self, failed: FailedError) -> None:
         """Stop before an event, so that everybody sees it."""

@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateTable
 
 from rabbitevents import ConfigurationError, arguments
+from rabbitevents.texts import text_of
 
 Backend = Literal["postgresql", "sqlite"]
 """The databases whose SQL is known here."""
@@ -228,7 +229,7 @@ def backend_of(engine: AsyncEngine | Engine) -> Backend:
 
 def reason(error: BaseException) -> str:
     """Say why a database did not do as it was told, in a line without values and statements."""
-    said = str(getattr(error, "orig", None) or error).strip().splitlines()
+    said = text_of(getattr(error, "orig", None) or error).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
 
 

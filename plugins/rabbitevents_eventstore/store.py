@@ -217,9 +217,13 @@ class EventStore(Plugin):
         prepared: Sequence[tuple[Event[Any], bytes]],
         expected: int | None,
     ) -> list[Stored[Any]]:
-        base = await self._ledger.base(session, entity_type, entity_id, expected)
-        rows = [self.shelf.row(event, body, base + n) for n, (event, body) in enumerate(prepared, 1)]
-        positions = await self._ledger.insert(session, rows)
+        if expected and len(prepared) == 1:
+            base, row = expected, self.shelf.row(*prepared[0], expected + 1)
+            positions = await self._ledger.insert_next(session, row, expected)
+        else:
+            base = await self._ledger.base(session, entity_type, entity_id, expected)
+            rows = [self.shelf.row(event, body, base + n) for n, (event, body) in enumerate(prepared, 1)]
+            positions = await self._ledger.insert(session, rows)
         if self._outbox is not None:
             await self._outbox.publish(session, *(event for event, _ in prepared))
         return [Stored(at, base + n, prepared[n - 1][0]) for n, at in enumerate(positions, 1)]

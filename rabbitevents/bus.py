@@ -250,6 +250,7 @@ class Bus:
                 subscription.sources,
                 self.exchange,
                 self.configuration.delivery_limit,
+                single_active_consumer=subscription.options.single_active_consumer,
             )
             for plugin in standing_in(self.plugins, subscription):
                 needed = plugin.topology(needed, subscription)

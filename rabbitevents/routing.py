@@ -64,6 +64,8 @@ class Options(msgspec.Struct, frozen=True):
     timeout: timedelta | None = None
     ordered: Ordered = False
     """Whether the events of an entity, or of what the function returns for their payload, are handled one by one."""
+    single_active_consumer: bool = False
+    """Whether of all processes one is given events, and the others stand by."""
     batch: Batch | None = None
     """How events come together, where the handler takes several at once; ``concurrency`` counts batches then."""
 
@@ -158,6 +160,7 @@ class Router:
         prefetch: int | None = None,
         timeout: Seconds | None = None,
         ordered: Ordered = False,
+        single_active_consumer: bool = False,
         batch: Batch | None = None,
         plugins: Iterable[Plugin] | Mapping[str, Plugin | None] = (),
     ) -> Callable[[H], H]:
@@ -183,6 +186,9 @@ class Router:
             to this process; those of others go on beside them. What waits for a retry holds up the later ones of its entity,
             and nobody else. A function says in place of the entity what a payload belongs to:
             ``ordered=lambda order: order.customer_id``; None is nothing.
+        :param single_active_consumer: Whether the broker gives events to one process at a time, and to the next one when that
+            leaves: with ``ordered``, an order that holds across processes. It is an argument of the queue: a queue that stands
+            without it has to be made anew (``rabbitevents topology migrate``).
         :param batch: How several events come together for one call: the handler takes a ``list`` of them, and may return one
             entry for each, None, an event or several. ``concurrency`` is the number of such calls at a time: 1. What fails is
             each event's own matter: by `BatchError` those that it names; where the whole call fails, all are handled again
@@ -192,7 +198,7 @@ class Router:
 
         Raises `ConfigurationError`.
         """
-        options = _options(concurrency, prefetch, timeout, ordered, batch)
+        options = _options(concurrency, prefetch, timeout, ordered, single_active_consumer, batch)
         classes, patterns = _sorted_out(events)
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
@@ -261,13 +267,20 @@ def _check_name(what: str, name: object, such_as: str) -> None:
 
 
 def _options(
-    concurrency: int | None, prefetch: int | None, timeout: Seconds | None, ordered: object, batch: object
+    concurrency: int | None,
+    prefetch: int | None,
+    timeout: Seconds | None,
+    ordered: object,
+    single: object,
+    batch: object,
 ) -> Options:
     limit = None if timeout is None else span("on(...): timeout", timeout, positive=True)
     if not isinstance(ordered, bool) and not callable(ordered):
         raise wrong(
             "on(...): ordered", ordered, "say True, or a function of the payload: lambda order: order.customer_id"
         )
+    if not isinstance(single, bool):
+        raise wrong("on(...): single_active_consumer", single, "say True or False")
     if batch is not None and not isinstance(batch, Batch):
         raise wrong("on(...): batch", batch, "say Batch(size=100, within=0.2)")
     usual = Options().concurrency if batch is None else 1
@@ -282,7 +295,7 @@ def _options(
         ahead = whole("on(...): prefetch", prefetch, most=_WINDOW, why="quorum queues let 2000 out at a time")
         if batch is not None and ahead < batch.size:
             raise ConfigurationError(f"on(...): prefetch={ahead} lets no batch of {batch.size} come together")
-    return Options(calls, min(ahead, _WINDOW) if batch is not None else ahead, limit, ordered, batch)
+    return Options(calls, min(ahead, _WINDOW) if batch is not None else ahead, limit, ordered, single, batch)
 
 
 _WINDOW: Final = 2000

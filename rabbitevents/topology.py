@@ -191,7 +191,15 @@ def way_out(exchange: str) -> Topology:
     )
 
 
-def needed(queue: str, dead: str, sources: Iterable[Source], exchange: str, delivery_limit: int) -> Topology:
+def needed(
+    queue: str,
+    dead: str,
+    sources: Iterable[Source],
+    exchange: str,
+    delivery_limit: int,
+    *,
+    single_active_consumer: bool = False,
+) -> Topology:
     """Return what a subscription needs: the place of its dead letters first, then its queue and the bindings."""
     arguments = quorum(
         dead_letter_exchange=dead_exchange(exchange),
@@ -199,6 +207,7 @@ def needed(queue: str, dead: str, sources: Iterable[Source], exchange: str, deli
         dead_letter_strategy="at-least-once",
         overflow="reject-publish",
         delivery_limit=delivery_limit,
+        **({"single_active_consumer": True} if single_active_consumer else {}),
     )
     here = Topology(
         (

@@ -155,6 +155,16 @@ class Process:
         """What it has printed since it was last started."""
         return self.output.read_text() if self.output.exists() else ""
 
+    @property
+    def pid(self) -> int:
+        """Its id, 0 while there is none."""
+        return 0 if self._process is None else self._process.pid
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        if self._process is not None:
+            await self._process.wait()
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         if self._process is not None:
@@ -318,13 +328,13 @@ async def quiet(engine: AsyncEngine) -> None:
         await asyncio.sleep(0.1)
 
 
-async def until(condition: Any, what: str, seconds: float) -> None:
+async def until(condition: Any, what: str, seconds: float, *, every: float = 0.01) -> None:
     """Wait for a condition. Raises TimeoutError, which says what was waited for."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(every)
 
 
 async def main() -> int:

@@ -13,10 +13,11 @@ from attrs import define
 from tenacity import stop_after_attempt, wait_fixed
 
 from rabbitevents import Bus, ConfigurationError, Delivery, Event, Router, event
-from rabbitevents.testing import running
+from rabbitevents.testing import EmbeddedBroker, running
 from rabbitevents.wire import Form, entity_id_in
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_retry import Retry
+from tests import in_order
 from tests.shop import eventually
 
 
@@ -350,3 +351,44 @@ async def test_the_key_of_an_event_is_its_entity_in_whatever_form_it_comes(heade
             await probe.settled()
 
     assert keys == {b"o-1"}
+
+
+async def test_of_two_buses_the_single_active_consumer_has_the_events_until_it_leaves() -> None:
+    broker, books = EmbeddedBroker(), (Book(), Book())
+
+    def one(book: Book) -> Bus:
+        async def record(step: Step) -> None:
+            await book.handle(step, 0.001)
+
+        return bus_with(record, single_active_consumer=True)
+
+    async with running(one(books[0]), broker=broker) as first, running(one(books[1]), broker=broker) as second:
+        await first.bus.publish_many(steps(5, 10))
+        await first.settled()
+        assert not books[1].of
+        await first.bus.stop()
+        await second.bus.publish_many(steps(5, 10))
+        await second.settled()
+
+    assert all(numbers == list(range(10)) for book in books for numbers in book.of.values())
+
+
+def test_single_active_consumer_is_an_argument_of_the_queue() -> None:
+    async def record(step: Step) -> None: ...
+
+    queue = bus_with(record, single_active_consumer=True).topology.queue("shop.record")
+
+    assert queue is not None
+    assert queue.arguments["x-single-active-consumer"] is True
+
+
+@pytest.mark.timeout(240)
+async def test_two_processes_keep_the_order_over_kills_stops_and_a_restart_of_the_broker() -> None:
+    told = in_order.parser().parse_args(["--orders", "60", "--steps", "20", "--kills", "4", "--stops", "--restart"])
+
+    counts = await in_order.run(told)
+
+    assert (counts.lost, counts.inversions, counts.restarts) == (0, 0, 1)
+    assert counts.kills
+    assert counts.stops
+    assert counts.processes > 2

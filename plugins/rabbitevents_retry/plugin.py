@@ -143,6 +143,8 @@ class Retry(Plugin):
         self._exhausted = exhausted
         self._inline_below = seconds("Retry: inline_below", inline_below)
         self._stay = float("inf")
+        self._ordered: set[str] = set()
+        """The queues whose subscriptions keep an order: what waits there waits in its place, and holds no worker."""
         self._host: Host | None = None
         self._given_up: dict[tuple[str, int, int], Progress] = {}
 
@@ -165,6 +167,7 @@ class Retry(Plugin):
                     where=f"subscription {subscription.name!r}",
                 )
         self._host = host
+        self._ordered = {each.queue for each in host.subscriptions_of(self) if each.options.ordered is not False}
         self._stay = limit / 2
         self._given_up.clear()
         yield
@@ -289,7 +292,7 @@ class Retry(Plugin):
             del self._given_up[next(iter(self._given_up))]
 
     def _say(self, delivery: Delivery, error: BaseException, progress: Progress, pause: Pause, *, inline: bool) -> None:
-        where = "in this process" if inline else "at the broker"
+        where = "in this process" if inline else "in its place" if delivery.queue in self._ordered else "at the broker"
         what = "tried again after" if pause.is_attempt else "postponed, which is no attempt, by"
         log.info(
             "%s failed with %s at attempt %d and is %s %.3g s %s",

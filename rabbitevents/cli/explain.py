@@ -167,6 +167,12 @@ def _rows(each: SubscriptionWiring) -> list[tuple[str, str]]:
         ("queue", f"{each.queue}, {kind}, delivery limit {limit}"),
         *(("bound to", f"{bound.exchange}: {', '.join(bound.keys)}") for bound in each.bound),
         ("works with", f"workers {each.workers}, prefetch {each.prefetch}, {timeout}"),
+        *(
+            [("in order", f"of each {each.order}" if each.order == "entity" else f"by {each.order}")]
+            if each.order
+            else []
+        ),
+        *([("in batches", each.batch)] if each.batch else []),
         ("plugins", " > ".join(plugin.name for plugin in each.plugins) or "none"),
         *_by_label(said + in_the_end),
         ("at the broker", f"after {limit} deliveries that nobody settled, {each.dead_queue}"),

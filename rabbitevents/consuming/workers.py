@@ -123,7 +123,11 @@ class Workers:
         """Begin to consume. Raises `BrokerUnavailableError`."""
         self._broker = broker
         self._consumer = self._settling.consumer = await broker.consume(
-            self.subscription.queue, prefetch=self._options.prefetch, deliver=self.deliver, trusted=self._trusts
+            self.subscription.queue,
+            prefetch=self._options.prefetch,
+            deliver=self.deliver,
+            # Whose window opens is replaced by another consumer, and another process would be the active one meanwhile.
+            trusted=None if self._options.single_active_consumer else self._trusts,
         )
         if not self._stopping:
             for number in range(self._options.workers):
@@ -212,8 +216,11 @@ class Workers:
         if self._lanes is not None:
             self._keep_order(self._lanes)
             return
-        works = list(self._ready)
+        # What was held and is due is tried again in a pause too, and has begun long ago.
+        due = [] if self._stopping else [work for work in self._ready if work.state is State.DUE]
+        works = [work for work in self._ready if work not in due]
         self._ready.clear()
+        self._ready.extend(due)
         if not self._stopping and APPLICATION not in self._paused:
             self._carry_back(works)
             return

@@ -17,7 +17,7 @@ from rabbitevents.consuming.annotations import alternatives
 from rabbitevents.consuming.callables import shape
 from rabbitevents.events import event_type, is_event
 from rabbitevents.plugin import Plugin, check_order, check_without, overrides, standing_in
-from rabbitevents.routing import Handler, Subscription
+from rabbitevents.routing import Handler, Ordered, Subscription
 from rabbitevents.texts import printable
 from rabbitevents.topics import matches
 from rabbitevents.topology import Arguments, Binding, Topology
@@ -83,6 +83,10 @@ class SubscriptionWiring(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     prefetch: int
     timeout: float | None
+    order: str
+    """Within what events are handled one by one: "entity", the name of a function, or nothing."""
+    batch: str
+    """How events come together for one call: "up to 100 within 0.2 s", or nothing."""
     plugins: tuple[PluginWiring, ...]
     """The first one outermost."""
     said: tuple[Said, ...]
@@ -135,12 +139,20 @@ def _subscription(bus: Bus, subscription: Subscription, topology: Topology) -> S
         arguments={} if queue is None else dict(sorted(queue.arguments.items())),
         bound=tuple(BoundTo(exchange=name, keys=keys) for name, keys in _bound(topology, subscription.queue).items()),
         handlers=tuple(_handler(each, subscription.name) for each in subscription.handlers),
-        workers=options.concurrency,
+        workers=options.workers,
         prefetch=options.prefetch,
         timeout=None if options.timeout is None else options.timeout.total_seconds(),
+        order=_order(options.ordered),
+        batch="" if options.batch is None else f"up to {options.batch.size} within {options.batch.within:g} s",
         plugins=tuple(_plugin(each) for each in chain),
         said=tuple(said for plugin in chain for said in _said(plugin, subscription)),
     )
+
+
+def _order(ordered: Ordered) -> str:
+    if isinstance(ordered, bool):
+        return "entity" if ordered else ""
+    return getattr(ordered, "__name__", type(ordered).__name__)
 
 
 def _bound(topology: Topology, queue: str) -> Mapping[str, tuple[str, ...]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterable
+from itertools import count, islice
 
 import msgspec
 
@@ -253,12 +253,23 @@ class MemoryQueue:
         """Deliver what waits to those who have room, in turn."""
         self.expire()
         while self._ready:
-            reader = next((r for r in self._readers if r.has_room), None)
+            reader = next((r for r in self._readers_in_turn() if r.has_room), None)
             if reader is None:
                 return
-            self._readers.remove(reader)
-            self._readers.append(reader)
+            if not self._one_reads:
+                self._readers.remove(reader)
+                self._readers.append(reader)
             reader.take(self._take())
+
+    @property
+    def _one_reads(self) -> bool:
+        return self.arguments.get("x-single-active-consumer") is True
+
+    def _readers_in_turn(self) -> Iterable[Reader]:
+        """Return who may be given the next one: all, or the one that has been here longest."""
+        if not self._one_reads:
+            return self._readers
+        return islice((reader for reader in self._readers if not reader.cancelled), 1)
 
     def expire(self) -> None:
         """Dead-letter what has waited too long; only at the head, as RabbitMQ does."""

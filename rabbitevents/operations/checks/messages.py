@@ -67,7 +67,7 @@ def unsettled(scene: Scene) -> Iterator[Finding]:
             yield Finding(
                 "risk", each.queue, what, "are they held, or do handlers hang? --health URL of a process says so"
             )
-        elif now.unacked > each.options.concurrency * now.consumers:
+        elif now.unacked > each.options.workers * now.consumers:
             what = f"{now.unacked:,} unacknowledged, more than are handled at a time, and none was settled between two looks"
             way_out = "held, or with a consumer that is none (its queue was deleted and made anew): restart the service"
             yield Finding("risk", each.queue, what, way_out)

@@ -137,7 +137,7 @@ def compete(make: Callable[[str], Contender]) -> None:
     parser.add_argument("--postgres", default="postgresql://test@127.0.0.1:1/none")
     parser.add_argument("--events", type=int, default=0)
     parser.add_argument("--writers", type=int, default=1)
-    parser.add_argument("--rate", type=int, default=100)
+    parser.add_argument("--rate", type=int, default=50)
     parser.add_argument("--way", default="single")
     told = parser.parse_args()
     logging.disable(logging.WARNING)

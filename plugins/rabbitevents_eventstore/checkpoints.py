@@ -138,16 +138,11 @@ class Checkpoints:
 
     # --- in a page's transaction ---
 
-    async def lock(self, connection: AsyncConnection, hold: Hold, position: int) -> bool:
-        """Keep others from a row until the transaction ends; say whether it is ours, and where we think that it is.
+    async def move(self, connection: AsyncConnection, hold: Hold, old: int, new: int) -> bool:
+        """Move a row from where it was, and keep others from it until the transaction ends; say whether it was there, and ours.
 
         It comes first in each transaction, so that nobody holds tables while waiting for the row.
         """
-        ours = select(self._column.position).where(self._is_ours(hold), self._column.position == position)
-        return (await connection.execute(ours.with_for_update())).first() is not None
-
-    async def move(self, connection: AsyncConnection, hold: Hold, old: int, new: int) -> bool:
-        """Move a row from where it was; say whether it was there, and ours."""
         moved = (
             update(self._table)
             .where(self._is_ours(hold), self._column.position == old)

@@ -25,6 +25,9 @@ from rabbitevents_eventstore.watermark import OFTEN, SELDOM
 STANDBY: Final = 1.0
 """Seconds between two attempts at a projection that another process has, or that stands."""
 
+AT_HOME: Final = 0.02
+"""Seconds before the first look of its own after something was appended by this process, which wakes it."""
+
 NOTING: Final = 0.25
 """Seconds between two notes of how far it is, where nothing of what it asks for comes."""
 
@@ -173,7 +176,8 @@ class Following:
                 read = position = await self._projector.advance(self._hold, position, page)
                 self._applying_since = None
                 self._tell(position)
-                pause, noted = OFTEN, monotonic()
+                pause = OFTEN if news == self._seen else AT_HOME
+                noted = monotonic()
                 continue
             is_new, read = page.upto > read, page.upto
             self._tell(read)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Final
 
+from sqlalchemy import ExceptionContext, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -34,8 +35,19 @@ _PASSING: Final = frozenset({"08", "40", "53", "55", "57"})
 _BUSY: Final = ("database is locked", "database table is locked")
 """What SQLite says where somebody else writes for too long."""
 
+_FAILED: Final = "rabbitevents_projection_failed"
+"""Where a connection notes that a statement has failed on it, be it that the projection goes on: PostgreSQL answers the
+COMMIT of such a transaction with a ROLLBACK, and without an error."""
+
+_LOOK: Final = text("SELECT 1")
+
 Transaction = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
 """Begins a transaction in which the projection's tables are those that are meant."""
+
+
+def _note(context: ExceptionContext) -> None:
+    if context.connection is not None and not context.connection.invalidated:
+        context.connection.info[_FAILED] = True
 
 
 class LostError(Exception):
@@ -84,6 +96,8 @@ class Projector:
         self._shelf = shelf
         self._checkpoints = checkpoints
         self._transaction = transaction
+        if not event.contains(engine.sync_engine, "handle_error", _note):
+            event.listen(engine.sync_engine, "handle_error", _note)
         self._gap = GAP if backend_of(engine) == "sqlite" else 0.0
         self._stopping = stopping
 
@@ -113,12 +127,13 @@ class Projector:
     async def _commit(self, hold: Hold, position: int, page: Page) -> int:
         began = monotonic()
         async with self._transaction() as connection:
-            if not await self._checkpoints.lock(connection, hold, position):
-                raise LostError
-            done = await self.apply(connection, page.rows)
-            reached = page.upto if done == len(page.rows) else page.rows[done - 1]["position"]
+            reached = page.upto
             if not await self._checkpoints.move(connection, hold, position, reached):
                 raise LostError
+            done = await self.apply(connection, page.rows)
+            if done < len(page.rows):  # there was no more time
+                reached = page.rows[done - 1]["position"]
+                await self._checkpoints.move(connection, hold, page.upto, reached)
         if self._gap:
             await asyncio.sleep((monotonic() - began) * self._gap)
         return reached
@@ -127,6 +142,7 @@ class Projector:
         """Apply rows in the transaction that is under way, those that there is time for; return how many."""
         if not rows:
             return 0
+        connection.info.pop(_FAILED, None)
         # The projection's own commit() comes to nothing: its writes stay with how far it is.
         async with AsyncSession(connection, join_transaction_mode="rollback_only", expire_on_commit=False) as session:
             try:
@@ -137,6 +153,8 @@ class Projector:
                 if task is None or task.cancelling():
                     raise
                 raise RuntimeError("it raised CancelledError, and nobody has cancelled it") from error
+        if _FAILED in connection.info:
+            await connection.execute(_LOOK)
         return done
 
     async def _each(self, session: AsyncSession, rows: Sequence[Row]) -> int:

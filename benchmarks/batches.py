@@ -87,7 +87,10 @@ async def run(events: int, rounds: int) -> dict[str, dict[str, float]]:
             seen[0] += len(counted)
 
         batch = Batch(size=100, within=0.2)
-        inbox = lambda: [Inbox(async_sessionmaker(engine)), Outbox(engine)]  # noqa: E731 - an instance for each bus
+
+        def inbox() -> list[Plugin]:
+            return [Inbox(async_sessionmaker(engine)), Outbox(engine)]
+
         ways: dict[str, tuple[Handler, Callable[[], list[Plugin]], Batch | None]] = {
             "redis, one by one": (redis_one, list, None),
             "redis, batches of 100": (redis_many, list, batch),

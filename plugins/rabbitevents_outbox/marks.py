@@ -56,7 +56,7 @@ class Marks:
         free = dict.fromkeys(event_ids)
         if self._locks:
             keys = {tuple(_keys(each, subscription).values()): each for each in free}
-            free = dict.fromkeys(keys[one, two] for one, two in connection.execute(self._locking(list(keys))))
+            free = dict.fromkeys(keys[tuple(row)] for row in connection.execute(self._locking(list(keys))))
         made: set[UUID] = set()
         if free:
             rows = [{"event_id": each, "subscription": subscription} for each in free]

@@ -88,9 +88,10 @@ def results_of(result: object, number: int, where: str) -> list[list[Any]]:
     """Return what a handler returned for each of ``number`` events. Raises `ConfigurationError` for anything else."""
     if result is None:
         return [[] for _ in range(number)]
+    kind = type(result).__name__
     entries = cast("list[object]", result) if isinstance(result, (list, tuple)) else None
     if entries is None or len(entries) != number:
-        what = type(result).__name__ if entries is None else f"{type(result).__name__} of {len(entries)}"
+        what = kind if entries is None else f"{kind} of {len(entries)}"
         raise ConfigurationError(
             f"{where} returned a {what} for a batch of {number}; it returns None, or a list with one entry for each event: "
             "None, an event, or an iterable of events"

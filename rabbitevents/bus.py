@@ -272,7 +272,8 @@ class Bus:
         """Connect, declare, and begin to consume.
 
         Raises `ConfigurationError` for what was written wrong, and `BrokerUnavailableError` when no broker can be used.
-        A queue that exists with other arguments stops only itself: `health` and the log say so.
+        A queue that exists with other arguments stops only itself, and where only limits differ not even that: `health`
+        and the log say so.
         """
         if self._state != "new":
             raise ConfigurationError(f"this bus is {self._state}; a bus starts once, so make another one")
@@ -407,7 +408,9 @@ class Bus:
                 )
             elif name not in theirs:  # the place of its dead letters is one trouble with a queue that does not run
                 raise error
-        declared = queues - refused.keys() if told.declare == "active" else set[str]()
+        # With other limits than ours, it has our dead-letter exchange all the same.
+        unknown = {name for name, error in refused.items() if not error.stands or error.code != 406}
+        declared = queues - unknown if told.declare == "active" else set[str]()
         self._keeps_rejected = {name for name in declared if topology.keeps_rejected(wanted, name)}
         used = queues - declared - troubles.keys()
         if used:

@@ -29,10 +29,10 @@ TYPED = ("python", "pytest", "rabbitevents")
 SERVERS = ("rabbitevents run", "python manage.py relay_events")
 """Commands that go on until Ctrl-C."""
 
-FINDS = ("rabbitevents doctor",)
+FINDS = ("rabbitevents doctor", "rabbitevents topology plan")
 """Commands that end with 3 where they have found something."""
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds for a command to end, or for a line to be printed."""
 
 _VARYING = (

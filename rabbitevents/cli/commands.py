@@ -26,6 +26,8 @@ _OURS: Final = {
     "doctor": "rabbitevents.cli.doctor:doctor",
     "explain": "rabbitevents.cli.explain:explain",
     "run": "rabbitevents.cli.service:run",
+    "top": "rabbitevents.cli.top:top",
+    "topology": "rabbitevents.cli.topology:topology",
     "version": "rabbitevents.cli.versions:version",
 }
 
@@ -182,6 +184,8 @@ Examples:
   rabbitevents run shop.inventory:bus --workers 4  in four processes
   rabbitevents explain shop.inventory:bus          what is wired
   rabbitevents doctor shop.inventory:bus           what is wrong at its broker
+  rabbitevents top shop.inventory:bus              what goes on there
+  rabbitevents topology plan shop.inventory:bus    what a start would change there
   rabbitevents demo                                a shop of services, without a broker
   rabbitevents completion --help                   let the shell complete all of this
 
@@ -190,7 +194,7 @@ Exit codes:
   0    all is well; of a service, that it has drained
   1    a crash; its traceback is shown
   2    something is written wrong, or no broker can be used: one line says what
-  3    doctor found something wrong
+  3    doctor found something wrong; topology, something to change
   130  Ctrl-C""",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of what goes wrong.")

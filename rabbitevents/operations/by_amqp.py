@@ -20,9 +20,11 @@ ASKING: Final = 3.0
 
 
 @asynccontextmanager
-async def visiting(broker: RabbitMQ) -> AsyncGenerator[tuple[tuple[Visit, ...], Visitor | None]]:
+async def visiting(
+    broker: RabbitMQ, *, name: str = "rabbitevents doctor"
+) -> AsyncGenerator[tuple[tuple[Visit, ...], Visitor | None]]:
     """Visit every URL; yield what each led to, and the first visitor that stands at a broker."""
-    visitors = [Visitor(address, broker.context) for address in dict.fromkeys(broker.addresses)]
+    visitors = [Visitor(address, broker.context, name=name) for address in dict.fromkeys(broker.addresses)]
     try:
         visits = await asyncio.gather(*(each.arrive() for each in visitors))
         inside = (visitor for visitor, visit in zip(visitors, visits, strict=True) if not visit.problem)

@@ -74,7 +74,7 @@ async def examine(
     sites = [(url, Site(read_url(url, "the URL of a process's health", "http://host:8080"))) for url in health]
     bus_alone = bare(bus) if sites else unseen(bare(bus), "", "processes")
     async with visiting(broker) as (visits, visitor):
-        management = Management(_address(broker, visits), http, context=broker.context)
+        management = Management(address_of(broker, visits), http, context=broker.context)
         scene = msgspec.structs.replace(bus_alone, visits=visits, replicas=replicas)
         left = began + WITHIN - monotonic()
         scene, asked = await _seen(bus, scene, visitor, management, sites=sites, interval=interval, http_within=left)
@@ -82,7 +82,7 @@ async def examine(
     here = next((visit for visit in visits if not visit.problem), visits[0])
     return Report(
         bus=bus.name,
-        broker=_named(here),
+        broker=named(here),
         address=here.address,
         vhost=here.vhost,
         http=f"{management} as {management.user}" if "objects" not in scene.unseen else "",
@@ -140,13 +140,14 @@ def bare(bus: Bus) -> Scene:
     )
 
 
-def _address(broker: RabbitMQ, visits: Sequence[Visit]) -> Address:
+def address_of(broker: RabbitMQ, visits: Sequence[Visit]) -> Address:
     """Return the first of the URLs that leads to a broker; where none does, the first."""
     good = {visit.address for visit in visits if not visit.problem}
     return next((each for each in broker.addresses if str(each) in good), broker.addresses[0])
 
 
-def _named(visit: Visit) -> str:
+def named(visit: Visit) -> str:
+    """Return what a broker says it is: product, version, platform and cluster."""
     said = visit.server
     words = [said.get("product", ""), said.get("version", ""), f"({said['platform']})" if "platform" in said else ""]
     return printable(" ".join([*filter(None, words), said.get("cluster_name", "")]).strip())

@@ -14,6 +14,7 @@ from pamqp import header
 from pamqp.base import Frame
 from pamqp.heartbeat import Heartbeat
 
+from rabbitevents.brokers.rabbitmq.moving import NOTICE
 from tests.bed.fake_connection import FakeConnection, Published, Receivable
 from tests.bed.fake_replies import start, usual_reply
 from tests.bed.loopback import LOOPBACK, free_port
@@ -117,6 +118,10 @@ class FakeBroker:
     def answer(self, connection: FakeConnection, channel: int, frame: Frame) -> None:
         """Give the usual answer to a method; for callbacks that only delay or count."""
         if getattr(frame, "nowait", False):
+            return
+        if isinstance(frame, spec.Exchange.Declare) and frame.passive and frame.exchange == NOTICE:
+            # All else that is looked for is there; this would be there only while a queue is made anew.
+            connection.close_channel(channel, 404, "NOT_FOUND", frame)
             return
         reply = usual_reply(frame)
         if reply is not None:

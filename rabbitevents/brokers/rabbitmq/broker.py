@@ -18,8 +18,11 @@ from rabbitevents.brokers.rabbitmq.address import Address, addresses
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.declaring import declare, depth
 from rabbitevents.brokers.rabbitmq.link import Link, Restore
+from rabbitevents.brokers.rabbitmq.moving import handled, moving, stand_in, without
 from rabbitevents.brokers.rabbitmq.publisher import Publisher
+from rabbitevents.brokers.rabbitmq.registration import Source
 from rabbitevents.brokers.rabbitmq.subscriber import Subscriber
+from rabbitevents.brokers.rabbitmq.tags import mark
 from rabbitevents.errors import BrokerError, BrokerUnavailableError, NotSentError, TopologyError
 from rabbitevents.facts import Blocked, Report, Unblocked
 from rabbitevents.message import Message
@@ -53,6 +56,10 @@ class RabbitMQ:
         """What could not be declared, by name, as far as we were told last."""
         self._said: set[str] = set()
         """What was said to be used as it stands."""
+        self._otherwise: dict[str, TopologyError] = {}
+        """What stands with other limits, by name, and is used as it is."""
+        self._moving: frozenset[str] = frozenset()
+        """The queues that were being made anew when we looked last: they are left alone."""
         self._subscribers: list[Subscriber] = []
         self._settings = Settings()
         self._report: Report | None = None
@@ -76,6 +83,8 @@ class RabbitMQ:
         self._subscribers.clear()
         self._refused.clear()
         self._said.clear()
+        self._moving = frozenset()
+        self._otherwise.clear()
         self._topology = Topology()
         self._publisher = Publisher(
             in_flight=settings.in_flight, limits=settings.limits, prepare=self._prepare_publishing
@@ -156,14 +165,19 @@ class RabbitMQ:
     async def _declare(self, connection: Connection, topology: Topology) -> Mapping[str, TopologyError]:
         """Declare, and remember what could not be; say once what is used as it stands."""
         service = self._topology + topology
-        declared = await declare(connection, topology, passive=self._passive, service=service, said=self._said)
-        for level, text in ((logging.INFO, declared.info), (logging.WARNING, declared.warning)):
+        await self._note_moving(connection, handled(topology))
+        wanted = without(topology, self._moving)
+        declared = await declare(connection, wanted, passive=self._passive, service=service, said=self._said)
+        warnings = ((logging.WARNING, text) for text in (declared.warning, declared.otherwise))
+        for level, text in ((logging.INFO, declared.info), *warnings):
             if text:
                 log.log(level, "%s", text)
         for name in topology.names:
             self._refused.pop(name, None)
+            self._otherwise.pop(name, None)
         self._refused.update({name: error for name, error in declared.refused.items() if not error.stands})
-        return declared.refused
+        self._otherwise.update({name: error for name, error in declared.refused.items() if _is_otherwise(error)})
+        return {**declared.refused, **{name: _anew(name) for name in self._moving.intersection(topology.queues)}}
 
     async def _restore_publishing(self, connection: Connection) -> None:
         connection.tap.on_blocked = self._blocked
@@ -186,12 +200,23 @@ class RabbitMQ:
         """Declare everything once; each consumer registers itself then."""
         await self._declare(connection, self._topology)
 
-    async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> None:
+    async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> Source:
         """Make sure that a queue can be consumed. What stands otherwise is this queue's trouble alone."""
-        if missing or queue in self._refused:
-            await self._declare(connection, self._topology.part(queue))
+        part, known = self._topology.part(queue), mark(self._topology, queue)
+        if not part.items:
+            await self._note_moving(connection, [queue])
+        elif missing or queue in self._refused or queue in self._moving:
+            await self._declare(connection, part)
+        if queue in self._moving:
+            return Source(await stand_in(connection, queue), known)
         if (refused := self._refused.get(queue)) is not None:
             raise refused
+        return Source(queue, known)
+
+    async def _note_moving(self, connection: Connection, queues: Sequence[str]) -> None:
+        """Look which queues are being made anew, and leave them alone."""
+        if queues:
+            self._moving = self._moving.difference(queues) | await moving(connection, queues)
 
     def _blocked(self, reason: str | None) -> None:
         if self._publisher is not None:
@@ -255,6 +280,8 @@ class RabbitMQ:
             yield self._publisher.check()
         for subscriber in self._subscribers:
             yield subscriber.check()
+        for name, error in self._otherwise.items():
+            yield Check(f"queue {name}", ok=False, detail=str(error), degraded=True)
 
     @property
     def _links(self) -> list[Link]:
@@ -300,3 +327,14 @@ class RabbitMQ:
             for link in self._links:
                 if link.connection is not None:
                     link.connection.watch(moment)
+
+
+def _anew(queue: str) -> TopologyError:
+    """Say that a queue is being made anew: nothing of it was declared."""
+    text = f"queue {queue!r} is being made anew, and is used as it stands"
+    return TopologyError(text, name=queue, code=0, stands=True)
+
+
+def _is_otherwise(error: TopologyError) -> bool:
+    """Say whether something is used that stands with other limits."""
+    return error.stands and error.code == 406

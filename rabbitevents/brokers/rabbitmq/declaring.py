@@ -21,7 +21,7 @@ from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.states import Depth
-from rabbitevents.topology import Binding, Exchange, Queue, Topology, missing
+from rabbitevents.topology import Argument, Binding, Exchange, Queue, Topology, missing
 
 _REFUSALS: Final = (403, 404, 405, 406)
 """Codes that concern the one thing that was asked for."""
@@ -36,6 +36,9 @@ _OR_ELSE: Final = {
     Binding: "",
 }
 
+_LIMITS: Final = ("x-delivery-limit", "x-max-length", "x-max-length-bytes")
+"""Arguments with which a queue keeps what it was given, whatever they are."""
+
 _BOTH_SIDES = re.compile(
     r"inequivalent arg '(?P<what>[^']+)' for [^:]*: received (?P<ours>.*) but current is (?P<theirs>.*)$", re.DOTALL
 )
@@ -47,6 +50,8 @@ class Declared(msgspec.Struct, frozen=True):
     refused: dict[str, TopologyError]
     info: str = ""
     warning: str = ""
+    otherwise: str = ""
+    """What is said of queues that are used though their limits are other ones."""
 
 
 async def declare(
@@ -80,6 +85,34 @@ async def depth(connection: Connection, queue: str) -> Depth | None:
     return Depth(answer.message_count or 0, answer.consumer_count or 0)
 
 
+_VALUE = re.compile(r"^the value '(?P<value>.*)' of type '(?P<type>\w+)'$", re.DOTALL)
+
+
+async def probe(connection: Connection, item: Exchange | Queue) -> tuple[str, Argument | None, Argument | None] | None:
+    """Declare what stands once more, and return an argument that differs, what it is, and what is wanted.
+
+    None where it is as it is wanted. Of several that differ RabbitMQ says one, whichever. Raises `BrokerError`, with
+    403 where it may not be declared.
+    """
+    try:
+        await connection.ask(partial(_declared, item=item, passive=False), f"looking at {_name(item)}")
+    except BrokerError as error:
+        sides = _BOTH_SIDES.search(str(error))
+        if error.code != 406 or sides is None:
+            raise
+        return sides["what"], _value(sides["theirs"]), _value(sides["ours"])
+    return None
+
+
+def _value(said: str) -> Argument | None:
+    """Read a value as RabbitMQ says it: "the value '50' of type 'signedint'", "'50'", "none", "topic"."""
+    found = _VALUE.match(said.strip())
+    value = said.strip().strip("'") if found is None else found["value"]
+    if value == "none":
+        return None
+    return int(value) if value.removeprefix("-").isdecimal() else value
+
+
 class _Declaring:
     """One go at a topology, on one connection."""
 
@@ -97,6 +130,8 @@ class _Declaring:
         self._unknown: list[str] = []
         """Bindings that could not be made, and may be there."""
         self._lacks: set[Lack] = set()
+        self._otherwise: list[str] = []
+        """What is said of queues that are used though they are otherwise."""
 
     async def look(self) -> None:
         """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
@@ -124,8 +159,34 @@ class _Declaring:
             self._note_unbound(item)
         elif not self._refused.keys() & self._made_of(item):
             refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
-            if refused is not None:
+            if refused is not None and not await self._is_used_all_the_same(item, refused):
                 self._note(item, refused)
+
+    async def _is_used_all_the_same(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:
+        """Say whether a queue that stands differs in limits alone: with other ones, too, it keeps what it was given."""
+        if not isinstance(item, Queue) or error.code != 406:
+            return False
+        arguments, differing, refused = dict(item.arguments), list[str](), error
+        while (sides := _BOTH_SIDES.search(str(refused))) is not None and sides["what"] in _LIMITS:
+            # RabbitMQ says one argument that differs: with its value in place of ours, the next one, if there is any.
+            value = _value(sides["theirs"])
+            arguments = {name: there for name, there in arguments.items() if name != sides["what"]}
+            arguments |= {} if value is None else {sides["what"]: value}
+            differing.append(f"{sides['what']} is {'not set' if value is None else value}")
+            wanted = Queue(item.name, arguments)
+            answer = await self._ask(partial(_declared, item=wanted, passive=False), f"looking at {_name(item)}")
+            if answer is None or len(differing) > len(_LIMITS):
+                break
+            refused = answer
+        else:
+            return False
+        text = (
+            f"{_name(item)} is used as it stands, which is not as this bus wants it: {', '.join(differing)}; "
+            f"rabbitevents topology migrate MODULE:BUS {item.name} makes it anew"
+        )
+        self._refused.setdefault(item.name, TopologyError(text, name=item.name, code=406, stands=True))
+        self._otherwise += [text] if self._is_news(item) else []
+        return True
 
     def _note_unbound(self, item: Binding) -> None:
         """Note that a queue cannot be bound to another team's exchange, since that is not there."""
@@ -206,7 +267,7 @@ class _Declaring:
                 "Whether they are there already, AMQP cannot say, and rabbitmqctl list_bindings does: without them, "
                 f"those events do not come. {self._remedy(self._lacks)}"
             )
-        return Declared(self._refused, info, warning)
+        return Declared(self._refused, info, warning, "; ".join(self._otherwise))
 
     def _not_made(self, item: Exchange | Queue, lacks: frozenset[Lack]) -> TopologyError:
         unknown = self.missing[item.name][1].code == 403

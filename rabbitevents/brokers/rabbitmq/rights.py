@@ -24,6 +24,8 @@ _TARGETS: Final = ("alternate-exchange", "x-dead-letter-exchange")
 _DEFAULT_EXCHANGE: Final = "amq.default"
 """What the exchange without a name is called where rights are concerned."""
 
+_MOVING: Final = r"(\.moving)?"
+
 _KEEP: Final = "that command replaces the rights that the user has: keep what else it needs"
 
 
@@ -105,7 +107,10 @@ def _pattern(topology: Topology, right: Right) -> str:
         "read": [*(binding.exchange for binding in bindings), *queues, *(item.name for item in leads_on)],
     }[right]
     waiting = _waiting_queues(things) if queues else []
-    return f"^({'|'.join([*map(_escaped, dict.fromkeys(names)), *waiting])})$" if names else "^$"
+    # What stands in for a handler's queue while that is made anew is read, too.
+    moved = {binding.queue for binding in bindings if binding.exchange == DELAY_DUE} if right == "read" else set[str]()
+    patterns = [f"{_escaped(name)}{_MOVING if name in moved else ''}" for name in dict.fromkeys(names)]
+    return f"^({'|'.join([*patterns, *waiting])})$" if names else "^$"
 
 
 def _waiting_queues(things: Iterable[Exchange | Queue]) -> list[str]:

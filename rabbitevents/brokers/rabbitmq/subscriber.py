@@ -15,7 +15,7 @@ from contextlib import suppress
 from rabbitevents.brokers import Deliver, Trusted, Verdict
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.link import Link
-from rabbitevents.brokers.rabbitmq.registration import Registration
+from rabbitevents.brokers.rabbitmq.registration import Registration, Source
 from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.facts import ConsumerLost, ConsumerRestored, Report
 from rabbitevents.message import Delivery
@@ -35,8 +35,11 @@ _MISMATCH_PAUSE_MAX = 30.0
 _LASTING = (403, 406)
 """Codes of what somebody must change."""
 
-Prepare = Callable[[Connection, str, bool], Awaitable[None]]
-"""Makes sure that a queue can be consumed on a connection; True: look again, it may be gone. Raises `TopologyError`."""
+Prepare = Callable[[Connection, str, bool], Awaitable[Source]]
+"""Makes sure that a queue can be consumed on a connection, and says where; True: look again, it may be gone.
+
+Raises `TopologyError`.
+"""
 
 
 class Subscriber:
@@ -226,12 +229,17 @@ class Subscriber:
         connection = self._link.connection
         if connection is None:
             raise BrokerError("there is no connection to the broker")
-        await self._prepare(connection, self.queue, self._missing)
+        source = await self._prepare(connection, self.queue, self._missing)
         self._generation += 1
         self._narrow = self._trusted is not None
         self._cleared.clear()
         self._registration = registration = await Registration.open(
-            connection, self.queue, generation=self._generation, deliver=self._arrived, body_limit=self._body_limit
+            connection,
+            source,
+            self.queue,
+            generation=self._generation,
+            deliver=self._arrived,
+            body_limit=self._body_limit,
         )
         registration.lane.ended.add_done_callback(lambda _: self._turn.set())
         try:

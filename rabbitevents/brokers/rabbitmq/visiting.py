@@ -63,7 +63,8 @@ class Looked(msgspec.Struct, frozen=True):
 class Visitor:
     """One URL's visitor: `arrive`, ask, `leave`."""
 
-    def __init__(self, address: Address, context: ssl.SSLContext | None) -> None:
+    def __init__(self, address: Address, context: ssl.SSLContext | None, *, name: str = "rabbitevents doctor") -> None:
+        self._name = name
         self._address = address
         self._context = context
         self._connection: Connection | None = None
@@ -74,7 +75,7 @@ class Visitor:
         here = Visit(address=str(self._address), user=user, vhost=vhost)
         try:
             self._connection = await Connection.open(
-                self._address, name="rabbitevents doctor", heartbeat=10, context=self._context, timeout=PATIENCE
+                self._address, name=self._name, heartbeat=10, context=self._context, timeout=PATIENCE
             )
         except BrokerError as error:
             return msgspec.structs.replace(here, problem=str(error), code=error.code)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
-from urllib.parse import quote
 
+from rabbitevents.brokers.rabbitmq.moving import MOVING
+from rabbitevents.operations.differences import (
+    is_moving,
+    of_exchange,
+    of_queue,
+    orphan_queues,
+    said,
+    stale_bindings,
+    wanted_bindings,
+)
 from rabbitevents.operations.effective import Setting
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingBinding, StandingQueue
@@ -16,15 +24,10 @@ from rabbitevents.topology import (
     DEAD_LETTER_LIMIT,
     DELAY_DUE,
     DELAY_LOST,
-    Arguments,
-    Binding,
     Exchange,
     Queue,
     due_exchange,
 )
-
-MOVING: Final = ".moving"
-"""How a queue is called that stands in for another one while that is made anew."""
 
 LEAST_LIMIT: Final = 20
 """Deliveries below which a few deploys and lost connections use up a limit: before RabbitMQ 4.3 each give-back counts."""
@@ -43,6 +46,8 @@ def missing(scene: Scene) -> Iterator[Finding]:
         yield Finding("wrong", "queues", what, "start the service once (rabbitevents run) with a user that may declare")
         return
     for name, why in scene.missing.items():
+        if is_moving(scene, name):
+            continue
         yield Finding("wrong", name, why, "" if ":" in why else "start the service, with a user that may declare")
 
 
@@ -51,76 +56,50 @@ def otherwise(scene: Scene) -> Iterator[Finding]:
     for item in scene.needed.items:
         if isinstance(item, Queue) and item.name in scene.standing.queues:
             there = scene.standing.queues[item.name]
-            if there.kind != item.arguments.get("x-queue-type", "classic"):
+            differing = of_queue(item, there)
+            if any(each.argument == "type" for each in differing):
                 what = f"it is a {there.kind} queue: it does not outlive its node, and what is rejected may be lost"
-                yield Finding("wrong", item.name, what, "empty and delete it, so that it is declared anew")
-                continue
-            differing = _differing(item.arguments, there.arguments)
+                yield Finding("wrong", item.name, what, _anew(scene, item.name))
+            elif differing:
+                grade: Grade = "risk" if all(each.argument in _HARMLESS for each in differing) else "wrong"
+                yield Finding(grade, item.name, f"other arguments: {said(differing)}", _anew(scene, item.name))
+        elif isinstance(item, Exchange) and item.name in scene.standing.exchanges:
+            differing = of_exchange(item, scene.standing.exchanges[item.name])
             if differing:
-                grade: Grade = "risk" if all(name in _HARMLESS for name in differing) else "wrong"
-                yield Finding(grade, item.name, f"other arguments: {_sides(differing)}", _ANEW)
-        elif isinstance(item, Exchange) and item.kind is not None and item.name in scene.standing.exchanges:
-            exchange = scene.standing.exchanges[item.name]
-            differing = _differing(item.arguments, exchange.arguments)
-            if exchange.kind != item.kind:
-                differing = {"kind": (exchange.kind, item.kind), **differing}
-            if differing:
-                yield Finding(
-                    "wrong", item.name, f"other arguments: {_sides(differing)}", "have it deleted and declared anew"
-                )
+                what = f"other arguments: {said(differing)}"
+                yield Finding("wrong", item.name, what, "have it deleted and declared anew")
 
 
-Differing = Mapping[str, tuple[object, object]]
-
-
-def _differing(wanted: Arguments, there: Arguments) -> Differing:
-    names = dict.fromkeys((*wanted, *there))
-    sides = {name: (there.get(name), wanted.get(name)) for name in names}
-    return {name: (stands, wants) for name, (stands, wants) in sides.items() if stands != wants}
-
-
-def _sides(differing: Differing) -> str:
-    return "; ".join(
-        f"{name} is {'not set' if stands is None else stands}, wanted is {'none' if wants is None else wants}"
-        for name, (stands, wants) in differing.items()
-    )
+def _anew(scene: Scene, queue: str) -> str:
+    """Return the way to have a queue made anew: of a handler's there is a command."""
+    if any(each.queue == queue for each in scene.subscriptions):
+        return f"bring the bus into line with it, or rabbitevents topology migrate MODULE:BUS {queue}"
+    return _ANEW
 
 
 def unbound(scene: Scene) -> Iterator[Finding]:
     """Look for bindings that are not there: those events do not come."""
-    for queue, keys in _by_queue(_wanted(scene) - scene.standing.bindings).items():
-        if queue not in scene.missing and queue in scene.standing.queues:
+    for queue, keys in _by_queue(wanted_bindings(scene.needed) - scene.standing.bindings).items():
+        if queue not in scene.missing and queue in scene.standing.queues and not is_moving(scene, queue):
             what = f"it is not bound to {keys}: those events do not come"
-            yield Finding("wrong", queue, what, "restart the service: it makes its bindings when it starts")
+            yield Finding("wrong", queue, what, "rabbitevents topology apply MODULE:BUS, or a start of the service")
 
 
 def stale(scene: Scene) -> Iterator[Finding]:
     """Look for bindings of our queues that the code does not have: an event type that was dropped, or a changed pattern."""
-    queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
-    extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
     exchanges: dict[tuple[str, str], list[str]] = {}
-    for each in sorted(extra - _wanted(scene), key=lambda each: (each.target, each.routing_key, each.exchange)):
+    for each in stale_bindings(scene):
         exchanges.setdefault((each.target, each.routing_key), []).append(each.exchange)
+    way_out = "once no older version of the service runs, rabbitevents topology apply MODULE:BUS --prune"
     for (queue, key), names in exchanges.items():
         what = f"it is bound to {' and '.join(names)} by {key!r}, and no handler is called for that"
-        words = f"destination_type=queue destination={queue} properties_key={quote(key, safe='') or '~'}"
-        command = shlex.join(["rabbitmqadmin", "-V", scene.vhost, "delete", "binding"])
-        commands = " && ".join(f"{command} source={name} {words}" for name in names)
-        yield Finding(
-            "risk", queue, what, f"once no older version of the service runs, which would bind it again: {commands}"
-        )
+        yield Finding("risk", queue, what, way_out)
 
 
 def orphans(scene: Scene) -> Iterator[Finding]:
     """Look for queues under our routers' names that no code names: those of handlers that were renamed or removed."""
-    needed = {each.queue for each in scene.subscriptions} | {
-        *scene.needed.queues,
-        *(f"{name}{MOVING}" for name in scene.needed.queues),
-    }
-    for name, queue in sorted(scene.standing.queues.items()):
-        router = next((each for each in scene.routers if name.startswith(f"{each}.")), None)
-        if router is None or name in needed or name.endswith((".dead", MOVING)):
-            continue
+    for router, queue in orphan_queues(scene):
+        name = queue.name
         bound = [each for each in scene.standing.bindings if each.to_queue and each.target == name]
         keys = sorted({each.routing_key for each in bound if each.exchange == scene.exchange})
         gets = f"; it gets {', '.join(keys)}" if keys else ""
@@ -131,7 +110,9 @@ def orphans(scene: Scene) -> Iterator[Finding]:
         else:
             what = f"nobody's: no handler of this bus has this queue, and nobody consumes it{gets}{ready}"
             old = name.removeprefix(f"{router}.")
-            way_out = f"renamed? on(..., name={old!r}) keeps it; removed? unbind it, look what is in it, and delete it"
+            way_out = (
+                f"renamed? on(..., name={old!r}) keeps it; removed? rabbitevents topology remove MODULE:BUS {name}"
+            )
             yield Finding("risk", name, what, way_out)
 
 
@@ -143,7 +124,7 @@ def policies(scene: Scene) -> Iterator[Finding]:
         names = [f"policy {policy.name}"] if policy is not None else []
         names += [f"operator policy {operator.name}"] if operator is not None else []
         holds = scene.standing.holds(queue, scene.version)
-        for grade, what in _overridden(queue, holds):
+        for grade, what in overridden(queue, holds):
             yield Finding(grade, queue.name, f"{' and '.join(names)}: {what}", _exclude(scene, queue))
         timeout, limit = timeouts.get(queue.name), holds.get("consumer-timeout")
         if timeout is not None and limit is not None and timeout.total_seconds() * 1000 >= float(limit.value):
@@ -151,7 +132,8 @@ def policies(scene: Scene) -> Iterator[Finding]:
             yield Finding("wrong", queue.name, what, "raise it, or lower the handler's timeout=")
 
 
-def _overridden(queue: StandingQueue, holds: Mapping[str, Setting]) -> Iterator[tuple[Grade, str]]:
+def overridden(queue: StandingQueue, holds: Mapping[str, Setting]) -> Iterator[tuple[Grade, str]]:
+    """Yield what policies take from a queue, given what truly holds for it."""
     theirs = {key: setting.value for key, setting in holds.items() if setting.by.endswith("policy")}
     wants_all = queue.arguments.get("x-dead-letter-strategy") == "at-least-once"
     waits = "x-message-ttl" in queue.arguments
@@ -235,18 +217,10 @@ def moving(scene: Scene) -> Iterator[Finding]:
         if there is not None:
             wait = "" if there.ready is None else f"; {there.ready:,} wait here"
             what = f"{each.queue} is being made anew, or was and nobody went on{wait}"
-            yield Finding("risk", there.name, what, "go on with it: what is in here belongs to that queue")
+            yield Finding("risk", there.name, what, f"rabbitevents topology migrate MODULE:BUS {each.queue} goes on")
 
 
 # --- what is ours ----------------------------------------------------------------------------------------------------
-
-
-def _wanted(scene: Scene) -> frozenset[StandingBinding]:
-    return frozenset(
-        StandingBinding(item.exchange, item.queue, item.routing_key)
-        for item in scene.needed.items
-        if isinstance(item, Binding)
-    )
 
 
 def _by_queue(bindings: frozenset[StandingBinding]) -> Mapping[str, str]:

@@ -1,0 +1,94 @@
+"""What is wanted and what stands, compared: pure functions, for the doctor's checks and for plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from rabbitevents.brokers.rabbitmq.moving import MOVING
+from rabbitevents.operations.scene import Scene
+from rabbitevents.operations.standing import StandingBinding, StandingExchange, StandingQueue
+from rabbitevents.topology import Argument, Arguments, Binding, Exchange, Queue, Topology
+
+
+class Differs(msgspec.Struct, frozen=True):
+    """An argument, or the type or kind, that stands with one value and is wanted with another; None is not set."""
+
+    argument: str
+    stands: Argument | None
+    wanted: Argument | None
+
+    def __str__(self) -> str:
+        stands = "not set" if self.stands is None else self.stands
+        return f"{self.argument} is {stands}, wanted is {'none' if self.wanted is None else self.wanted}"
+
+
+def said(differing: tuple[Differs, ...]) -> str:
+    """Return differences in words."""
+    return "; ".join(map(str, differing))
+
+
+def of_queue(wanted: Queue, there: StandingQueue) -> tuple[Differs, ...]:
+    """Return in what a queue that stands differs from the one that is wanted."""
+    kind = str(wanted.arguments.get("x-queue-type", "classic"))
+    # A type that the virtual host gave is among the arguments, or is not: what counts is the type itself.
+    return (
+        *([Differs("type", there.kind, kind)] if there.kind != kind else []),
+        *([] if there.durable else [Differs("durable", False, True)]),
+        *_differing(_without_type(wanted.arguments), _without_type(there.arguments)),
+    )
+
+
+def of_exchange(wanted: Exchange, there: StandingExchange) -> tuple[Differs, ...]:
+    """Return in what an exchange that stands differs from the one that is wanted; nothing for another team's."""
+    if wanted.kind is None:
+        return ()
+    kind = [Differs("kind", there.kind, wanted.kind)] if there.kind != wanted.kind else []
+    return (*kind, *_differing(wanted.arguments, there.arguments))
+
+
+def _without_type(arguments: Arguments) -> Arguments:
+    return {name: value for name, value in arguments.items() if name != "x-queue-type"}
+
+
+def _differing(wanted: Arguments, there: Arguments) -> Iterator[Differs]:
+    for name in dict.fromkeys((*wanted, *there)):
+        if there.get(name) != wanted.get(name):
+            yield Differs(name, there.get(name), wanted.get(name))
+
+
+def wanted_bindings(topology: Topology) -> frozenset[StandingBinding]:
+    """Return the bindings of a topology, as they stand at a broker."""
+    return frozenset(
+        StandingBinding(item.exchange, item.queue, item.routing_key)
+        for item in topology.items
+        if isinstance(item, Binding)
+    )
+
+
+def stale_bindings(scene: Scene) -> list[StandingBinding]:
+    """Return the bindings of the handlers' queues that the code does not have, ordered by queue, key and exchange."""
+    queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
+    extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
+    extra = {each for each in extra if not each.exchange.startswith(f"{each.target}{MOVING}")}
+    return sorted(
+        extra - wanted_bindings(scene.needed), key=lambda each: (each.target, each.routing_key, each.exchange)
+    )
+
+
+def orphan_queues(scene: Scene) -> Iterator[tuple[str, StandingQueue]]:
+    """Yield the queues under our routers' names that no code names, each with its router's name."""
+    needed = {each.queue for each in scene.subscriptions} | {
+        *scene.needed.queues,
+        *(f"{name}{MOVING}" for name in scene.needed.queues),
+    }
+    for name, queue in sorted(scene.standing.queues.items()):
+        router = next((each for each in scene.routers if name.startswith(f"{each}.")), None)
+        if router is not None and name not in needed and not name.endswith((".dead", MOVING)):
+            yield router, queue
+
+
+def is_moving(scene: Scene, queue: str) -> bool:
+    """Say whether a queue is being made anew: nothing about it is to be changed by anybody else."""
+    return f"{queue}{MOVING}" in scene.standing.queues

@@ -1,0 +1,103 @@
+"""Doing what the course says, step by step: under a lock, with figures, until there is nothing more to do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+import msgspec
+
+from rabbitevents.brokers.rabbitmq.altering import Altering
+from rabbitevents.errors import BrokerError, ConfigurationError
+from rabbitevents.operations.moving.course import (
+    Bind,
+    DeclareExchange,
+    DeclareQueue,
+    DeleteExchange,
+    Empty,
+    Step,
+    Unbind,
+    next_step,
+)
+from rabbitevents.operations.moving.emptiness import Waiting, until_empty
+from rabbitevents.operations.over_http import INTERVAL, standing_of
+from rabbitevents.operations.planning import Worksite
+from rabbitevents.topology import Queue
+
+LOCKING: Final = 3.0
+"""Seconds that a lock is asked for: one whose owner was killed is free as soon as the broker sees that."""
+
+_PAUSE: Final = 0.25
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A step that is done. ``lost`` messages were in a queue when it was deleted, which must not be."""
+
+    step: Step
+    lost: int = 0
+
+
+async def migrate(
+    site: Worksite, wanted: Queue, *, within: float, interval: float = INTERVAL
+) -> AsyncGenerator[Done | Waiting]:
+    """Make a queue anew, and yield each step once it is done, and how it stands with what is waited for.
+
+    ``within`` are the seconds that emptying one queue may take, ``interval`` those between two looks at numbers. Broken
+    off anywhere, it is called again. Raises `BrokerError`, and `ConfigurationError` where there is no way on.
+    """
+    altering = Altering(site.connection)
+    await lock(site, altering, wanted.name)
+    while (step := await _next(site, wanted)) is not None:
+        if not isinstance(step.act, Empty):
+            await _act(altering, step.act)
+            yield Done(step)
+            continue
+        async with aclosing(until_empty(site, step.act.name, within=within, interval=interval)) as looks:
+            async for waiting in looks:
+                yield waiting
+                if await _next(site, wanted) != step:  # somebody has bound it anew, say
+                    break
+            else:
+                yield Done(step, await altering.delete_queue(step.act.name, kind=step.act.kind))
+
+
+async def _next(site: Worksite, wanted: Queue) -> Step | None:
+    return next_step(wanted, await standing_of(site.management))
+
+
+async def _act(altering: Altering, act: DeclareQueue | DeclareExchange | Bind | Unbind | DeleteExchange) -> None:
+    match act:
+        case DeclareQueue(name, arguments, pause):
+            await asyncio.sleep(pause)
+            await altering.declare_queue(name, arguments)
+        case DeclareExchange(name, alternate):
+            await altering.declare_exchange(name, alternate=alternate)
+        case Bind(link):
+            await altering.bind(link)
+        case Unbind(link):
+            await altering.unbind(link)
+        case DeleteExchange(name, if_unused):
+            await altering.delete_exchange(name, if_unused=if_unused)
+
+
+async def lock(site: Worksite, altering: Altering, queue: str) -> None:
+    """Be the only one who moves a queue, as long as we are connected. Raises `ConfigurationError`, which says who is."""
+    name = f"rabbitevents.lock.{queue}"
+    me = f"{socket.gethostname()}:{os.getpid()}"
+    ends = asyncio.get_running_loop().time() + LOCKING
+    while not await altering.lock(name, me):
+        if asyncio.get_running_loop().time() > ends:
+            raise ConfigurationError(f"queue {queue!r} is being moved already, by {await _owner(site, name)}")
+        await asyncio.sleep(_PAUSE)
+
+
+async def _owner(site: Worksite, lock: str) -> str:
+    try:
+        there = (await standing_of(site.management)).queues.get(lock)
+    except BrokerError:
+        there = None
+    return str(there.arguments.get("rabbitevents-by", "somebody else")) if there is not None else "somebody else"

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 SECONDS: Final[Mapping[str, int]] = {
+    "test_process_races.py": 180,
     "test_cli_hanging.py": 130,
     "test_idempotency_outages.py": 90,
     "test_idempotency_refusals.py": 80,

@@ -70,8 +70,10 @@ PUBLIC_MODULES = frozenset(
 )
 """What a plugin may import of the core: names that these modules list in ``__all__``."""
 
-APPLICATIONS = frozenset({("rabbitevents_django", "rabbitevents_outbox")})
-"""Packages that put another plugin to use in a framework, and are none themselves: they may import its public names."""
+APPLICATIONS = frozenset(
+    {("rabbitevents_django", "rabbitevents_outbox"), ("rabbitevents_process", "rabbitevents_outbox")}
+)
+"""Packages that put another plugin to use, and are none themselves: they may import its public names."""
 
 CHECKOUT = Path(__file__).parent.parent
 

@@ -22,6 +22,8 @@ import rabbitevents_django.testing
 import rabbitevents_eventstore
 import rabbitevents_idempotency
 import rabbitevents_metrics
+import rabbitevents_process
+import rabbitevents_process.testing
 import rabbitevents_retry
 import rabbitevents_tracing
 from tests.bed.rabbitmq import RabbitNode
@@ -96,6 +98,8 @@ EXPORTING: list[ModuleType] = [
     rabbitevents_eventstore,
     rabbitevents_idempotency,
     rabbitevents_metrics,
+    rabbitevents_process,
+    rabbitevents_process.testing,
     rabbitevents_retry,
     rabbitevents_tracing,
 ]

@@ -223,13 +223,29 @@ def _age(moment: datetime) -> str:
 
 @click.group()
 def sql() -> None:
-    """Print the SQL that outbox and inbox need."""
+    """Print the SQL that outbox and inbox need, and whatever else of a bus has tables."""
 
 
 @sql.command("print")
+@click.argument("reference", metavar="[MODULE:BUS]", required=False, type=BusReference())
 @click.option("--dialect", type=click.Choice(["postgresql", "sqlite"]), default="postgresql", show_default=True)
 @click.option("--prefix", default="rabbitevents_", show_default=True, help="What the tables' names begin with.")
 @click.option("--schema", help="The PostgreSQL schema that they are in.")
-def print_(dialect: Any, prefix: str, schema: str | None) -> None:
-    """Print what makes the tables."""
-    click.echo(Tables(prefix, schema=schema).sql(dialect), nl=False)
+def print_(reference: str | None, dialect: Any, prefix: str, schema: str | None) -> None:
+    """Print what makes the tables: those of outbox and inbox, or all that MODULE:BUS needs.
+
+    A bus's plugins and routers say themselves what their tables are called.
+    """
+    if reference is None:
+        click.echo(Tables(prefix, schema=schema).sql(dialect), nl=False)
+        return
+    if schema is not None or prefix != "rabbitevents_":
+        raise click.UsageError(
+            "--prefix and --schema are for no bus: MODULE:BUS says itself what its tables are called"
+        )
+    bus = load_bus(reference)
+    tables: list[Any] = [getattr(each, "tables", None) for each in (*bus.plugins, *bus.routers)]
+    texts = dict.fromkeys(each.sql(dialect) for each in tables if hasattr(each, "sql"))
+    if not texts:
+        raise ConfigurationError(f"{reference} has nothing that needs tables")
+    click.echo("".join(texts), nl=False)

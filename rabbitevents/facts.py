@@ -202,6 +202,17 @@ class Backlog(Fact, frozen=True):
     dead: int
 
 
+class Projected(Fact, frozen=True):
+    """How far a projection is: how many of its store's positions are ``behind`` it still, and whether it has ``stopped``.
+
+    One that has stopped stands before an event that it could not apply, until somebody mends it or skips the event.
+    """
+
+    projection: str
+    behind: int
+    stopped: bool
+
+
 class Report(Protocol):
     """Takes a fact to everybody who observes. Raises nothing."""
 

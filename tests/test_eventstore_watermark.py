@@ -303,3 +303,26 @@ def dump(engine: AsyncEngine, file: Path) -> None:
     """Write a database as SQL."""
     url = engine.url.set(drivername="postgresql").render_as_string()
     subprocess.run([BINARIES[-1] / "pg_dump", "--no-owner", "-f", file, url], check=True, timeout=30)
+
+
+async def test_a_reader_that_is_as_far_as_what_was_just_committed_is_not_ahead_of_the_store(
+    postgres_engine: AsyncEngine,
+) -> None:
+    """What commits between two statements of a look is seen by the second one alone."""
+    store = await store_on(postgres_engine)
+    ended = asyncio.Event()
+
+    async def write(thing: str) -> None:
+        for _ in range(150):
+            await happen(store, thing)
+
+    async def follow() -> None:
+        position = 0
+        while not ended.is_set():
+            position = (await store.reader.page(position, ["thing.happened"])).upto
+
+    following = [asyncio.create_task(follow()) for _ in range(2)]
+    await asyncio.gather(*(write(f"t-{n}") for n in range(6)))
+    ended.set()
+
+    await asyncio.gather(*following)

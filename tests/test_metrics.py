@@ -347,6 +347,20 @@ async def test_what_an_outbox_has_is_a_gauge_until_its_relay_is_silent(
     assert (before, there, later) == ([], [40, 3.5, 1], [])
 
 
+async def test_how_far_a_projection_is_is_a_gauge(measured: Measured) -> None:
+    def seen() -> list[float]:
+        names = [f"rabbitevents.projection.{what}" for what in ("behind", "stopped")]
+        return [measured.value(name, rabbitevents__projection="order_summary") for name in names]
+
+    async with Bus("memory://", plugins=[Metrics(meter_provider=measured.provider)]) as bus:
+        bus.report(facts.Projected("order_summary", 500, stopped=False))
+        there = seen()
+        bus.report(facts.Projected("order_summary", 700, stopped=True))
+        later = seen()
+
+    assert (there, later) == ([500, 0], [700, 1])
+
+
 async def test_what_is_under_way_is_looked_at(measured: Measured) -> None:
     router, go_on = Router("inventory"), asyncio.Event()
 
@@ -491,6 +505,7 @@ async def everything(measured: Measured) -> AsyncGenerator[None]:
         probe.bus.report(facts.Discarded(RESERVE, "t", "1", 1, "GoneError"))
         probe.bus.report(facts.Tripped(RESERVE, 10, 20, "ConnectionError"))
         probe.bus.report(facts.Backlog("event_outbox", 3, 1.5, 0))
+        probe.bus.report(facts.Projected("order_summary", 3, stopped=False))
         await eventually(lambda: measured.value("rabbitevents.consumers.expected") == 1, "a look")
         broker.go_down()
         await eventually(lambda: measured.value("rabbitevents.queue.looks.failed") > 0, "a look that failed")

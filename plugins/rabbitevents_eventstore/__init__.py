@@ -12,7 +12,11 @@ all in one order in which nothing that commits late is ever passed over; and the
 """
 
 from rabbitevents_eventstore.appending import ANY, NEW, Expected
-from rabbitevents_eventstore.errors import ConcurrencyError, StoreRestoredError
+from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindError, StoreRestoredError
+from rabbitevents_eventstore.following import ProjectionStopped
+from rabbitevents_eventstore.projection import Projection, projection
+from rabbitevents_eventstore.projections import Projections
+from rabbitevents_eventstore.rebuilding import Progress, RebuildError
 from rabbitevents_eventstore.store import EventStore, Transactional
 from rabbitevents_eventstore.stored import Stored
 from rabbitevents_eventstore.tables import EventTables
@@ -25,8 +29,15 @@ __all__ = [
     "EventStore",
     "EventTables",
     "Expected",
+    "Progress",
+    "Projection",
+    "ProjectionBehindError",
+    "ProjectionStopped",
+    "Projections",
+    "RebuildError",
     "StoreHeldBack",
     "StoreRestoredError",
     "Stored",
     "Transactional",
+    "projection",
 ]

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from rabbitevents import ConfigurationError
@@ -47,6 +47,19 @@ class Ledger:
 
     def __init__(self, tables: EventTables) -> None:
         self._table = tables.events
+        column, before = tables.events.c, tables.events.alias("before").c
+        there = select(before.version).where(
+            before.entity_type == bindparam("its_type"),
+            before.entity_id == bindparam("its_id"),
+            before.version == bindparam("behind"),
+        )
+        self._written = insert(self._table).returning(column.position, sort_by_parameter_order=True)
+        self._next = (
+            insert(self._table)
+            .values({column.version: there.scalar_subquery() + 1})
+            .returning(column.position, sort_by_parameter_order=True)
+        )
+        """Writes one event behind the version that is expected: where that is not there, it has none, which no row may."""
 
     async def version(self, session: Database, entity_type: str, entity_id: str) -> int:
         """Return at which version an entity is; 0 without events."""
@@ -70,9 +83,13 @@ class Ledger:
 
     async def insert(self, session: Database, rows: Sequence[dict[str, Any]]) -> list[int]:
         """Write rows; return their positions, in their order. Raises SQLAlchemy's ``IntegrityError`` for a conflict."""
-        position = self._table.c.position
-        written = insert(self._table).returning(position, sort_by_parameter_order=True)
-        return list((await session.execute(written, rows)).scalars())
+        return list((await session.execute(self._written, rows)).scalars())
+
+    async def insert_next(self, session: Database, row: dict[str, Any], behind: int) -> list[int]:
+        """Write one row behind a version, in one statement; return its position. Raises as `insert` does."""
+        asked = {"its_type": row["entity_type"], "its_id": row["entity_id"], "behind": behind}
+        told = {name: value for name, value in row.items() if name != "version"}
+        return list((await session.execute(self._next, [{**told, **asked}])).scalars())
 
     async def same(
         self, session: Database, entity_type: str, entity_id: str, ids: Sequence[UUID]

@@ -39,6 +39,19 @@ class StoreRestoredError(RabbitEventsError):
         self.last = last
 
 
+class ProjectionBehindError(RabbitEventsError):
+    """A projection is not as far as it was waited for: too much is to be done yet, or it stands.
+
+    ``projection`` is its name, ``wanted`` the position that was waited for, ``position`` where it is.
+    """
+
+    def __init__(self, projection: str, wanted: int, position: int, why: str) -> None:
+        super().__init__(f"projection {projection} is at position {position}, and was to be at {wanted}: {why}")
+        self.projection = projection
+        self.wanted = wanted
+        self.position = position
+
+
 def entity(entity_type: str, entity_id: str) -> str:
     """Name an entity for errors, in one printable line."""
     return printable(cut(f"{entity_type}/{entity_id}", 120))

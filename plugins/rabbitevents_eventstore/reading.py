@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,6 +23,16 @@ Row: TypeAlias = Mapping[str, Any]
 """What a row says, by its columns' names."""
 
 
+class Page(NamedTuple):
+    """Some rows, and up to where there are no others of those that are asked for.
+
+    ``upto`` is where the page was to begin if nothing behind that is decided yet.
+    """
+
+    rows: Sequence[Row]
+    upto: int
+
+
 class Reader:
     """Reads rows of one table.
 
@@ -35,7 +44,7 @@ class Reader:
     def __init__(self, engine: AsyncEngine, tables: EventTables, watermark: Watermark) -> None:
         self._engine = engine
         self._table = tables.events
-        self._watermark = watermark
+        self.watermark: Watermark = watermark
 
     async def load(self, entity_type: str, entity_id: str, after: int, session: Database | None) -> AsyncGenerator[Row]:
         """Yield the rows of an entity behind a version, in their order."""
@@ -59,9 +68,9 @@ class Reader:
 
         An append that is open at that moment may turn out to lie in between, and is waited for.
         """
-        await self._watermark.look()
+        await self.watermark.look()
         self._check(position)
-        last = self._watermark.last
+        last = self.watermark.last
         async for row in self._follow(position, names, entity_type, last):
             yield row
 
@@ -70,31 +79,51 @@ class Reader:
         async for row in self._follow(position, names, entity_type, None):
             yield row
 
+    async def page(
+        self,
+        position: int,
+        names: Sequence[str],
+        *,
+        last: int | None = None,
+        limit: int = PAGE,
+        entity_type: str | None = None,
+    ) -> Page:
+        """Return what comes next behind ``position``, ``limit`` rows at most; it waits for nothing.
+
+        Raises `StoreRestoredError` where ``position`` is more than there is.
+        """
+        if position >= self.watermark.value:
+            await self.watermark.look()
+            self._check(position)
+        if position >= self.watermark.value:
+            return Page((), position)
+        upper = min(position + REACH, self.watermark.value, self.watermark.value if last is None else last)
+        rows = await self._page(self._between(position, upper, names, entity_type, limit), None)
+        return Page(rows, rows[-1]["position"] if len(rows) == limit else upper)
+
     async def _follow(
         self, position: int, names: Sequence[str], entity_type: str | None, last: int | None
     ) -> AsyncGenerator[Row]:
         pause = OFTEN
         while last is None or position < last:
-            if position >= self._watermark.value:
-                await self._watermark.look()
-                self._check(position)
-            if position >= self._watermark.value:
-                await asyncio.sleep(pause)
+            page = await self.page(position, names, last=last, entity_type=entity_type)
+            if page.upto == position:
+                await self.watermark.rest(pause)
                 pause = min(SELDOM, pause * 2)
                 continue
             pause = OFTEN
-            upper = min(position + REACH, self._watermark.value, self._watermark.value if last is None else last)
-            rows = await self._page(self._between(position, upper, names, entity_type), None)
-            for row in rows:
+            for row in page.rows:
                 yield row
-            position = rows[-1]["position"] if len(rows) == PAGE else upper
+            position = page.upto
 
-    def _between(self, position: int, upper: int, names: Sequence[str], entity_type: str | None) -> Select[Any]:
+    def _between(
+        self, position: int, upper: int, names: Sequence[str], entity_type: str | None, limit: int
+    ) -> Select[Any]:
         column = self._table.c
         wanted = select(self._table).where(column.position > position, column.position <= upper, column.type.in_(names))
         if entity_type is not None:
             wanted = wanted.where(column.entity_type == entity_type)
-        return wanted.order_by(column.position).limit(PAGE)
+        return wanted.order_by(column.position).limit(limit)
 
     async def _page(self, statement: Select[Any], session: Database | None) -> Sequence[Row]:
         if session is not None:
@@ -104,6 +133,6 @@ class Reader:
 
     def _check(self, position: int) -> None:
         """Raise `StoreRestoredError` for a reader that has read what is not there."""
-        last = self._watermark.last
-        if last < max(position, self._watermark.value):
-            raise StoreRestoredError(self._table.fullname, max(position, self._watermark.value), last)
+        last = self.watermark.last
+        if last < max(position, self.watermark.value):
+            raise StoreRestoredError(self._table.fullname, max(position, self.watermark.value), last)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import monotonic
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from rabbitevents import Check, ConfigurationError, Event, Host, Plugin, Writer, arguments
 from rabbitevents_eventstore.appending import LAST, Database, Expected, Ledger, conflict, version_of
 from rabbitevents_eventstore.appending import ConflictError as _ConflictError
-from rabbitevents_eventstore.errors import ConcurrencyError
+from rabbitevents_eventstore.checkpoints import Checkpoints, standing
+from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindError
 from rabbitevents_eventstore.reading import Reader
 from rabbitevents_eventstore.stored import Shelf, Stored
 from rabbitevents_eventstore.tables import EventTables, backend_of, reason, where
-from rabbitevents_eventstore.watermark import StoreHeldBack, Watermark
+from rabbitevents_eventstore.watermark import OFTEN, StoreHeldBack, Watermark
 
 S = TypeVar("S")
 
@@ -37,6 +41,12 @@ _MOST: Final = 10_000
 
 _DEADLINE: Final = 10.0
 """Seconds that the database has at start."""
+
+_SELDOM: Final = 0.05
+"""Seconds between two looks at how far a projection is, at last."""
+
+_WAKE: Final = "rabbitevents_eventstore"
+"""Where a session notes who is to be woken once it has committed."""
 
 
 class Transactional(Protocol):
@@ -99,16 +109,19 @@ class EventStore(Plugin):
             else arguments.instance("EventStore: tables", tables, EventTables, "say EventTables(schema='events')")
         )
         self._outbox = _outbox(outbox)
-        self._shelf = Shelf(arguments.several("EventStore: events", events, type, "[OrderPlaced, OrderPaid]"))
+        self.shelf: Shelf = Shelf(arguments.several("EventStore: events", events, type, "[OrderPlaced, OrderPaid]"))
         self._source = None if name is None else arguments.text("EventStore: name", name, such_as="shop")
         self._writer = Writer(source=self._source)
         self._host: Host | None = None
         self._ledger = Ledger(self.tables)
         statements = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._watermark = Watermark(
+        self.watermark: Watermark = Watermark(
             statements, self.tables, arguments.seconds("EventStore: patience", patience), self._report
         )
-        self._reader = Reader(statements, self.tables, self._watermark)
+        self.checkpoints: Checkpoints = Checkpoints(engine, self.tables)
+        self.reader: Reader = Reader(statements, self.tables, self.watermark)
+        if not event.contains(Session, "after_commit", _after_commit):
+            event.listen(Session, "after_commit", _after_commit)
 
     # --- as a plugin ---
 
@@ -131,7 +144,7 @@ class EventStore(Plugin):
 
     def health(self) -> Iterable[Check]:
         """Say whether readers are held back."""
-        held = self._watermark.held_back
+        held = self.watermark.held_back
         yield Check("event store", held is None, "" if held is None else held.describe(), degraded=held is not None)
 
     def _report(self, fact: StoreHeldBack) -> None:
@@ -171,7 +184,9 @@ class EventStore(Plugin):
         for _ in range(_TRIES if version is None else 1):
             try:
                 async with self._part(session) as part:
-                    return await self._append(part, entity_type, entity_id, prepared, version)
+                    appended = await self._append(part, entity_type, entity_id, prepared, version)
+                self._wake_after(session)
+                return appended
             except (IntegrityError, _ConflictError):
                 async with self._part(session) as part:
                     same = await self._ledger.same(part, entity_type, entity_id, [event.id for event, _ in prepared])
@@ -189,7 +204,7 @@ class EventStore(Plugin):
             raise ConfigurationError(
                 f"append: events has {len(given):,} events: say 1 to {_MOST:,}, and append more in several parts"
             )
-        prepared = [self._shelf.envelope(each, self._writer, entity_type, entity_id) for each in given]
+        prepared = [self.shelf.envelope(each, self._writer, entity_type, entity_id) for each in given]
         if len({event.id for event, _ in prepared}) < len(prepared):
             raise ConfigurationError("append: two of the events have the same id")
         return prepared
@@ -202,12 +217,23 @@ class EventStore(Plugin):
         prepared: Sequence[tuple[Event[Any], bytes]],
         expected: int | None,
     ) -> list[Stored[Any]]:
-        base = await self._ledger.base(session, entity_type, entity_id, expected)
-        rows = [self._shelf.row(event, body, base + n) for n, (event, body) in enumerate(prepared, 1)]
-        positions = await self._ledger.insert(session, rows)
+        if expected and len(prepared) == 1:
+            base, row = expected, self.shelf.row(*prepared[0], expected + 1)
+            positions = await self._ledger.insert_next(session, row, expected)
+        else:
+            base = await self._ledger.base(session, entity_type, entity_id, expected)
+            rows = [self.shelf.row(event, body, base + n) for n, (event, body) in enumerate(prepared, 1)]
+            positions = await self._ledger.insert(session, rows)
         if self._outbox is not None:
             await self._outbox.publish(session, *(event for event, _ in prepared))
         return [Stored(at, base + n, prepared[n - 1][0]) for n, at in enumerate(positions, 1)]
+
+    def _wake_after(self, session: Database | None) -> None:
+        """Wake this process's readers: at once, or once the transaction that the events are part of has committed."""
+        if session is None:
+            self.watermark.wake()
+        elif isinstance(session, AsyncSession):
+            session.sync_session.info[_WAKE] = self.watermark.wake
 
     def _part(self, session: Database | None) -> AbstractAsyncContextManager[Database]:
         """Return a transaction of its own, or a savepoint in the one that is given."""
@@ -234,8 +260,8 @@ class EventStore(Plugin):
         """
         _check_entity(entity_type, entity_id)
         arguments.whole("load: after", after, least=0, most=LAST)
-        async for row in self._reader.load(entity_type, entity_id, after, session):
-            yield self._shelf.stored(row)
+        async for row in self.reader.load(entity_type, entity_id, after, session):
+            yield self.shelf.stored(row)
 
     async def read(
         self, *, after: int = 0, types: Iterable[type] | None = None, entity_type: str | None = None, live: bool = False
@@ -255,13 +281,43 @@ class EventStore(Plugin):
         """
         arguments.whole("read: after", after, least=0, most=LAST)
         arguments.flag("read: live", live)
-        names = self._shelf.names(
+        names = self.shelf.names(
             None if types is None else arguments.several("read: types", types, type, "[OrderPaid]")
         )
         if entity_type is not None:
             _check_word("entity_type", entity_type, "order")
-        async for row in (self._reader.live if live else self._reader.until)(after, names, entity_type):
-            yield self._shelf.stored(row)
+        async for row in (self.reader.live if live else self.reader.until)(after, names, entity_type):
+            yield self.shelf.stored(row)
+
+    async def caught_up(self, name: str, position: int, *, timeout: arguments.Seconds = 5) -> None:
+        """Wait until a projection has applied everything up to a position: what was written is to be read there.
+
+        ::
+
+            appended = await store.append("order", "42", [OrderPaid("42", 7)], expected=2)
+            await store.caught_up("order_summary", appended[-1].position)
+
+        :param name: The projection's.
+        :param position: That of the event that was appended.
+        :param timeout: Seconds to wait at most: 5.
+
+        Raises `ProjectionBehindError` after the timeout, and at once where the projection stands; `ConfigurationError` for
+        one that is not there.
+        """
+        arguments.whole("caught_up: position", position, least=0, most=LAST)
+        until = monotonic() + arguments.seconds("caught_up: timeout", timeout)
+        pause = OFTEN
+        while True:
+            found = await self.checkpoints.live(arguments.text("caught_up: name", name, such_as="order_summary"))
+            if found is None:
+                raise ConfigurationError(f"caught_up: there is no projection {name!r}, or it has never run")
+            if found.position >= position:
+                return
+            trouble = standing(found, found.version)
+            if trouble or monotonic() + pause > until:
+                raise ProjectionBehindError(name, position, found.position, trouble or "there was no more time")
+            await asyncio.sleep(pause)
+            pause = min(_SELDOM, pause * 2)
 
     # --- state ---
 
@@ -332,6 +388,11 @@ class EventStore(Plugin):
             return await self.append(entity_type, entity_id, decided, expected=version, session=session)
 
         return await again(once)
+
+
+def _after_commit(session: Session) -> None:
+    if _WAKE in session.info and session.get_nested_transaction() is None:
+        session.info.pop(_WAKE)()
 
 
 def _several(decided: Any) -> list[Any]:

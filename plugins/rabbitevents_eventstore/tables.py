@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Connection,
@@ -30,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateTable
 
 from rabbitevents import ConfigurationError, arguments
+from rabbitevents.texts import text_of
 
 Backend = Literal["postgresql", "sqlite"]
 """The databases whose SQL is known here."""
@@ -77,6 +79,8 @@ class EventTables:
             Column("version", Integer, primary_key=True, autoincrement=False),
             schema=schema,
         )
+        self.projections: Table = self._projections()
+        """How far projections are: a row for each, and another one while it is built anew."""
         event.listen(self.events, "after_create", self._created)
 
     def _events(self) -> Table:
@@ -100,6 +104,28 @@ class EventTables:
             sqlite_autoincrement=True,
             postgresql_with={"autovacuum_vacuum_insert_scale_factor": 0.05},
         )
+
+    def _projections(self) -> Table:
+        return Table(
+            f"{self.prefix}projections",
+            self.metadata,
+            Column("name", Text, primary_key=True),
+            Column("building", Boolean, primary_key=True),
+            Column("version", Integer, nullable=False),
+            Column("position", BigInteger, nullable=False),
+            Column("status", Text, nullable=False),
+            Column("owner", Uuid),
+            Column("until", DateTime(timezone=True)),
+            Column("failed_event", Uuid),
+            Column("error", Text),
+            Column("updated_at", DateTime(timezone=True), nullable=False),
+            schema=self.schema,
+        )
+
+    @property
+    def all(self) -> tuple[Table, ...]:
+        """The tables, in the order of their making."""
+        return self.version, self.events, self.projections
 
     @property
     def trigger(self) -> str:
@@ -131,7 +157,7 @@ class EventTables:
         arguments.one_of("EventTables.sql: backend", backend, Backend)
         dialect = _DIALECTS[backend].dialect()
         version = insert(self.version).values(version=VERSION)
-        statements = [CreateTable(table).compile(dialect=dialect) for table in (self.version, self.events)]
+        statements = [CreateTable(table).compile(dialect=dialect) for table in self.all]
         triggers = self._triggers() if backend == "postgresql" else []
         made = [str(each).strip() for each in statements]
         made += triggers
@@ -147,25 +173,27 @@ class EventTables:
             await connection.run_sync(self._create)
 
     def _create(self, connection: Connection) -> None:
-        self.metadata.create_all(connection, tables=[self.version, self.events], checkfirst=True)
+        self.metadata.create_all(connection, tables=self.all, checkfirst=True)
         if connection.scalar(select(self.version.c.version)) is None:
             connection.execute(insert(self.version).values(version=VERSION))
 
-    def check(self, connection: Connection) -> None:
+    def check(self, connection: Connection, *others: Table) -> None:
         """Raise `ConfigurationError`, which says the way out, where the tables are missing, or not as they must be.
 
         :param connection: One to the store's database.
+        :param others: Tables that are needed besides that of the events.
         """
         database = where(connection.engine)
         backend = backend_of(connection.engine)
         way_out = f"EventTables(...).sql({backend!r}) has what makes it"
         try:
             found = connection.scalar(select(self.version.c.version))
-            connection.execute(select(self.events).limit(0))
+            for table in (self.events, *others):
+                connection.execute(select(table).limit(0))
         except SQLAlchemyError as error:
+            named = " and ".join(repr(table.fullname) for table in (self.events, *others, self.version))
             raise ConfigurationError(
-                f"the tables {self.events.fullname!r} and {self.version.fullname!r} of {database} cannot be read; {way_out}: "
-                f"{reason(error)}"
+                f"the tables {named} of {database} cannot be read; {way_out}: {reason(error)}"
             ) from error
         if found != VERSION:
             raise ConfigurationError(
@@ -201,7 +229,7 @@ def backend_of(engine: AsyncEngine | Engine) -> Backend:
 
 def reason(error: BaseException) -> str:
     """Say why a database did not do as it was told, in a line without values and statements."""
-    said = str(getattr(error, "orig", None) or error).strip().splitlines()
+    said = text_of(getattr(error, "orig", None) or error).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -89,6 +90,8 @@ class Watermark:
         """The last position that was drawn, as far as is known."""
         self.held_back: StoreHeldBack | None = None
         """What holds readers back for long, at this moment."""
+        self.news: int = 0
+        """How often something was appended by this process, as far as is known."""
         self._engine = engine
         self._table = tables.events
         self._named = engine.dialect.identifier_preparer.format_table(self._table)
@@ -99,6 +102,19 @@ class Watermark:
         self._wait: _Wait | None = None
         self._turn = asyncio.Lock()
         self._looked = 0.0
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Let those who rest look at once: something was appended here."""
+        self.news += 1
+        self._woken.set()
+        self._woken = asyncio.Event()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait until somebody has something to look for, ``seconds`` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
 
     async def look(self) -> None:
         """See how far it is, unless somebody has just seen. Raises what the database does."""
@@ -135,7 +151,9 @@ class Watermark:
             self.held_back = None
             return
         self._judge(self._wait, holders)
-        self.value = max(self.value, await self._without_holes(connection))
+        reached = await self._without_holes(connection)
+        if reached > self.value:  # and so drawn, be it since the last one was asked for
+            self.value, self.last = reached, max(last, reached)
 
     async def _last(self, connection: AsyncConnection) -> int:
         """Return the last position that was drawn. Raises `ConfigurationError` at a replica."""

@@ -1,6 +1,7 @@
-"""What outboxes have to send, as their relays said a moment ago.
+"""What outboxes have to send, and how far projections are, as those who are at it said a moment ago.
 
-Of several processes one at a time relays, and only that one says so: what it said is forgotten when it says no more.
+Of several processes one at a time relays, or projects, and only that one says so: what it said is forgotten when it says no
+more.
 """
 
 from __future__ import annotations
@@ -11,24 +12,25 @@ from typing import Final
 
 from opentelemetry.metrics import Observation
 
-from rabbitevents import facts
+from rabbitevents import Fact
 
 LASTING: Final = 15.0
-"""Seconds for which a relay's word holds; it counts every five."""
+"""Seconds for which such a word holds; it is said every five."""
 
 
 class Backlogs:
-    """The latest word of each outbox's relay here."""
+    """The latest word of each outbox and projection here."""
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[float, facts.Backlog]] = {}
+        self._said: dict[tuple[str, str], tuple[float, Fact]] = {}
 
-    def note(self, fact: facts.Backlog) -> None:
-        """Note what an outbox has now."""
-        self._said[fact.outbox] = monotonic(), fact
+    def note(self, kind: str, name: str, fact: Fact) -> None:
+        """Note what one has now; its attributes are called as the gauges of its kind are."""
+        self._said[kind, name] = monotonic(), fact
 
-    def observe(self, what: str) -> Iterator[Observation]:
-        """Yield how many are ``pending`` or ``dead``, or the ``lag``, of each outbox; in whatever thread."""
-        for said_at, fact in tuple(self._said.values()):
-            if monotonic() - said_at < LASTING:
-                yield Observation(getattr(fact, what), {"rabbitevents.outbox": fact.outbox})
+    def observe(self, gauge: str) -> Iterator[Observation]:
+        """Yield a gauge, such as ``rabbitevents.outbox.pending``, of each of its kind; in whatever thread."""
+        wanted, _, what = gauge.rpartition(".")
+        for (kind, name), (said_at, fact) in tuple(self._said.items()):
+            if kind == wanted and monotonic() - said_at < LASTING:
+                yield Observation(float(getattr(fact, what)), {kind: name})

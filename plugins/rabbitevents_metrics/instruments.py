@@ -54,6 +54,8 @@ GAUGES: Final = {
     "rabbitevents.outbox.pending": ("{message}", "Events in an outbox that are to be sent."),
     "rabbitevents.outbox.lag": ("s", "How long the oldest of them has waited."),
     "rabbitevents.outbox.dead": ("{message}", "Events in an outbox that were given up on."),
+    "rabbitevents.projection.behind": ("{event}", "Positions of the store that a projection has not reached."),
+    "rabbitevents.projection.stopped": ("{projection}", "Whether an event has stopped a projection: 1 or 0."),
     "rabbitevents.queue.depth": ("{message}", "Events that are ready in a queue."),
     "rabbitevents.queue.consumers": ("{consumer}", "A queue's consumers, anybody's."),
 }

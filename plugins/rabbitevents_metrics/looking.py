@@ -84,8 +84,8 @@ class Looking:
             of = "ready" if what == "depth" else what
             for queue, depth in tuple(self._depths.items()):
                 yield Observation(getattr(depth, of), {"rabbitevents.queue": queue})
-        elif name.startswith("rabbitevents.outbox."):
-            yield from self._backlogs.observe(what)
+        elif name.startswith(("rabbitevents.outbox.", "rabbitevents.projection.")):
+            yield from self._backlogs.observe(name)
         elif self._bus_s is not None:
             numbers = {**self._bus_s(), "expected": len(self._consumers), "running": self._running}
             yield Observation(numbers[what], self._bus)

@@ -88,7 +88,8 @@ class Metrics(Plugin):
             facts.Discarded: lambda fact: self._gave_up("discarded", fact.subscription, fact.error),
             facts.DeadLettered: lambda fact: self._gave_up("dead_letters", fact.subscription, fact.reason),
             facts.Tripped: lambda fact: self._count("kill_switch.trips", subscription=fact.subscription),
-            facts.Backlog: self._backlogs.note,
+            facts.Backlog: lambda fact: self._backlogs.note("rabbitevents.outbox", fact.outbox, fact),
+            facts.Projected: lambda fact: self._backlogs.note("rabbitevents.projection", fact.projection, fact),
             facts.Duplicate: lambda fact: self._count("duplicates", subscription=fact.subscription),
         }
 

@@ -234,7 +234,7 @@ async def test_what_is_rolled_back_was_neither_published_nor_handled(store: Stor
             raise ValueError("not today")
 
     ledger = store.ledger(Ledger(tmp_path / "shop.ledger"))
-    plugins = [Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.01)), *store.plugins(Recorder("order", ledger))]
+    plugins = [Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.01)), *store.plugins("order", Recorder("order", ledger))]
     async with running(Bus("amqp://localhost", router, plugins=plugins)) as probe:
         paid = await probe.bus.publish(PaymentProcessed("1", "c", Decimal(5)))
         await probe.settled()
@@ -249,7 +249,7 @@ async def test_what_is_rolled_back_was_neither_published_nor_handled(store: Stor
 
 async def test_two_orders_at_once_are_not_promised_the_same_piece(store: Store, tmp_path: Path) -> None:
     ledger = store.ledger(Ledger(tmp_path / "shop.ledger"))
-    bus = Bus("amqp://localhost", inventory.router, plugins=store.plugins(Recorder("inventory", ledger)))
+    bus = Bus("amqp://localhost", inventory.router, plugins=store.plugins("inventory", Recorder("inventory", ledger)))
     bus.provide(Stock, Stock(store.shelf("inventory"), pieces_of_each=25))
 
     async with running(bus) as probe:

@@ -19,10 +19,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rabbitevents import ConfigurationError, Plugin, RabbitEventsError
 from rabbitevents.demo.books import Sums, no_sums
+from rabbitevents.demo import past
 from rabbitevents.demo.ledger import Handled, Published, Record, Records
 from rabbitevents.demo.orders import Order
-from rabbitevents.demo.shop.order import OrderBook, place_in
+from rabbitevents.demo.shop.order import placed
 from rabbitevents.texts import cut, printable
+from rabbitevents_eventstore import EventStore, Projections
 from rabbitevents_outbox import Inbox, Outbox, Tables, prepare_sqlite
 from rabbitevents_outbox.databases import turn_of
 
@@ -96,20 +98,27 @@ class Store:
     async def prepare(self) -> None:
         """Make the tables that are missing, and empty the shop. Raises `ConfigurationError`."""
         try:
-            async with self.engine.begin() as connection:
-                await connection.run_sync(Base.metadata.create_all)
-                await connection.execute(delete(BOOKS))
-                await connection.execute(delete(Line))
             await Tables().create(self.engine)
+            await past.TABLES.create(self.engine)
+            async with self.engine.begin() as connection:
+                for tables in (Base.metadata, past.Base.metadata):
+                    await connection.run_sync(tables.create_all)
+                for table in (BOOKS, Line, past.TABLES.events, past.TABLES.projections, past.Customer):
+                    await connection.execute(delete(table))
         except ConfigurationError:
             raise
         except Exception as error:  # a driver raises what it likes, until there is a connection
             raise ConfigurationError(f"--store {self.shown} cannot be used: {reason(error)}") from error
 
-    def plugins(self, recorder: Plugin) -> list[Plugin]:
+    def plugins(self, service: str, recorder: Plugin) -> list[Plugin]:
         """Return what makes one transaction of a handling: its mark, its state, its events and what ``recorder`` notes."""
         # The analytics need nobody to listen; an order that nobody hears of counts as lost.
-        return [Inbox(self._sessions), recorder, Outbox(self.engine, lease=LEASE, unroutable="ignore")]
+        outbox = Outbox(self.engine, lease=LEASE, unroutable="ignore")
+        plugins = [Inbox(self._sessions), recorder, outbox]
+        if service != "order":
+            return plugins
+        events = EventStore(self.engine, events=past.EVENTS, outbox=outbox, tables=past.TABLES)
+        return [events, Projections(events, [past.customers], lease=LEASE), *plugins]
 
     def session(self) -> AsyncSession | None:
         """Return the session whose transaction is under way here, if one is."""
@@ -123,17 +132,22 @@ class Store:
         """Return a service's books."""
         return StoreShelf(self, service)
 
-    def placing(self, plugins: Sequence[Plugin]) -> Callable[[Sequence[Order]], Awaitable[None]]:
-        """Return what places orders by the outbox among ``plugins``."""
-        return partial(self.place, next(each for each in plugins if isinstance(each, Outbox)))
+    def orders(self, plugins: Sequence[Plugin]) -> past.SourcedBook:
+        """Return the orders in the event store among ``plugins``."""
+        return past.SourcedBook(next(each for each in plugins if isinstance(each, EventStore)), self.session)
 
-    async def place(self, outbox: Outbox, batch: Sequence[Order]) -> None:
+    def placing(self, plugins: Sequence[Plugin]) -> Callable[[Sequence[Order]], Awaitable[None]]:
+        """Return what places orders by the event store among ``plugins``."""
+        return partial(self.place, self.orders(plugins))
+
+    async def place(self, book: past.SourcedBook, batch: Sequence[Order]) -> None:
         """Place orders, all of them or none. Raises `StoreUnavailableError`."""
         try:
             async with turn_of(self.engine), self._sessions.begin() as session:
                 token = _OPEN.set(session)
                 try:
-                    await place_in(session, outbox, OrderBook(StoreShelf(self, "order")), batch)
+                    for each in batch:
+                        await book.open(placed(each))
                 finally:
                     _OPEN.reset(token)
         except (SQLAlchemyError, OSError) as error:

@@ -8,12 +8,20 @@ from typing import Final
 
 from attrs import frozen
 from sqlalchemy import Text, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
 from rabbitevents.demo.shop.events import OrderCancelled, OrderConfirmed, OrderPlaced
 from rabbitevents.demo.shop.order import OrderBook, OrderState, Outcome, apply
-from rabbitevents_eventstore import NEW, EventStore, EventTables, ProjectionBehindError, Projections, projection
+from rabbitevents_eventstore import (
+    NEW,
+    EventStore,
+    EventTables,
+    ProjectionBehindError,
+    Projections,
+    RebuildError,
+    projection,
+)
 
 EVENTS: Final = (OrderPlaced, OrderConfirmed, OrderCancelled)
 """What happens to an order, and is kept."""
@@ -22,7 +30,7 @@ TABLES: Final = EventTables("rabbitevents_demo_")
 """Tables of our own: each run begins with an empty shop, and nobody else's past is to go with it."""
 
 
-class Base(DeclarativeBase):
+class Base(MappedAsDataclass, DeclarativeBase):
     """The tables that are made of events."""
 
 
@@ -45,9 +53,7 @@ async def customers(events: list[OrderPlaced | OrderConfirmed | OrderCancelled],
     for happened in events:
         row = rows.get(happened.customer)
         if row is None:
-            row = rows[happened.customer] = Customer(
-                name=happened.customer, placed=0, confirmed=0, cancelled=0, spent="0"
-            )
+            row = rows[happened.customer] = Customer(happened.customer)
             session.add(row)
         match happened:
             case OrderPlaced():
@@ -106,15 +112,14 @@ async def replay(engine: AsyncEngine, timeout: float) -> Replay:
         events, last = (await connection.execute(select(func.count(), func.coalesce(func.max(position), 0)))).one()
     try:
         await store.caught_up(customers.name, last, timeout=timeout)
-    except ProjectionBehindError as error:
+        live = await _rows(engine)
+        await Projections(store, [customers]).rebuild(customers.name)
+    except (ProjectionBehindError, RebuildError) as error:
         return Replay(events, str(error))
-    async with engine.connect() as connection:
-        live = await _rows(connection)
-    await Projections(store, [customers]).rebuild(customers.name)
-    async with engine.connect() as connection:
-        differing = live ^ await _rows(connection)
+    differing = live ^ await _rows(engine)
     return Replay(events, f"{len({row[0] for row in differing}):,} customers differ" if differing else "")
 
 
-async def _rows(connection: AsyncConnection) -> set[tuple[object, ...]]:
-    return {tuple(row) for row in await connection.execute(select(*Customer.__table__.columns))}
+async def _rows(engine: AsyncEngine) -> set[tuple[object, ...]]:
+    async with engine.connect() as connection:
+        return {tuple(row) for row in await connection.execute(select(*Customer.__table__.columns))}

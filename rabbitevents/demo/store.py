@@ -12,31 +12,25 @@ from typing import Any, Final, Generic, Self, TypeVar
 import msgspec
 from sqlalchemy import Column, Table, Text, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rabbitevents import ConfigurationError, Plugin, RabbitEventsError
-from rabbitevents.demo.books import Sums, no_sums
 from rabbitevents.demo import past
+from rabbitevents.demo.books import Sums, no_sums
+from rabbitevents.demo.database import engine_of, reason, shown
 from rabbitevents.demo.ledger import Handled, Published, Record, Records
 from rabbitevents.demo.orders import Order
 from rabbitevents.demo.shop.order import placed
-from rabbitevents.texts import cut, printable
 from rabbitevents_eventstore import EventStore, Projections
-from rabbitevents_outbox import Inbox, Outbox, Tables, prepare_sqlite
+from rabbitevents_outbox import Inbox, Outbox, Tables
 from rabbitevents_outbox.databases import turn_of
 
 V = TypeVar("V")
 
 LEASE: Final = 3
 """Seconds for which nobody else sends what a process that was killed was to send."""
-
-NO_URL: Final = "say where the database is: sqlite:///shop.db, or postgresql://localhost/shop"
-
-DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
-"""The drivers that there are, by what a URL begins with."""
 
 CONNECTIONS: Final = 24
 """The most connections that a service has: each of two handlers ten, and what its outbox and the counting need."""
@@ -82,7 +76,7 @@ class Store:
     """
 
     def __init__(self, url: str, pool: int) -> None:
-        self.engine: AsyncEngine = _engine(url, pool)
+        self.engine: AsyncEngine = engine_of(url, pool)
         self.shown: str = shown(url)
         self._sessions = async_sessionmaker(self.engine)
         self._insert: Any = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
@@ -161,6 +155,13 @@ class Store:
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailableError(f"--store {self.shown}: the ledger cannot be read: {reason(error)}") from error
         return [record.encode() for _, record in sorted((id, record) for id, record in rows)]
+
+    async def replay(self, timeout: float) -> past.Replay:
+        """Make the read models anew from the stored events, and compare. Raises `StoreUnavailableError`."""
+        try:
+            return await past.replay(self.engine, timeout)
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreUnavailableError(f"--store {self.shown}: events cannot be replayed: {reason(error)}") from error
 
     async def fetch(self, service: str, book: str, key: str) -> str | None:
         """Return a value."""
@@ -278,38 +279,3 @@ def _json(value: object) -> str:
 
 def _is(service: str, book: str, key: str) -> Iterable[Any]:
     return BOOKS.c.service == service, BOOKS.c.book == book, BOOKS.c.key == key
-
-
-# --- the database --------------------------------------------------------------------------------------------------
-
-
-def shown(url: str) -> str:
-    """Return a URL without its password, which may be among its options."""
-    try:
-        return make_url(url).set(query={}).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return "(a URL that cannot be read)"
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line why a database cannot be used, without values and statements."""
-    original = getattr(error, "orig", None) or error
-    said = str(original).strip().splitlines() or [type(error).__name__]
-    return printable(cut(said[0].removeprefix(f"{type(original)}: "), 200))
-
-
-def _engine(url: str, pool: int) -> AsyncEngine:
-    try:
-        told = make_url(url)
-    except (ArgumentError, ValueError) as error:  # whose text quotes the URL
-        raise ConfigurationError(f"--store: {NO_URL}") from error
-    driver = DRIVERS.get(told.drivername, told.drivername)
-    if driver not in DRIVERS.values():
-        raise ConfigurationError(f"--store: {told.drivername!r} is neither sqlite nor postgresql: {NO_URL}")
-    if driver.startswith("sqlite"):
-        if told.database in (None, "", ":memory:"):
-            raise ConfigurationError(f"--store {shown(url)} names no file: {NO_URL}")
-        engine = create_async_engine(told.set(drivername=driver))
-        prepare_sqlite(engine)
-        return engine
-    return create_async_engine(told.set(drivername=driver), pool_size=pool)

@@ -20,13 +20,17 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types test-rabbitmq4 test-debian test-jaeger test-matrix docs screenshots clean venv-demo venv-dev debian jaeger
+.PHONY: help demo bench test check lint types test-rabbitmq4 test-debian test-jaeger test-matrix docs screenshots clean venv-demo venv-dev debian jaeger
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: venv-demo ## a shop of five services, every effect counted; ARGS="--orders 2000 --json", ARGS=--help
 	@$(run) rabbitevents demo $(ARGS)
+
+bench: venv-dev ## how fast, beside others in all languages; ARGS="--quick --json", ARGS=--page, DEBIAN=trixie for RabbitMQ 4
+	@scripts/debian-packages gcc libc6-dev librabbitmq-dev rabbitmq-server redis-server util-linux
+	@$(if $(DEBIAN),scripts/rabbitmq4 $(DEBIAN)) $(run) benchmarks $(ARGS)
 
 test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
 	@$(run) pytest $(workers) $(TESTS)

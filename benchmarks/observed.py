@@ -1,15 +1,14 @@
 """What is observed, and how: ours and FastStream's plugins and middlewares, and collectors that they export to.
 
-Nothing here runs by itself; `seeing.py` does. FastStream's need ``pip install 'faststream[rabbit,otel,prometheus]' orjson``,
-the exporter over gRPC needs ``opentelemetry-exporter-otlp-proto-grpc``.
+Nothing here runs by itself; `seeing.py` does. The exporter over gRPC is measured where it is installed.
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
@@ -24,9 +23,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from prometheus_client import CollectorRegistry
 
-from benchmarks.contenders.rabbitevents_ import OrderPlaced, RabbitEvents
-from benchmarks.workload import PREFETCH, Contender, Handle, Publish
-from rabbitevents import Bus, Plugin, Router
+from benchmarks.workload import Contender, Told
+from rabbitevents import Plugin
 from rabbitevents_metrics import Metrics
 from rabbitevents_tracing import Tracing
 
@@ -128,44 +126,15 @@ def middlewares(name: str, port: int) -> list[Any]:
 # --- contenders ------------------------------------------------------------------------------------------------------
 
 
-class Observed(RabbitEvents):
-    """rabbitevents with plugins."""
-
-    def __init__(self, plugins: list[Plugin]) -> None:
-        super().__init__()
-        self._plugins = plugins
-
-    @asynccontextmanager
-    async def publisher(self, url: str) -> AsyncGenerator[Publish]:
-        async with Bus(url, name="bench", exchange=self.exchange, plugins=self._plugins) as bus:
-            yield bus.publish
-
-    @asynccontextmanager
-    async def consumer(self, url: str, handle: Handle) -> AsyncGenerator[None]:
-        router = Router("bench.rabbitevents")
-
-        @router.on(OrderPlaced, prefetch=PREFETCH, concurrency=16)
-        async def on_order(order: OrderPlaced) -> None:
-            handle(order.order_id)
-
-        async with Bus(url, router, exchange=self.exchange, plugins=self._plugins):
-            yield
-
-
-def contender(name: str, port: int) -> Contender:
-    """Make a contender; FastStream is imported only where it is one."""
+def contender(name: str, port: int, told: Told) -> Contender:
+    """Make a contender; each library is imported only where it is one."""
     if name.startswith("rabbitevents"):
-        return Observed(plugins(name, port))
-    from faststream.rabbit import Channel, RabbitBroker
+        from benchmarks.contenders.python.rabbitevents_ import RabbitEvents
 
-    from benchmarks.contenders.faststream_pydantic import FastStreamPydantic
+        return RabbitEvents(told, plugins(name, port))
+    from benchmarks.contenders.python.faststream_pydantic import FastStreamPydantic
 
-    class ObservedFastStream(FastStreamPydantic):
-        def broker(self, url: str) -> RabbitBroker:
-            channel = Channel(prefetch_count=PREFETCH)
-            return RabbitBroker(url, logger=None, default_channel=channel, middlewares=middlewares(name, port))
-
-    return ObservedFastStream()
+    return FastStreamPydantic(told, middlewares(name, port))
 
 
 # --- the collector ---------------------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """What it costs to see: tracing, metrics and exporting, ours and FastStream's, in one run: ``python -m benchmarks.seeing``.
 
 First what ours add to an event by themselves (`alone.py`), then whole clients side by side: each contender publishes
-and consumes the same orders over one RabbitMQ, every phase in a process of its own, in turns. What is compared with a
-contender that sees nothing is compared within a round; medians stand in the table.
+and consumes the same orders over a RabbitMQ of its own, every role in a process, in turns. What is compared with a
+contender that sees nothing is compared within a round; medians stand in the table. ``--alone`` leaves that part out.
 
-* The RabbitMQ is a node of its own, or that of ``--url``. ``--alone`` leaves that part out.
 * CPU us is the client's own CPU time for one event, with that of its exporter's thread.
 * Where spans are sent, the collector is a process that takes all at once; "sent" is what share of the spans had been
   sent when the last event was done: the batch processor drops what it has no room for, and what is dropped costs less.
@@ -16,26 +15,21 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import aio_pika
-
 from benchmarks import alone
-from benchmarks.end_to_end import Broker
-from benchmarks.observed import COUNTED, ENVIRONMENT, EXPORTERS, ROOT, collector, contender, receive
-from benchmarks.workload import PHASES
+from benchmarks.observed import COUNTED, EXPORTERS, collector, contender, receive
+from benchmarks.roles import run
+from benchmarks.workload import Told
 
 Result = dict[str, Any]
 Round = dict[str, dict[str, Result]]
-"""contender -> phase -> what the phase reported"""
+"""contender -> role -> what it measured"""
 
-MEASURED = ("publish_many", "consume")
+MEASURED = ("publish_in_flight", "consume")
 WAYS = ("", ", tracing all", ", tracing 1 in 100", ", tracing none", ", metrics", ", tracing all, metrics")
 SENT = ", tracing all, metrics, to "
 
@@ -53,60 +47,29 @@ def names() -> list[str]:
     return [f"rabbitevents{way}" for way in ours] + [f"FastStream{way}" for way in theirs]
 
 
-def one(name: str, phase: str, url: str, events: int) -> Result:
-    """Run one phase of a contender in a new process and return what it reported."""
-    with collector(name) as port:
-        options = ["--contender", name, "--phase", phase, "--url", url, "--events", str(events), "--port", str(port)]
-        finished = subprocess.run(
-            [sys.executable, "-m", "benchmarks.seeing", *options],
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=120 + events / 100,
-            check=True,
-        )
-    result: Result = json.loads(finished.stdout.splitlines()[-1])
-    return result
+def measure(names: list[str], events: int, rounds: int) -> tuple[str, list[Round]]:
+    """Run all rounds; each begins with another contender. After each role the broker is asked what is left."""
+    from benchmarks.field import Contender
+    from benchmarks.stage import Work, stage  # which the processes of contenders have no use for
 
-
-async def measure(url: str, names: list[str], events: int, rounds: int) -> tuple[str, list[Round]]:
-    """Run all rounds; each begins with another contender. After each phase the broker is asked what is left."""
     found: list[Round] = []
-    async with await aio_pika.connect(url) as connection:
-        broker = Broker(connection)
-        declared = {name: await asyncio.to_thread(one, name, "declare", url, 0) for name in names}
+    with stage(with_redis=False) as place:
         for number in range(rounds):
             found.append({})
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                queue = declared[name]["queue"]
-                await broker.purge(queue)
-                found[-1][name] = results = {}
-                for phase in MEASURED:
-                    results[phase] = result = await asyncio.to_thread(one, name, phase, url, events)
-                    shown = "".join(f"{k} {v:<12,.4g}" for k, v in result.items())
-                    print(f"  {name:50s}{phase:14s}{shown}", file=sys.stderr)
-                    await broker.expect(queue, result["left"])
-        await broker.delete(*{x for d in declared.values() for x in (d["queue"], d["exchange"], *d["leftovers"])})
-        return broker.version(), found
-
-
-@contextmanager
-def rabbitmq(url: str) -> Generator[str]:
-    """Yield a RabbitMQ that may be kept busy: that of ``url``, or a node of its own."""
-    if url:
-        yield url
-        return
-    from tests.bed.rabbitmq import RabbitNode
-
-    with RabbitNode() as node:
-        yield node.add_vhost()
+                with collector(name) as port:
+                    command = (sys.executable, "-m", "benchmarks.seeing", "--contender", name, str(port))
+                    who = Contender(name, name, "python", command, 0)
+                    with place.place(who) as there:
+                        found[-1][name] = {role: there.run(who, Work(role, events, 1_000)) for role in MEASURED}
+                print(f"  {name:50s}{found[-1][name]['consume']['cpu_us']:10.1f} us consumed", file=sys.stderr)
+        return place.version, found
 
 
 def table(rounds: list[Round], names: list[str]) -> str:
     """Render medians over the rounds; what is compared is compared within a round."""
     lines: list[str] = []
-    for phase, title in (("publish_many", "published, 500 in flight"), ("consume", "handled")):
+    for phase, title in (("publish_in_flight", "published, 500 in flight"), ("consume", "handled")):
         lines += [f"| {title} | events/s | x of seeing nothing | CPU us | adds | sent |", "|---|---|---|---|---|---|"]
         for name in names:
             of = [each[name][phase] for each in rounds]
@@ -120,24 +83,30 @@ def table(rounds: list[Round], names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def compete(name: str, phase: str, url: str, events: int, port: int) -> None:
-    """Run one phase in this process, and print what came out."""
-    result = asyncio.run(PHASES[phase](contender(name, port), url, events))
+def compete(name: str, port: int, words: list[str]) -> None:
+    """Run one role in this process, and print what came out."""
+    told = Told.of(words)
+    if told.role == "declare":
+        from benchmarks.contenders.python.rabbitevents_ import RabbitEvents, declare
+
+        result = asyncio.run(declare(RabbitEvents(told)))
+    else:
+        result = run(contender(name, port, told))
     if COUNTED and COUNTED[-1].made:
         result["sent"] = COUNTED[-1].exported / COUNTED[-1].made
     print(json.dumps(result), flush=True)
+    sys.stdin.read()
     os._exit(0)  # the exporter's last batches are not waited for: nobody reads them
 
 
-def run(given: argparse.Namespace) -> None:
+def report(given: argparse.Namespace) -> None:
     """Print all tables."""
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {given.rounds} rounds\n")
     print(asyncio.run(alone.table(5_000, 5 * given.rounds, exporters())), flush=True)
     if given.alone:
         return
     chosen = given.only or names()
-    with rabbitmq(given.url) as url:
-        version, rounds = asyncio.run(measure(url, chosen, given.events, given.rounds))
+    version, rounds = measure(chosen, given.events, given.rounds)
     print(f"\n{version}, {given.events:,} events, medians\n\n{table(rounds, chosen)}")
     if given.json:
         given.json.write_text(json.dumps(rounds, indent=1) + "\n")
@@ -145,23 +114,21 @@ def run(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="seeing.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--url", default="", help="a RabbitMQ that may be kept busy, instead of a node of its own")
     parser.add_argument("--alone", action="store_true", help="only what ours add by themselves, without a broker")
     parser.add_argument("--events", type=int, default=10_000, help="how many to publish and consume (10000)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the contenders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every single figure")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
-    parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--contender", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("--receive", choices=("http", "grpc"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.receive:
         receive(given.receive)
     elif given.contender:
-        compete(given.contender, given.phase, given.url, given.events, given.port)
+        name, port, *words = given.contender
+        compete(name, int(port), words)
     else:
-        run(given)
+        report(given)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ alone: it counts as failed if it fails again, and as "alone" if not. What was se
 shown in docs/matrix.md.
 
 Without names, every cell runs that was not seen whole with HEAD's sources: what was broken off goes on where it was.
-TESTS in the environment names a part of the tests; the table says so, and the cell is due again. `matrix.py --page`
-writes the page only, `--list` says what there is. It ends with 1 if one of its cells failed, be it some runs ago.
-It needs root, as scripts/in-debian does.
+TESTS in the environment names a part of the tests: it has a row of its own, until the whole cell runs, which is due
+still. What failed in one row and passes in a later one of its cell did not fail. PROCESSES is how many run at a time.
+`matrix.py --page` writes the page only, `--list` says what there is. It ends with 1 if one of its cells failed, be it
+some runs ago. It needs root, as scripts/in-debian does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +37,10 @@ LIMIT = int(os.environ.get("LIMIT", "3600"))
 """Seconds for a whole cell: its root folder, its environment, the tests, and what failed once more."""
 AGAIN = LIMIT // 8
 """Seconds of these for what failed once more."""
+WORKERS = int(os.environ.get("PROCESSES", "4"))
+"""How many test processes run at a time."""
+BESIDE = (("psycopg", "your own"),)
+"""What no extra brings, and the library works with: each package, with what stands in place of a range."""
 
 SOURCES = ("rabbitevents", "plugins", "tests", "pyproject.toml", "constraints-dev.txt")
 BROKER = "$(grep -lE 'rabbit_(url|node|cluster)' tests/test_*.py)"
@@ -114,8 +120,14 @@ CELLS = (
 )
 
 # What runs inside. The tests' own settings forbid a cache; here it is what knows which tests to run once more.
+# The environment is copied before a cell changes it, and the next cell of that Debian begins with the copy.
 COMMANDS = """
-make --silent debian venv-dev
+make --silent debian
+if [[ -d /srv/venv ]]; then cp -a /srv/venv .venv; fi
+make --silent venv-dev
+rm -rf /srv/venv /srv/venv-new
+cp -a .venv /srv/venv-new
+mv /srv/venv-new /srv/venv
 if [[ -n '{packages}' ]]; then scripts/debian-packages {packages}; fi
 if [[ -n '{install}' ]]; then .venv/bin/python -m pip -qq --disable-pip-version-check install {install}; fi
 {first}
@@ -125,15 +137,16 @@ import importlib.metadata as metadata, json, platform
 found = {{each.name.lower().replace('_', '-'): each.version for each in metadata.distributions()}}
 print(json.dumps({{'python': platform.python_version(), **found}}))
 END
-for package in rabbitmq-server redis-server valkey-server; do dpkg-query -W -f '${{Package}} ${{Version}}\\n' $package || true; done \\
-    >.work/servers 2>/dev/null
+for package in rabbitmq-server redis-server valkey-server postgresql; do
+    dpkg-query -W -f '${{Package}} ${{Version}}\\n' $package || true
+done >.work/servers 2>/dev/null
 run() {{
     timeout --foreground --signal INT --kill-after 60 "$1" .venv/bin/python -m pytest -v -o addopts= --strict-markers \\
         --strict-config -o cache_dir=.work/cache "${{@:2}}" {tests}
 }}
 export {environ} RABBITEVENTS_MATRIX=1
 status=0
-run $(({seconds} - SECONDS)) --numprocesses 4 --dist loadfile --no-loadscope-reorder --junitxml .work/first.xml || status=$?
+run $(({seconds} - SECONDS)) --numprocesses {workers} --dist loadfile --no-loadscope-reorder --junitxml .work/first.xml || status=$?
 echo $status >.work/status
 if [[ $status != 0 ]]; then run {again} --last-failed --last-failed-no-failures none --junitxml .work/second.xml -rf; fi
 """
@@ -161,6 +174,7 @@ def run(cell: Cell, part: str) -> dict[str, Any]:
         packages=packages,
         seconds=LIMIT - AGAIN - 120,
         again=AGAIN,
+        workers=WORKERS,
     )
     began, ran = time.monotonic(), sources()
     environ = {**os.environ, "TESTS": "", "KEEP": "yes", "LIMIT": str(LIMIT), "COMMANDS": commands}
@@ -174,6 +188,7 @@ def run(cell: Cell, part: str) -> dict[str, Any]:
         "sources": ran,
         "minutes": minutes,
         "part": part,
+        "passes": passes(inside),
         **counts(inside),
         **versions(inside),
     }
@@ -187,23 +202,36 @@ def counts(inside: Path) -> dict[str, Any]:
     numbers = ElementTree.parse(first).getroot()[0].attrib
     bad, skipped = int(numbers["failures"]) + int(numbers["errors"]), int(numbers["skipped"])
     passed = int(numbers["tests"]) - bad - skipped
-    was_again = second.exists() or not bad
-    failed = failures(second if second.exists() else first)
-    finished = status.read_text().strip() in ("0", "1") and was_again
+    again = cases(second, _passed) if second.exists() else set()
+    failed = sorted(cases(first, _failed) - again)  # what was not run again, as the time was over, has failed as well
     return {
-        "finished": finished,
+        "finished": status.read_text().strip() in ("0", "1") and (second.exists() or not bad),
         "passed": passed,
-        "alone": bad - len(failed) if was_again else 0,
+        "alone": len(cases(first, _failed)) - len(failed),
         "failed": failed,
         "skipped": skipped,
     }
 
 
-def failures(report: Path) -> list[str]:
-    """Return the names of what failed: the file's, and the test's."""
-    cases = ElementTree.parse(report).getroot().iter("testcase")
-    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    return sorted({f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}" for case in bad})
+def passes(inside: Path) -> list[str]:
+    """Return the names of what passed, at the first time or alone."""
+    reports = [inside / name for name in ("first.xml", "second.xml") if (inside / name).exists()]
+    return sorted({name for report in reports for name in cases(report, _passed)})
+
+
+def _passed(case: ElementTree.Element) -> bool:
+    return len(case) == 0
+
+
+def _failed(case: ElementTree.Element) -> bool:
+    return case.find("failure") is not None or case.find("error") is not None
+
+
+def cases(report: Path, wanted: Callable[[ElementTree.Element], bool]) -> set[str]:
+    """Return the names of the tests of a report that are wanted, but for what stands there when tests are broken off."""
+    each = ElementTree.parse(report).getroot().iter("testcase")
+    found = [case for case in each if case.attrib.get("classname", "pytest") != "pytest" and wanted(case)]
+    return {f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}" for case in found}
 
 
 def versions(inside: Path) -> dict[str, Any]:
@@ -213,13 +241,34 @@ def versions(inside: Path) -> dict[str, Any]:
     found: dict[str, str] = json.loads((inside / "versions.json").read_text())
     servers = dict(line.split() for line in (inside / "servers").read_text().splitlines() if line.count(" ") == 1)
     upstream = {name: re.sub(r"^\d+:|[-+~].*", "", version) for name, version in servers.items()}
-    wanted = ("python", "uvloop", "valkey", *(name for name, _ in requirements()))
+    wanted = ("python", "uvloop", "valkey", *(name for name, _ in (*requirements(), *BESIDE)))
     return {"servers": upstream, "versions": {name: found[name] for name in wanted if name in found}}
+
+
+def merged(seen: dict[str, Any], cell: Cell, saw: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known now that a cell, or a part of it, was seen: the whole is in place of its parts."""
+    now, part = set(saw.pop("passes")), saw["part"]
+    others = {key: each for key, each in seen.items() if key.split()[0] != cell.name}
+    parts = {key: mended(each, now) for key, each in seen.items() if part and key not in others}
+    return {**others, **parts, f"{cell.name} {part}".strip(): saw}
+
+
+def mended(saw: dict[str, Any], now: set[str]) -> dict[str, Any]:
+    """Return what was seen before, without the failures of tests that pass ``now``."""
+    still = [name for name in saw.get("failed", []) if name not in now]
+    return (
+        {**saw, "passed": saw["passed"] + len(saw["failed"]) - len(still), "failed": still} if "failed" in saw else saw
+    )
+
+
+def of(seen: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return what was seen of a cell: as a whole, and its parts."""
+    return [seen[key] for key in sorted(seen) if key.split()[0] == name]
 
 
 def page(seen: dict[str, Any]) -> str:
     """Return the page that says what was seen."""
-    cells = [(cell, seen[cell.name]) for cell in CELLS if cell.name in seen]
+    cells = [(cell, saw) for cell in CELLS for saw in of(seen, cell.name)]
     failed = [f"* `{cell.name}`: `{name}`\n" for cell, saw in cells for name in saw.get("failed", [])]
     rows = [row(cell, saw) for cell, saw in cells]
     return HEAD + table(CAPTIONS, rows) + (FAILED + "".join(failed) if failed else "") + RANGES + ranges(seen)
@@ -230,7 +279,8 @@ def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
     servers, python = saw.get("servers", {}), saw.get("versions", {}).get("python", "")
     store = servers.get("valkey-server" if cell.name == "valkey" else "redis-server", "")
     part = f"; of the tests `{saw['part']}`" if saw.get("part") else ""
-    where = [f"`{cell.name}`", cell.what + part, python, servers.get("rabbitmq-server", ""), store, saw["date"]]
+    brokers = [servers.get("rabbitmq-server", ""), store, servers.get("postgresql", "")]
+    where = [f"`{cell.name}`", cell.what + part, python, *brokers, saw["date"]]
     if "passed" not in saw:
         return [*where, "not finished", "", "", ""]
     until = "" if saw["finished"] else ", not finished"
@@ -240,8 +290,9 @@ def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
 def ranges(seen: dict[str, Any]) -> str:
     """Return the table of what the library depends on: the range, and what was in it at its ends."""
     cells = ("lowest", "python-3.11", "newest")
-    found = [seen.get(cell, {}).get("versions", {}) for cell in cells]
-    rows = [[f"`{name}`", f"`{wanted}`", *(each.get(name, "") for each in found)] for name, wanted in requirements()]
+    found = [dict(each for saw in of(seen, cell) for each in saw.get("versions", {}).items()) for cell in cells]
+    wanted = [(name, f"`{versions}`") for name, versions in requirements()] + list(BESIDE)
+    rows = [[f"`{name}`", versions, *(each.get(name, "") for each in found)] for name, versions in wanted]
     return table(("package", "range", *(f"`{cell}`" for cell in cells)), rows)
 
 
@@ -257,6 +308,7 @@ CAPTIONS = (
     "Python",
     "RabbitMQ",
     "Redis, Valkey",
+    "PostgreSQL",
     "seen",
     "passed",
     "alone",
@@ -266,10 +318,11 @@ CAPTIONS = (
 HEAD = """# What it runs on
 
 `make test-matrix` runs the tests in each of these places, and writes this page. They are Debian 12, Debian 13 and Debian
-sid, each with its own Python, RabbitMQ and Redis; `make test-matrix CELL=lowest` runs one of them, and with
-`TESTS=tests/test_retry.py` a part of its tests, which the table says then.
+sid, each with its own Python, RabbitMQ, Redis and PostgreSQL; `make test-matrix CELL=lowest` runs one of them, and with
+`TESTS=tests/test_retry.py` a part of its tests, which has a line of its own then.
 
-*Alone* are tests that failed beside others on a busy machine, and passed when they ran once more by themselves.
+*Alone* are tests that failed beside others on a busy machine, and passed when they ran once more by themselves. What
+failed and passed in a later run, once it was mended, counts as passed.
 
 """
 FAILED = "\nWhat failed:\n\n"
@@ -300,11 +353,11 @@ def main(names: list[str]) -> int:
         if not names and not part and is_whole(seen.get(cell.name, {}), now):
             continue
         saw = run(cell, part)
-        seen = {**seen_before(), cell.name: saw}  # another run may have been on another Debian meanwhile
+        seen = merged(seen_before(), cell, saw)  # another run may have been on another Debian meanwhile
         SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
         PAGE.write_text(page(seen))
     PAGE.write_text(page(seen))
-    return int(any(not seen[cell.name]["finished"] or seen[cell.name]["failed"] for cell in asked))
+    return int(any(not saw["finished"] or saw["failed"] for cell in asked for saw in of(seen, cell.name)))
 
 
 def is_whole(saw: dict[str, Any], now: str) -> bool:

@@ -16,7 +16,7 @@ from rabbitevents_deadletter import DeadLetter
 from rabbitevents_outbox import Inbox, Outbox, prepare_sqlite
 from rabbitevents_retry import Retry
 
-LEASE = 1.0
+LEASE = float(os.environ.get("LEASE", "1"))
 """Seconds: short, so that a relay that is killed is soon replaced."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 from aio_pika.exceptions import ChannelClosed
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from rabbitevents import Finding, Look, Plugin
 from rabbitevents.brokers.rabbitmq.address import Address
@@ -23,6 +24,7 @@ from rabbitevents.brokers.rabbitmq.visiting import Visitor
 from rabbitevents.health import HealthServer
 from rabbitevents.operations.doctor import examine
 from rabbitevents_idempotency import Idempotency, RedisStore
+from rabbitevents_outbox import Outbox
 from tests.bed.fixtures import NodeFactory
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.rabbitmq import RabbitNode
@@ -449,6 +451,17 @@ async def test_idempotency_says_how_its_store_is(place: Place, redis_server: Red
 
     assert "Idempotency risk RedisStore: Redis evicts keys when its memory is full" in lines(evicting)[0]
     assert lines(gone)[0].startswith("Idempotency wrong RedisStore: ")
+
+
+async def test_an_outbox_says_what_waits_and_that_nobody_relays(place: Place, sqlite_engine: AsyncEngine) -> None:
+    outbox = Outbox(sqlite_engine)
+    async with async_sessionmaker(sqlite_engine).begin() as session:
+        await outbox.publish(session, OrderPlaced("o-1"))
+
+    report = await place.looked_at(shop(place.url).sibling(plugins=[outbox]))
+
+    assert lines(report)[0].startswith("Outbox wrong rabbitevents_outbox in sqlite+aiosqlite:///")
+    assert "no relay is there, and 1 row is waiting" in lines(report)[0]
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

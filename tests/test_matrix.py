@@ -29,8 +29,10 @@ cp reports/* "$seen"
 """`scripts/in-debian` on a machine without root: it keeps what it was asked for, and the reports are there already."""
 
 REPORT = """<testsuites><testsuite errors="0" failures="{failures}" skipped="2" tests="{tests}">
-<testcase classname="tests.test_a" name="test_it"/>{failed}</testsuite></testsuites>"""
+<testcase classname="tests.test_a" name="test_it"/>{failed}
+<testcase time="0"/><testcase classname="pytest" name="internal"><error/></testcase></testsuite></testsuites>"""
 FAILED = '<testcase classname="tests.test_a" name="test_other"><failure/></testcase>'
+OTHER = FAILED.replace("test_other", "test_another")
 
 
 class Checkout:
@@ -45,7 +47,9 @@ class Checkout:
             shutil.copy(CHECKOUT / name, folder / name)
         (folder / "scripts" / "in-debian").write_text(STAND_IN)
         (folder / "scripts" / "in-debian").chmod(0o755)
-        (folder / "reports" / "servers").write_text("rabbitmq-server 3.10.8-1.1+deb12u1\nredis-server 5:7.0.15-1\n")
+        (folder / "reports" / "servers").write_text(
+            "rabbitmq-server 3.10.8-1.1+deb12u1\nredis-server 5:7.0.15-1\npostgresql 15+248\n"
+        )
         (folder / "reports" / "versions.json").write_text(json.dumps({"python": "3.11.2", "attrs": "24.3.0"}))
         self.ends(0)
         self.passes()
@@ -69,8 +73,9 @@ class Checkout:
     def fails(self, *, alone: bool) -> None:
         """Have 2 tests of every run fail from now on; alone, one of them still does, or none."""
         self.ends(1)
-        self.report("first", REPORT.format(failures=2, tests=42, failed=FAILED))
-        self.report("second", REPORT.format(failures=1, tests=2, failed="" if alone else FAILED))
+        again = (FAILED.replace("<failure/>", "") if alone else FAILED) + OTHER.replace("<failure/>", "")
+        self.report("first", REPORT.format(failures=2, tests=42, failed=FAILED + OTHER))
+        self.report("second", REPORT.format(failures=0 if alone else 1, tests=2, failed=again))
 
     def ends(self, status: int) -> None:
         """Have the tests end so from now on: 0 if all pass, 1 if not, 124 if they are broken off."""
@@ -107,7 +112,7 @@ class Checkout:
         lines = (self.folder / "docs" / "matrix.md").read_text().splitlines()
         [line] = [line for line in lines if line.startswith(f"| `{cell}` |")]
         found = line.removeprefix("| ").removesuffix(" |").split(" | ")
-        return [*found[:5], *found[6:]]
+        return [*found[:6], *found[7:]]
 
 
 @pytest.fixture
@@ -120,7 +125,7 @@ def test_a_run_that_passed_is_a_row_with_what_was_there(checkout: Checkout) -> N
 
     assert ran.returncode == 0, ran.stderr
     assert checkout.row("lowest") == [
-        *("`lowest`", "the lowest version of every range", "3.11.2", "3.10.8", "7.0.15"),
+        *("`lowest`", "the lowest version of every range", "3.11.2", "3.10.8", "7.0.15", "15"),
         *("40", "0", "0", "2"),
     ]
     assert "| `attrs` | `>=24.3,<27` | 24.3.0 |" in (checkout.folder / "docs" / "matrix.md").read_text()
@@ -150,6 +155,33 @@ def test_a_part_is_said_to_be_one_and_the_whole_is_still_due(checkout: Checkout)
     assert after_the_part == "the lowest version of every range; of the tests `tests/test_retry*.py`"
     assert checkout.asked.count("tests/test_retry*.py") == 1
     assert checkout.row("lowest")[1] == "the lowest version of every range"
+
+
+def test_each_part_has_a_row_until_the_whole_has_one(checkout: Checkout) -> None:
+    checkout.matrix("lowest", tests="tests/test_retry.py")
+    checkout.matrix("lowest", tests="tests/test_codec.py")
+    checkout.matrix("redis-6")
+    in_parts = sorted(checkout.seen)
+
+    checkout.matrix("lowest")
+
+    assert in_parts == ["lowest tests/test_codec.py", "lowest tests/test_retry.py", "redis-6"]
+    assert sorted(checkout.seen) == ["lowest", "redis-6"]
+
+
+@pytest.mark.parametrize(("cell", "failed"), [("lowest", "0"), ("redis-6", "1")])
+def test_what_passes_later_in_its_cell_did_not_fail(checkout: Checkout, cell: str, failed: str) -> None:
+    checkout.fails(alone=False)
+    checkout.matrix("lowest")
+    (checkout.folder / "reports" / "second.xml").unlink()
+    checkout.ends(0)
+    checkout.report("first", REPORT.format(failures=0, tests=4, failed=FAILED.replace("<failure/>", "")))
+
+    ran = checkout.matrix(cell, tests="tests/test_a.py")
+
+    of_the_whole = checkout.seen["lowest"]
+    assert (of_the_whole["passed"], len(of_the_whole["failed"])) == (39 - int(failed), int(failed))
+    assert ran.returncode == 0
 
 
 def test_broken_off_it_goes_on_with_what_was_not_seen(checkout: Checkout) -> None:
@@ -206,9 +238,19 @@ def test_a_debian_that_does_not_come_up_was_not_seen_whatever_ran_in_it_before(c
     ran = checkout.matrix("lowest")
 
     assert ran.returncode == 1
-    assert checkout.row("lowest")[2:] == ["", "", "", "not finished", "", "", ""]
+    assert checkout.row("lowest")[2:] == ["", "", "", "", "not finished", "", "", ""]
     (checkout.folder / "does-not-boot").unlink()
     assert "lowest: " in checkout.matrix().stdout
+
+
+def test_what_there_was_no_time_to_run_again_has_failed(checkout: Checkout) -> None:
+    checkout.fails(alone=True)
+    checkout.report("second", REPORT.format(failures=0, tests=1, failed=FAILED.replace("<failure/>", "")))
+
+    checkout.matrix("lowest")
+
+    assert checkout.row("lowest")[-4:] == ["38", "1", "1", "2"]
+    assert checkout.seen["lowest"]["failed"] == ["test_a::test_another"]
 
 
 def test_a_run_whose_failures_were_not_run_again_is_not_finished(checkout: Checkout) -> None:

@@ -15,10 +15,12 @@ from attrs import frozen
 from sqlalchemy import create_engine, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.schema import CreateSchema
 
 from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Fact, Plugin, Router, event, facts
 from rabbitevents.testing import EmbeddedBroker, Probe, running
 from rabbitevents_outbox import Outbox, Tables, TransactionError
+from rabbitevents_outbox.clock import at
 from rabbitevents_outbox.shards import Shards
 from rabbitevents_outbox.window import Window
 from tests.bed.postgres import PostgresServer
@@ -320,6 +322,28 @@ async def test_missing_tables_are_said_at_start_with_what_makes_them(postgres: P
     await engine.dispose()
 
 
+@pytest.mark.parametrize("way", ["create", "sql"])
+@pytest.mark.parametrize("schema", [None, "Messaging"])
+async def test_postgresql_is_told_to_clear_the_outbox_soon(
+    postgres: PostgresServer, way: str, schema: str | None
+) -> None:
+    engine, tables = create_async_engine(postgres.url(database=postgres.database())), Tables(schema=schema)
+    async with engine.begin() as connection:
+        if schema is not None:
+            await connection.execute(CreateSchema(schema))
+        for statement in tables.sql("postgresql").split(";\n\n") if way == "sql" else ():
+            await connection.execute(text(statement or "SELECT 1"))
+    if way == "create":
+        await tables.create(engine)
+
+    async with engine.connect() as connection:
+        told = await connection.scalar(
+            text("SELECT reloptions FROM pg_class WHERE relname = 'rabbitevents_outbox' AND relkind = 'r'")
+        )
+    await engine.dispose()
+    assert "autovacuum_vacuum_threshold=2000" in told
+
+
 async def test_tables_of_another_version_are_said_at_start(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         await connection.execute(update(Tables().version).values(version=99))
@@ -379,6 +403,31 @@ async def test_of_an_entity_that_has_enough_rows_in_hand_no_more_are_read_before
 
 
 # --- what fails ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_entity_that_was_held_back_is_sent_in_order_though_a_backlog_is_being_read(
+    engine: AsyncEngine,
+) -> None:
+    table = Tables().outbox
+    row = table.c
+    async with async_sessionmaker(engine).begin() as session:
+        backlog = (OrderPriced(f"o-{n}" if n % 10 else "held", n) for n in range(3000))
+        await Outbox(engine).publish(session, *backlog)
+        first = await session.scalar(select(func.min(row.id)).where(row.entity == "order/held"))
+        failed = {"attempts": 1, "next_try_at": at(600)}
+        await session.execute(update(table).where(row.id == first).values(failed))
+
+    async with shop(engine, batch=20) as (here, _probe, sessions):
+        await eventually(lambda: len(here.got) > 300, "some of the others", 30)
+        async with sessions.begin() as session:
+            await session.execute(update(table).where(row.id == first).values(next_try_at=None))
+            await here.outbox.publish(
+                session, OrderPriced("o-last", 3000)
+            )  # the relay is woken, and reads from the start
+        await eventually(lambda: len(here.got) == 3001, "all events", 60)
+
+    held = [each.payload.price for each in here.got if each.payload.order_id == "held"]
+    assert held == list(range(0, 3000, 10))
 
 
 async def test_an_event_that_nobody_is_bound_for_waits_for_a_queue_and_holds_up_nobody(engine: AsyncEngine) -> None:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, make_url, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -140,7 +140,9 @@ async def test_through_pgbouncer_in_transaction_mode_it_is_the_same(postgres: Po
     name = postgres.database()
     with PgBouncer.before(postgres, name) as url:
         engine = create_async_engine(
-            url, poolclass=NullPool, connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+            make_url(url).set(drivername="postgresql+psycopg"),
+            poolclass=NullPool,
+            connect_args={"prepare_threshold": None},
         )
         await Tables().create(engine)
         async with shop(engine) as (here, probe, sessions):

@@ -31,7 +31,10 @@ from tests.test_tracing import OrderPlaced, inventory
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 6.0
-"""How long the service runs: a batch is tried several times in that, and the queue of spans is full after less than one."""
+"""How long the service runs at least: a batch is tried several times in that."""
+BOUND = 2048 + 512 + 200
+"""Spans that may be alive: those that the batch processor keeps, those under way to the collector, and ours. So many events
+are published at least, each with several spans, however long that takes on a busy machine: then the queue is full."""
 
 
 # --- the service -----------------------------------------------------------------------------------------------------
@@ -60,7 +63,7 @@ async def serve(endpoint: str) -> dict[str, Any]:
     published = 0
     async with running(Bus("memory://", inventory(), plugins=[Tracing(tracer_provider=provider)])) as probe:
         end = asyncio.get_running_loop().time() + SECONDS
-        while asyncio.get_running_loop().time() < end:
+        while asyncio.get_running_loop().time() < end or published < BOUND:
             await probe.bus.publish(OrderPlaced("o-1"))
             published += 1
             probe.messages.clear()
@@ -87,14 +90,9 @@ async def outcome(endpoint: str) -> dict[str, Any]:
     return found
 
 
-BOUND = 2048 + 512 + 200
-"""Spans that may be alive: those that the batch processor keeps, those under way to the collector, and ours."""
-
-
 async def test_with_the_collector_away_spans_are_dropped_and_it_is_said() -> None:
     told = await outcome(f"http://{LOOPBACK}:{free_port()}")
 
-    assert told["published"] * 3 > 2 * BOUND
     assert told["alive"] <= BOUND
     assert any("Queue full" in line for line in told["written"])
     assert any("retrying" in line for line in told["written"])
@@ -106,7 +104,6 @@ async def test_with_a_slow_collector_spans_are_dropped_and_it_is_said(otlp: Coll
 
     told = await outcome(otlp.endpoint)
 
-    assert told["published"] * 3 > 2 * BOUND
     assert told["alive"] <= BOUND
     assert any("Queue full" in line for line in told["written"])
     assert len(otlp.spans) < told["published"]

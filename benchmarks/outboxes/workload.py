@@ -322,7 +322,7 @@ async def inbox(contender: Contender, told: argparse.Namespace) -> Document:
     tally = Tally(told.events + warm_up, warm_up)
     await contender.feed([document(number, 1000) for number in range(told.events + warm_up)])
     settle_the_collector()
-    async with contender.handling(told.way, lambda number: tally(str(number))):
+    async with contender.handling(told.way, tally.mark):
         async with asyncio.timeout(PATIENCE):
             await tally.complete.wait()
         assert tally.clock is not None

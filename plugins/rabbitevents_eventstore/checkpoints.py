@@ -9,7 +9,20 @@ from typing import Any, Final, Literal, cast
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ColumnElement, CursorResult, Executable, and_, case, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Executable,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -81,6 +94,7 @@ class Checkpoints:
         self._events = tables.events.c
         self._lease = lease
         self._is_sqlite = backend_of(engine) == "sqlite"
+        self._moving = self._moves()
 
     async def _execute(self, statement: Executable) -> CursorResult[Any]:
         async with asyncio.timeout(DEADLINE), self._engine.connect() as connection:
@@ -143,12 +157,24 @@ class Checkpoints:
 
         It comes first in each transaction, so that nobody holds tables while waiting for the row.
         """
-        moved = (
+        which = {
+            "its_name": hold.name,
+            "is_building": hold.building,
+            "its_version": hold.version,
+            "its_owner": hold.owner,
+        }
+        return bool((await connection.execute(self._moving, {**which, "old": old, "new": new})).rowcount)
+
+    def _moves(self) -> Update:
+        """Return what each transaction of a projection begins with, made once."""
+        column = self._column
+        return (
             update(self._table)
-            .where(self._is_ours(hold), self._column.position == old)
-            .values(position=new, until=self._at(self._lease), updated_at=self._at())
+            .where(column.name == bindparam("its_name"), column.building == bindparam("is_building"))
+            .where(column.version == bindparam("its_version"), column.owner == bindparam("its_owner"))
+            .where(column.status == RUNNING, column.position == bindparam("old"))
+            .values(position=bindparam("new"), until=self._at(self._lease), updated_at=self._at())
         )
-        return bool((await connection.execute(moved)).rowcount)
 
     # --- what stops it ---
 

@@ -49,6 +49,9 @@ _FUNCTION: Final = (
     f"PERFORM pg_advisory_xact_lock_shared({LOCK}, TG_RELID::int); RETURN NULL; END $$"
 )
 _TRIGGER: Final = "CREATE TRIGGER {trigger} BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+_VACUUM: Final = (
+    "ALTER TABLE {table} SET (autovacuum_vacuum_insert_scale_factor = 0.05)"  # SQLAlchemy 2.0 has no word for it
+)
 _TRIGGERED: Final = text(
     "SELECT count(*) FROM pg_trigger WHERE tgrelid = CAST(:table AS regclass) AND tgname = :name AND tgenabled IN ('O', 'A')"
 )
@@ -102,7 +105,6 @@ class EventTables:
             UniqueConstraint("event_id", name=f"{name}_event_id_key"),
             schema=self.schema,
             sqlite_autoincrement=True,
-            postgresql_with={"autovacuum_vacuum_insert_scale_factor": 0.05},
         )
 
     def _projections(self) -> Table:
@@ -139,7 +141,7 @@ class EventTables:
             "{trigger}": self.trigger,
             "{table}": f"{schema}{self.events.name}",
         }
-        statements = [_FUNCTION, _TRIGGER]
+        statements = [_FUNCTION, _TRIGGER, _VACUUM]
         for word, name in names.items():
             statements = [each.replace(word, name) for each in statements]
         return statements

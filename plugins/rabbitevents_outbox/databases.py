@@ -51,7 +51,8 @@ def reason(error: BaseException) -> str:
     """Say why a database did not do as it was told, in a line without values and statements."""
     original = getattr(error, "orig", None)
     said = str(original if original is not None else error).strip().splitlines()
-    return printable(cut(said[0] if said else type(error).__name__, 200))
+    unsaid = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return printable(cut(said[0] if said else unsaid, 200))
 
 
 def prepare_sqlite(engine: AsyncEngine | Engine) -> None:

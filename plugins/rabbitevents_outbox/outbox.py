@@ -7,19 +7,21 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Literal, TypeVar, cast, overload
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from rabbitevents import Check, ConfigurationError, Event, Host, Limits, Message, Plugin, Publish, Writer
+from rabbitevents import Check, ConfigurationError, Event, Finding, Host, Limits, Look, Message, Plugin, Publish, Writer
 from rabbitevents.arguments import Seconds, flag, instance, one_of, span, text, whole
 from rabbitevents_outbox.databases import AWAY, backend_of, reason
+from rabbitevents_outbox.diagnosis import diagnose
+from rabbitevents_outbox.notify import Channel, Notifier
 from rabbitevents_outbox.relay import Relay
 from rabbitevents_outbox.rows import Style, row_of, statement_of
 from rabbitevents_outbox.shards import DEADLINE
 from rabbitevents_outbox.tables import Tables, where
 from rabbitevents_outbox.tenure import Settings
-from rabbitevents_outbox.transaction import CURRENT, TransactionError, collecting
+from rabbitevents_outbox.transaction import CURRENT, TransactionError, collecting, wake_after
 
 P = TypeVar("P")
 
@@ -29,8 +31,8 @@ Database = AsyncSession | AsyncConnection
 Unroutable = Literal["raise", "ignore"]
 """What a row is that no queue is bound for: one that failed, and is kept; or one that is done with."""
 
-_WAKE = "rabbitevents_outbox"
-"""Where a session notes what is to be woken once it has committed."""
+Wake = Literal["process", "notify"]
+"""Whom a commit wakes: the relay of its own process, or that of any, by NOTIFY."""
 
 
 class Outbox(Plugin):
@@ -62,6 +64,8 @@ class Outbox(Plugin):
         as sent.
     :param shards: Into how many parts the rows are divided, each with a relay of its own: 1. To be said alike everywhere.
     :param lease: For how long a relay has its shards that does not renew them: 30 s.
+    :param wake: Whom a commit wakes: "process" (the default), the relay of its own process; "notify", that of any process
+        too, by PostgreSQL's NOTIFY, at most one in 10 ms. To be said where events are written and where they are relayed.
 
     Raises `ConfigurationError`; at start too, for tables that are missing or of another version.
     """
@@ -83,6 +87,7 @@ class Outbox(Plugin):
         unroutable: Unroutable = "raise",
         shards: int = 1,
         lease: Seconds = 30,
+        wake: Wake = "process",
     ) -> None:
         self.engine: AsyncEngine = instance(
             "Outbox: engine", engine, AsyncEngine, 'give one that create_async_engine("postgresql+asyncpg://...") makes'
@@ -106,7 +111,9 @@ class Outbox(Plugin):
         self._limits = Limits()
         self._host: Host | None = None
         self._relay: Relay | None = None
-        _listen()
+        notifies = one_of("Outbox: wake", wake, Wake) == "notify"
+        self._channel = Channel(engine, self.tables) if notifies else None
+        self._notifier = None if self._channel is None else Notifier(self._channel)
 
     # --- as a plugin ---
 
@@ -115,11 +122,13 @@ class Outbox(Plugin):
         """Look at the tables, and relay as long as the bus runs."""
         await self._look()
         self._host, self._limits = host, host.limits
+        if self._notifier is not None:
+            self._notifier.bind()
         try:
             if not self.relays:
                 yield
                 return
-            relay = self._relay = Relay(self.engine, self.tables, host, self.settings)
+            relay = self._relay = Relay(self.engine, self.tables, host, self.settings, self._channel)
             async with relay.running():
                 yield
         finally:
@@ -138,6 +147,10 @@ class Outbox(Plugin):
     def health(self) -> Iterable[Check]:
         """Say whether the rows are sent, and how many are dead."""
         return () if self._relay is None else self._relay.checks()
+
+    async def diagnose(self, look: Look) -> Iterable[Finding]:
+        """Say which rows are dead, how long others wait, and whether no relay is there."""
+        return await diagnose(self.engine, self.tables, self.settings.shards)
 
     def busy(self) -> str:
         """Say how many rows are still to be sent."""
@@ -183,7 +196,8 @@ class Outbox(Plugin):
         self._check(session.sync_session if isinstance(session, AsyncSession) else session.sync_connection)
         events, rows = await self._written(payloads, told)
         await session.run_sync(self._insert, rows)
-        self._wake_after(session)
+        if isinstance(session, AsyncSession):
+            self._wake_after(session.sync_session)
         return events[0] if len(payloads) == 1 else events
 
     def write(self, session: Session | Connection, /, *payloads: Any, **told: Any) -> list[Event[Any]]:
@@ -198,8 +212,8 @@ class Outbox(Plugin):
         self._check(session)
         prepared = self._prepare(payloads, told)
         self._insert(session, [self._row(message, told) for _, message in prepared])
-        if isinstance(session, Session) and self._relay is not None:
-            session.info[_WAKE] = self._relay.wake
+        if isinstance(session, Session):
+            self._wake_after(session)
         return [event for event, _ in prepared]
 
     def insert(self, *payloads: Any, style: Style = "format", **told: Any) -> tuple[str, Any]:
@@ -232,7 +246,7 @@ class Outbox(Plugin):
         self._limits.check_message(message)
         transaction.rows.append(row_of(message, self.settings.shards))
         transaction.outbox = self
-        transaction.wake = None if self._relay is None else self._relay.wake
+        transaction.wake = self._wake
 
     async def _written(self, payloads: tuple[Any, ...], told: dict[str, Any]) -> tuple[list[Event[Any]], list[Any]]:
         """Return events and their rows; where the bus runs, its plugins have seen them."""
@@ -288,9 +302,16 @@ class Outbox(Plugin):
                 "transaction"
             )
 
-    def _wake_after(self, session: Database) -> None:
-        if self._relay is not None and isinstance(session, AsyncSession):
-            session.sync_session.info[_WAKE] = self._relay.wake
+    def _wake_after(self, session: Session) -> None:
+        if self._relay is not None or self._notifier is not None:
+            wake_after(session, self._wake)
+
+    def _wake(self) -> None:
+        """Have what was committed sent: by the relay here, or by that of another process."""
+        if self._relay is not None:
+            self._relay.wake()
+        if self._notifier is not None and (self._relay is None or not self._relay.sends):
+            self._notifier.poke()
 
 
 def _no_session(given: object) -> str:
@@ -298,14 +319,3 @@ def _no_session(given: object) -> str:
         f"outbox.publish(session, ...) was given {type(given).__name__}: it takes an AsyncSession or an AsyncConnection with a "
         "transaction under way; outbox.write(session, ...) takes a Session or a Connection"
     )
-
-
-def _listen() -> None:
-    """Have sessions wake the relay that they noted, once they have committed."""
-    if not event.contains(Session, "after_commit", _after_commit):
-        event.listen(Session, "after_commit", _after_commit)
-
-
-def _after_commit(session: Session) -> None:
-    if _WAKE in session.info and session.get_nested_transaction() is None:
-        session.info.pop(_WAKE)()

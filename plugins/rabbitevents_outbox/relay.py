@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rabbitevents import Check, Host, facts
 from rabbitevents.texts import name_of
 from rabbitevents_outbox.databases import AWAY, reason
+from rabbitevents_outbox.notify import Channel, Listener
 from rabbitevents_outbox.shards import Shards
 from rabbitevents_outbox.tables import Tables, where
 from rabbitevents_outbox.tenure import Settings, Tenure, log
@@ -39,7 +40,9 @@ STOPPING: Final = 5.0
 class Relay:
     """Send what stands in an outbox, as long as it runs; of several, one at a time has a shard."""
 
-    def __init__(self, engine: AsyncEngine, tables: Tables, host: Host, settings: Settings) -> None:
+    def __init__(
+        self, engine: AsyncEngine, tables: Tables, host: Host, settings: Settings, channel: Channel | None = None
+    ) -> None:
         self._shards = Shards(engine, tables, settings.lease)
         self._where = f"{tables.outbox.name} in {where(engine)}"
         self._host = host
@@ -47,6 +50,7 @@ class Relay:
         self._tenures: dict[int, tuple[Tenure, asyncio.Task[None]]] = {}
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._listener = None if channel is None else Listener(channel, self._wake)
         self._away_since: float | None = None
         self._away = ""
         self._failures = 0
@@ -67,6 +71,11 @@ class Relay:
     def _wake(self) -> None:
         for tenure, _ in self._tenures.values():
             tenure.wake()
+
+    @property
+    def sends(self) -> bool:
+        """Whether all shards are ours."""
+        return len(self._tenures) == self._told.shards
 
     def busy(self) -> str:
         """Say that rows are still to be sent; empty: all that was committed is sent."""
@@ -93,9 +102,13 @@ class Relay:
     async def running(self) -> AsyncGenerator[None]:
         """Relay as long as this is entered."""
         task = asyncio.create_task(self._run(), name="rabbitevents outbox relay")
+        listening = None if self._listener is None else asyncio.create_task(self._listener.run())
         try:
             yield
         finally:
+            if listening is not None:
+                listening.cancel()
+                await asyncio.wait({listening})
             self._stopping = True
             for tenure, _ in self._tenures.values():
                 tenure.stop()
@@ -140,7 +153,7 @@ class Relay:
             self._is_there()
 
     async def _acquire(self) -> None:
-        if len(self._tenures) == self._told.shards:
+        if self.sends:
             return
         lease = await self._shards.acquire(self._tenures)
         if lease is None:

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     DateTime,
+    Dialect,
     Identity,
     Index,
     Insert,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     and_,
+    event,
     insert,
     select,
 )
@@ -38,6 +40,28 @@ VERSION: Final = 1
 """The tables' version, which stands in the database: `Tables.check` compares it."""
 
 _DIALECTS: Final[dict[Backend, Any]] = {"postgresql": postgresql, "sqlite": sqlite}
+
+CLEARING: Final = {
+    "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_threshold": 2000,
+    "autovacuum_vacuum_cost_delay": 0,
+}
+"""How PostgreSQL clears the outbox of what was sent: soon, and without pauses."""
+
+_KNOWS_CLEARING: Final = any(
+    kind is Table and "with" in told for kind, told in postgresql.dialect.construct_arguments or ()
+)
+"""Whether SQLAlchemy says so as it makes a table: 2.1 does, and for 2.0 it is a statement of its own."""
+
+
+def _clearing(table: Table, dialect: Dialect) -> str:
+    told = ", ".join(f"{name} = {value}" for name, value in CLEARING.items())
+    return f"ALTER TABLE {dialect.identifier_preparer.format_table(table)} SET ({told})"
+
+
+def _created(table: Table, connection: Connection, **_told: Any) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_clearing(table, connection.dialect))
 
 
 class Tables:
@@ -100,12 +124,10 @@ class Tables:
             Column("dead_at", DateTime(timezone=True)),
             Column("sent_at", DateTime(timezone=True)),
             sqlite_autoincrement=True,
-            postgresql_with={
-                "autovacuum_vacuum_scale_factor": 0,
-                "autovacuum_vacuum_threshold": 2000,
-                "autovacuum_vacuum_cost_delay": 0,
-            },
+            **({"postgresql_with": CLEARING} if _KNOWS_CLEARING else {}),
         )
+        if not _KNOWS_CLEARING:
+            event.listen(table, "after_create", _created)
         column = table.c
         todo = and_(column.sent_at.is_(None), column.dead_at.is_(None))
         self._index("outbox_todo", column.shard, column.id, where=todo)  # the relay's only scan
@@ -142,6 +164,8 @@ class Tables:
         for table in self.all:
             made += [CreateTable(table), *map(CreateIndex, _ordered(table))]
         statements = [str(each.compile(dialect=dialect)).strip() for each in made]
+        if backend == "postgresql" and not _KNOWS_CLEARING:
+            statements.append(_clearing(self.outbox, dialect))
         version = (
             insert(self.version)
             .values(version=VERSION)

@@ -175,8 +175,8 @@ class Tenure:
         self._more = len(rows) == batch
         if full:
             self._left_out = True
-        elif not goes_on and not held and not self._more and not window.dropped:
-            self._left_out = False
+        elif not goes_on and not held and not window.dropped:
+            self._left_out = False  # up to its last row at least, and the next read goes on there
         self._last = rows[-1].id if rows else self._last
         self._poll = self._pause(found=bool(rows), woken=woken)
         self._poll_due = self._time() + self._poll

@@ -58,7 +58,7 @@ class Connection:
         self.address = address
         self.tap = tap
         self.transport = transport
-        self.turn = Turn(transport)
+        self.turn: Turn = Turn(transport)
         self.lost: asyncio.Future[str] = tap.lost
         self.quiet: str = ""
         """What is the matter, while nothing comes from the broker: not even the heartbeat that it sends twice as often."""

@@ -1,14 +1,15 @@
 """FastStream with msgspec in pydantic's place, set up as in FastStream's own benchmarks."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from fast_depends.msgspec import MsgSpecSerializer
-from faststream.rabbit import Channel, RabbitBroker
 
-from benchmarks.contenders.faststream_pydantic import FastStreamPydantic
-from benchmarks.workload import PREFETCH, Document, Handle, compete
+from benchmarks.contenders.python.faststream_pydantic import FastStreamPydantic
+from benchmarks.roles import compete
+from benchmarks.workload import Document, Handle
 
 
 class Item(msgspec.Struct):
@@ -30,26 +31,22 @@ class OrderPlaced(msgspec.Struct):
 class FastStreamMsgspec(FastStreamPydantic):
     packages = ("faststream", "fast-depends", "msgspec", "orjson", "aio-pika", "aiormq")
 
-    def __init__(self) -> None:
-        super().__init__("bench.faststream_msgspec")
-
     def order(self, document: Document) -> Any:
         return msgspec.convert(document, OrderPlaced)
 
-    def broker(self, url: str) -> RabbitBroker:
-        return RabbitBroker(
-            url,
-            logger=None,
-            default_channel=Channel(prefetch_count=PREFETCH),
-            serializer=MsgSpecSerializer(use_fastdepends_errors=False),
-        )
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"serializer": MsgSpecSerializer(use_fastdepends_errors=False)}
 
     def handler(self, handle: Handle) -> Callable[[Any], Awaitable[None]]:
+        pause = self.told.pause
+
         async def on_order(order: OrderPlaced) -> None:
+            if pause:
+                await asyncio.sleep(pause)
             handle(order.order_id)
 
         return on_order
 
 
 if __name__ == "__main__":
-    compete(FastStreamMsgspec())
+    compete(FastStreamMsgspec, FastStreamMsgspec.packages)

@@ -18,6 +18,7 @@ from tenacity import stop_after_attempt, wait_fixed
 from rabbitevents import Bus, Event, Router
 from rabbitevents.demo.ledger import Ledger
 from rabbitevents.demo.orders import make_orders, poisoned
+from rabbitevents.demo.past import TABLES, Customer
 from rabbitevents.demo.recorder import Recorder
 from rabbitevents.demo.report import closing
 from rabbitevents.demo.run import Result, run
@@ -25,16 +26,19 @@ from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.shop import inventory
 from rabbitevents.demo.shop.events import (
     InventoryReserved,
+    OrderCancelled,
     OrderConfirmed,
     OrderPlaced,
     OutOfStock,
     PaymentProcessed,
 )
 from rabbitevents.demo.shop.inventory import Stock
+from rabbitevents.demo.shop.order import OrderState, apply
 from rabbitevents.demo.store import BOOKS, Line, Store
 from rabbitevents.testing import running
 from rabbitevents_outbox import Tables
-from rabbitevents_retry import Retry
+from rabbitevents_process.testing import given
+from rabbitevents_retry import Fatal, Retry
 from tests.bed.postgres import PostgresServer
 from tests.test_demo import KEYS, Main, Silence, main
 from tests.test_demo_processes import Audience, is_running
@@ -84,13 +88,33 @@ async def book(url: str, service: str, name: str) -> dict[str, Any]:
     return {key: json.loads(value, parse_float=Decimal) for key, value in await rows(url, which)}
 
 
+async def happened(url: str, *types: str) -> list[tuple[str, str]]:
+    """Which events of these types are stored: the order's id, and the type."""
+    event = TABLES.events.c
+    found = await rows(url, select(event.entity_id, event.type).where(event.type.in_(types)))
+    return [(order, type.removeprefix("order.")) for order, type in found]
+
+
+async def check_the_past(url: str, placed: int, outcomes: dict[str, str]) -> None:
+    """Check that each order was placed once and closed once, and that the table of customers agrees with the analytics."""
+    orders = [order for order, _ in await happened(url, "order.placed")]
+    assert len(orders) == len(set(orders)) == placed
+    assert len(await happened(url, "order.confirmed", "order.cancelled")) == len(outcomes)
+    known = await rows(url, select(*Customer.__table__.columns))
+    sums = await book(url, "analytics", "sums")
+    counted = [sum(row[place] for row in known) for place in (1, 2, 3)]
+    assert counted == [placed, sums["confirmed"], sums["cancelled"]]
+    assert sum((Decimal(row[4]) for row in known), Decimal(0)) == Decimal(sums["revenue"])
+
+
 async def check_that_the_books_agree(url: str, placed: int) -> None:
     """Check that five services know the same of every order but for the dead ones, and that their sums are right."""
-    outcomes = await book(url, "order", "outcomes")
+    outcomes = dict(await happened(url, "order.confirmed", "order.cancelled"))
+    await check_the_past(url, placed, outcomes)
     reserved, returned = await book(url, "inventory", "reserved"), await book(url, "inventory", "returned")
     charged = await book(url, "payment", "charged")
     confirmed = {order for order, outcome in outcomes.items() if outcome == "confirmed"}
-    assert len(await book(url, "order", "placed")) == len(await book(url, "analytics", "placed")) == placed
+    assert len(await book(url, "analytics", "placed")) == placed
     assert {order for order, price in charged.items() if Decimal(price) > 0} == confirmed
     assert {order for order, kept in reserved.items() if kept["pieces"] and order not in returned} >= confirmed
     assert set(await book(url, "analytics", "confirmed")) == confirmed
@@ -154,7 +178,7 @@ async def test_a_second_run_begins_with_an_empty_shop(sqlite_url: str) -> None:
     assert first.counts.flawless
     assert second.counts.flawless
     assert second.counts.confirmed == first.counts.confirmed
-    assert len(await book(sqlite_url, "order", "placed")) == 30
+    assert len(await happened(sqlite_url, "order.placed")) == 30
 
 
 async def test_where_transactions_are_a_duplicate_is_a_flaw_even_after_a_kill(sqlite_url: str) -> None:
@@ -189,14 +213,70 @@ def test_a_server_that_refuses_is_one_clear_line_without_the_password(main: Main
     assert "secret" not in err[0]
 
 
+# --- the past, replayed --------------------------------------------------------------------------------------------
+
+
+async def test_what_is_made_of_the_stored_events_anew_is_what_the_run_has_made(url: str) -> None:
+    result = await ran(60, Settings(store=url, replay=True), poison=True)
+
+    counts = result.counts
+    assert counts.flawless
+    assert (counts.replayed, counts.equal) == (60 + counts.confirmed + counts.cancelled, True)
+    assert closing(counts)[-1] == "119 stored events replayed: the read models are equal to those of the run"
+    await check_that_the_books_agree(url, 60)
+
+
+async def test_a_read_model_that_does_not_follow_from_the_events_is_a_flaw(sqlite_url: str) -> None:
+    await ran(1, Settings(store=sqlite_url))  # which makes the tables
+    table = Customer.__tablename__
+    more = f"BEGIN UPDATE {table} SET placed = placed + 1 WHERE name = NEW.name; END"
+    await rows(sqlite_url, text(f"CREATE TRIGGER adding AFTER INSERT ON {table} {more}"))
+    heard = Audience()
+
+    counts = (await run(list(make_orders(10, seed=1)), Settings(store=sqlite_url, replay=True), heard)).counts
+
+    assert (counts.lost, counts.duplicates) == (0, 0)
+    assert (counts.equal, counts.flawless) == (False, False)
+    assert heard.lines == ["the read models do not follow from the stored events: 10 customers differ"]
+    assert closing(counts)[-1] == "20 stored events replayed: the read models are NOT equal to those of the run"
+
+
+async def test_a_projection_that_stands_is_a_flaw_and_is_said(sqlite_url: str) -> None:
+    await ran(1, Settings(store=sqlite_url))
+    refuse = "BEGIN SELECT RAISE(ABORT, 'no more customers'); END"
+    await rows(sqlite_url, text(f"CREATE TRIGGER refusing BEFORE INSERT ON {Customer.__tablename__} {refuse}"))
+    heard = Audience()
+
+    counts = (await run(list(make_orders(5, seed=1)), Settings(store=sqlite_url, replay=True), heard)).counts
+
+    assert (counts.lost, counts.equal, counts.flawless) == (0, False, False)
+    assert "no more customers" in heard.lines[-1]
+
+
+def test_with_replay_the_command_says_how_many_events_and_whether_all_is_equal(main: Main, sqlite_url: str) -> None:
+    code, out, _ = main("--orders", "10", "--store", sqlite_url, "--replay", "--json")
+    counts = json.loads(out[0])
+
+    assert code == 0
+    assert list(counts) == [*KEYS, "replayed", "equal"]
+    assert (counts["replayed"], counts["equal"]) == (20, True)
+
+
+def test_replay_without_a_store_is_refused_with_the_way_out(main: Main) -> None:
+    code, out, err = main("--orders", "10", "--replay")
+
+    assert (code, out) == (2, [])
+    assert "--replay needs --store sqlite:///shop.db: without a store, no events are kept" in err[0]
+
+
 # --- services that are killed --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("victim", ["inventory", "payment"])
+@pytest.mark.parametrize("victim", ["order", "inventory", "payment"])
 async def test_each_effect_is_there_once_though_a_service_is_killed_in_the_middle(
     rabbit_url: str, postgres_url: str, victim: str
 ) -> None:
-    settings = Settings(broker=rabbit_url, processes=True, fail=0.2, store=postgres_url)
+    settings = Settings(broker=rabbit_url, processes=True, fail=0.2, store=postgres_url, replay=True)
     audience = Audience(victim, after=50)
     orders = poisoned(list(make_orders(200, seed=1)))
 
@@ -206,9 +286,26 @@ async def test_each_effect_is_there_once_though_a_service_is_killed_in_the_middl
     assert len(audience.pids(victim)) == 2
     assert counts.restarts == 1
     assert (counts.lost, counts.duplicates, counts.dead) == (0, 0, 1)
+    assert (counts.replayed, counts.equal) == (200 + 199, True)
     assert counts.placed == counts.confirmed + counts.cancelled + counts.dead == 200
     assert not any(map(is_running, audience.pids()))
     await check_that_the_books_agree(postgres_url, 200)
+
+
+# --- an order as what happened to it -------------------------------------------------------------------------------
+
+PLACED = OrderPlaced("1", "c", "mug", 2, Decimal(5))
+CONFIRMED = OrderConfirmed("1", "c", Decimal(10))
+CANCELLED = OrderCancelled("1", "c", "out of stock")
+
+
+def test_the_first_word_about_an_order_counts() -> None:
+    given([PLACED], apply, OrderState()).when(lambda order: order.close(CONFIRMED)).then(CONFIRMED)
+    given([PLACED, CONFIRMED], apply, OrderState()).when(lambda order: order.close(CANCELLED)).then()
+
+
+def test_an_order_that_nobody_has_placed_becomes_nothing() -> None:
+    given([], apply, OrderState()).when(lambda order: order.close(CONFIRMED)).raises(Fatal)
 
 
 # --- what is noted in a transaction --------------------------------------------------------------------------------
@@ -234,7 +331,10 @@ async def test_what_is_rolled_back_was_neither_published_nor_handled(store: Stor
             raise ValueError("not today")
 
     ledger = store.ledger(Ledger(tmp_path / "shop.ledger"))
-    plugins = [Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.01)), *store.plugins(Recorder("order", ledger))]
+    plugins = [
+        Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.01)),
+        *store.plugins("order", Recorder("order", ledger)),
+    ]
     async with running(Bus("amqp://localhost", router, plugins=plugins)) as probe:
         paid = await probe.bus.publish(PaymentProcessed("1", "c", Decimal(5)))
         await probe.settled()
@@ -249,7 +349,7 @@ async def test_what_is_rolled_back_was_neither_published_nor_handled(store: Stor
 
 async def test_two_orders_at_once_are_not_promised_the_same_piece(store: Store, tmp_path: Path) -> None:
     ledger = store.ledger(Ledger(tmp_path / "shop.ledger"))
-    bus = Bus("amqp://localhost", inventory.router, plugins=store.plugins(Recorder("inventory", ledger)))
+    bus = Bus("amqp://localhost", inventory.router, plugins=store.plugins("inventory", Recorder("inventory", ledger)))
     bus.provide(Stock, Stock(store.shelf("inventory"), pieces_of_each=25))
 
     async with running(bus) as probe:

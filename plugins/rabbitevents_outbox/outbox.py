@@ -169,6 +169,9 @@ class Outbox(Plugin):
         self, session: Database, first: Any, second: Any, /, *more: Any, **told: Any
     ) -> list[Event[Any]]: ...
 
+    @overload
+    async def publish(self, session: Database, /, *payloads: Any, **told: Any) -> Any: ...
+
     async def publish(self, session: Any, /, *payloads: Any, **told: Any) -> Any:
         """Write events into the transaction that is under way on ``session``; return them in their envelopes.
 

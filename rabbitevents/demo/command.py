@@ -47,6 +47,9 @@ JSON_KEYS: Final = (
 )
 """What ``--json`` says, in this order; `Counts` says what each is."""
 
+REPLAY_KEYS: Final = ("replayed", "equal")
+"""What it says then, with ``--replay``."""
+
 
 def _number(text: str) -> int:
     """Read a whole number from 1 to `MOST`."""
@@ -87,6 +90,7 @@ def _collector(text: str) -> str:
 @click.option("--processes", is_flag=True, help="Give each service a process of its own (on RabbitMQ).")
 @click.option("--redis", metavar="URL", help="Remember in Redis what was handled, and not in each process.")
 @click.option("--store", metavar="URL", help="Write state and events in one transaction: sqlite:///shop.db.")
+@click.option("--replay", is_flag=True, help="Make the store's read models anew from its events, and compare.")
 @click.option("--fail", type=_rate, default="0", metavar="RATE", help="Let payments fail: 0.2 is every fifth try (0).")
 @click.option("--poison", is_flag=True, help="Place one order that no service can handle.")
 @click.option("--trace", is_flag=True, help="Show the trace of one order.")
@@ -104,6 +108,7 @@ def demo(
     processes: bool,
     redis: str | None,
     store: str | None,
+    replay: bool,
     fail: float,
     poison: bool,
     trace: bool,
@@ -126,6 +131,8 @@ def demo(
         raise click.UsageError("--trace is for people, and --json prints nothing else: leave one of them out")
     if redis is not None and store is not None:
         raise click.UsageError("--redis and --store both remember what was handled: leave one of them out")
+    if replay and store is None:
+        raise click.UsageError("--replay needs --store sqlite:///shop.db: without a store, no events are kept")
     embedded = broker is None or broker.startswith("memory:")
     if processes and embedded:
         raise click.UsageError("--processes needs --broker amqp://...: the embedded broker lives in one process")
@@ -136,6 +143,7 @@ def demo(
         seed=seed,
         redis=redis,
         store=store,
+        replay=replay,
         trace=trace,
         otlp=otlp,
         patience=patience,
@@ -160,7 +168,8 @@ def _run(orders: Sequence[Order], settings: Settings, as_json: bool) -> int:
         return INTERRUPTED
     if as_json:
         counts = attrs.asdict(result.counts)
-        click.echo(json.dumps({key: counts[key] for key in JSON_KEYS}))
+        keys = (*JSON_KEYS, *REPLAY_KEYS) if settings.replay else JSON_KEYS
+        click.echo(json.dumps({key: counts[key] for key in keys}))
     else:
         show(result)
     return 0 if result.counts.flawless else FLAWED

@@ -84,11 +84,15 @@ def closing(counts: Counts) -> list[str]:
     orders = f"{counts.confirmed:,} confirmed, {counts.cancelled:,} cancelled, {counts.dead:,} dead"
     confirmed = f"confirmed by {counts.broker}" if counts.store is None else f"committed to {counts.store}"
     effects = f"{counts.handled:,} effects, {counts.retried:,} retries"
-    return [
+    lines = [
         f"{counts.placed:,} orders placed: {orders}",
         f"{counts.published:,} events {confirmed}, {effects}, in {counts.seconds:.2f} s",
         verdict,
     ]
+    if counts.replayed is not None:
+        outcome = "equal to" if counts.equal else "NOT equal to"
+        lines.append(f"{counts.replayed:,} stored events replayed: the read models are {outcome} those of the run")
+    return lines
 
 
 def graves(result: Result) -> list[str]:

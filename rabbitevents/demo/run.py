@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 from time import perf_counter, time
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 from attrs import frozen
@@ -25,6 +25,9 @@ from rabbitevents.demo.services import SERVICES, Front, Site, listeners, opened
 from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.tally import Tally, Trouble
 from rabbitevents.testing import EmbeddedBroker
+
+if TYPE_CHECKING:
+    from rabbitevents.demo.past import Replay
 
 BATCH: Final = 500
 """How many orders are on their way to the broker together."""
@@ -60,7 +63,8 @@ class Counts:
     ``published`` events were confirmed by the broker (with a ``store``: committed there), and ``handled`` effects
     found in the ledgers, each counted once; ``lost`` effects are missing there, and not dead letters; ``duplicates``
     were there already. ``retried`` is how often a handling was tried again. ``seconds`` go from the first order to
-    the last effect. ``restarts`` counts processes that ended in the middle.
+    the last effect. ``restarts`` counts processes that ended in the middle. ``replayed`` events were in the store, and
+    what was made of them anew was ``equal`` to what the run had made of them; None where that was not asked for.
     """
 
     broker: str
@@ -77,6 +81,8 @@ class Counts:
     dead: int
     unconfirmed: int
     restarts: int
+    replayed: int | None = None
+    equal: bool | None = None
 
     @property
     def flawless(self) -> bool:
@@ -86,7 +92,7 @@ class Counts:
         """
         closed = self.confirmed + self.cancelled + self.dead == self.placed
         once = self.duplicates == 0 or (self.restarts > 0 and self.store is None)
-        return closed and once and self.lost == 0
+        return closed and once and self.lost == 0 and self.equal is not False
 
 
 @frozen
@@ -128,11 +134,14 @@ async def run(
             await _follow(site, tally, placed - unconfirmed, audience)
             seconds = perf_counter() - started
             await _look_for_the_dead(site, front.bus, tally)
+            replay = await _replay(site, audience)
         await site.collect()
     tally.read()  # all ledgers are closed now: what came last is among it
     counts = _count(
         settings, None if site.store is None else site.store.shown, tally, placed, unconfirmed, seconds, crew.restarts
     )
+    if replay is not None:
+        counts = attrs.evolve(counts, replayed=replay.events, equal=replay.equal)
     chosen = tally.most_telling
     return Result(counts, tally, tally.story(chosen), _trace(folder, chosen) if settings.trace and chosen else "")
 
@@ -213,6 +222,16 @@ async def _look_for_the_dead(site: Site, front: Bus, tally: Tally) -> None:
         await asyncio.sleep(LOOK)
         await site.collect()
         tally.read()
+
+
+async def _replay(site: Site, audience: Audience) -> Replay | None:
+    """Make the read models anew, if that was asked for, and say where they are not as they were."""
+    if site.store is None or not site.settings.replay:
+        return None
+    replay = await site.store.replay(site.settings.patience)
+    if replay.flaw:
+        audience.say(f"the read models do not follow from the stored events: {replay.flaw}")
+    return replay
 
 
 def _count(

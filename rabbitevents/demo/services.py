@@ -115,11 +115,16 @@ class Site:
     def bus(self, name: str, ledger: Records) -> Bus:
         """Return a service's bus, not started."""
         service = SERVICES[name]
-        bus = self._bus(name, self._plugins(name, ledger), service.router)
-        shelf = Folder(self.folder / name) if self.store is None else self.store.shelf(name)
-        bus.provide(service.state, service.state(shelf))
+        plugins = self._plugins(name, ledger)
+        bus = self._bus(name, plugins, service.router)
+        bus.provide(service.state, self._state(service, name, plugins))
         bus.provide(PaymentProvider, factory=self._provider)
         return bus
+
+    def _state(self, service: Service, name: str, plugins: Sequence[Plugin]) -> Any:
+        if self.store is None:
+            return service.state(Folder(self.folder / name))
+        return self.store.orders(plugins) if name == "order" else service.state(self.store.shelf(name))
 
     def front(self, ledger: Records) -> Front:
         """Return what orders are placed with: it is the order service's too, and has no handlers."""
@@ -154,7 +159,7 @@ class Site:
             DeadLetter(),
             Retry(stop=stop_after_attempt(ATTEMPTS), wait=WAIT),
             *([self.traces.plugin(name)] if self.traces is not None else []),
-            *(once if self.store is None else self.store.plugins(recorder)),
+            *(once if self.store is None else self.store.plugins(name, recorder)),
         ]
 
     def _provider(self, delivery: Delivery) -> PaymentProvider:

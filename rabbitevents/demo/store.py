@@ -12,29 +12,25 @@ from typing import Any, Final, Generic, Self, TypeVar
 import msgspec
 from sqlalchemy import Column, Table, Text, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rabbitevents import ConfigurationError, Plugin, RabbitEventsError
+from rabbitevents.demo import past
 from rabbitevents.demo.books import Sums, no_sums
+from rabbitevents.demo.database import engine_of, reason, shown
 from rabbitevents.demo.ledger import Handled, Published, Record, Records
 from rabbitevents.demo.orders import Order
-from rabbitevents.demo.shop.order import OrderBook, place_in
-from rabbitevents.texts import cut, printable
-from rabbitevents_outbox import Inbox, Outbox, Tables, prepare_sqlite
+from rabbitevents.demo.shop.order import placed
+from rabbitevents_eventstore import EventStore, Projections
+from rabbitevents_outbox import Inbox, Outbox, Tables
 from rabbitevents_outbox.databases import turn_of
 
 V = TypeVar("V")
 
 LEASE: Final = 3
 """Seconds for which nobody else sends what a process that was killed was to send."""
-
-NO_URL: Final = "say where the database is: sqlite:///shop.db, or postgresql://localhost/shop"
-
-DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
-"""The drivers that there are, by what a URL begins with."""
 
 CONNECTIONS: Final = 24
 """The most connections that a service has: each of two handlers ten, and what its outbox and the counting need."""
@@ -80,7 +76,7 @@ class Store:
     """
 
     def __init__(self, url: str, pool: int) -> None:
-        self.engine: AsyncEngine = _engine(url, pool)
+        self.engine: AsyncEngine = engine_of(url, pool)
         self.shown: str = shown(url)
         self._sessions = async_sessionmaker(self.engine)
         self._insert: Any = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
@@ -96,20 +92,27 @@ class Store:
     async def prepare(self) -> None:
         """Make the tables that are missing, and empty the shop. Raises `ConfigurationError`."""
         try:
-            async with self.engine.begin() as connection:
-                await connection.run_sync(Base.metadata.create_all)
-                await connection.execute(delete(BOOKS))
-                await connection.execute(delete(Line))
             await Tables().create(self.engine)
+            await past.TABLES.create(self.engine)
+            async with self.engine.begin() as connection:
+                for tables in (Base.metadata, past.Base.metadata):
+                    await connection.run_sync(tables.create_all)
+                for table in (BOOKS, Line, past.TABLES.events, past.TABLES.projections, past.Customer):
+                    await connection.execute(delete(table))
         except ConfigurationError:
             raise
         except Exception as error:  # a driver raises what it likes, until there is a connection
             raise ConfigurationError(f"--store {self.shown} cannot be used: {reason(error)}") from error
 
-    def plugins(self, recorder: Plugin) -> list[Plugin]:
+    def plugins(self, service: str, recorder: Plugin) -> list[Plugin]:
         """Return what makes one transaction of a handling: its mark, its state, its events and what ``recorder`` notes."""
         # The analytics need nobody to listen; an order that nobody hears of counts as lost.
-        return [Inbox(self._sessions), recorder, Outbox(self.engine, lease=LEASE, unroutable="ignore")]
+        outbox = Outbox(self.engine, lease=LEASE, unroutable="ignore")
+        plugins = [Inbox(self._sessions), recorder, outbox]
+        if service != "order":
+            return plugins
+        events = EventStore(self.engine, events=past.EVENTS, outbox=outbox, tables=past.TABLES)
+        return [events, Projections(events, [past.customers], lease=LEASE), *plugins]
 
     def session(self) -> AsyncSession | None:
         """Return the session whose transaction is under way here, if one is."""
@@ -123,17 +126,22 @@ class Store:
         """Return a service's books."""
         return StoreShelf(self, service)
 
-    def placing(self, plugins: Sequence[Plugin]) -> Callable[[Sequence[Order]], Awaitable[None]]:
-        """Return what places orders by the outbox among ``plugins``."""
-        return partial(self.place, next(each for each in plugins if isinstance(each, Outbox)))
+    def orders(self, plugins: Sequence[Plugin]) -> past.SourcedBook:
+        """Return the orders in the event store among ``plugins``."""
+        return past.SourcedBook(next(each for each in plugins if isinstance(each, EventStore)), self.session)
 
-    async def place(self, outbox: Outbox, batch: Sequence[Order]) -> None:
+    def placing(self, plugins: Sequence[Plugin]) -> Callable[[Sequence[Order]], Awaitable[None]]:
+        """Return what places orders by the event store among ``plugins``."""
+        return partial(self.place, self.orders(plugins))
+
+    async def place(self, book: past.SourcedBook, batch: Sequence[Order]) -> None:
         """Place orders, all of them or none. Raises `StoreUnavailableError`."""
         try:
             async with turn_of(self.engine), self._sessions.begin() as session:
                 token = _OPEN.set(session)
                 try:
-                    await place_in(session, outbox, OrderBook(StoreShelf(self, "order")), batch)
+                    for each in batch:
+                        await book.open(placed(each))
                 finally:
                     _OPEN.reset(token)
         except (SQLAlchemyError, OSError) as error:
@@ -147,6 +155,13 @@ class Store:
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailableError(f"--store {self.shown}: the ledger cannot be read: {reason(error)}") from error
         return [record.encode() for _, record in sorted((id, record) for id, record in rows)]
+
+    async def replay(self, timeout: float) -> past.Replay:
+        """Make the read models anew from the stored events, and compare. Raises `StoreUnavailableError`."""
+        try:
+            return await past.replay(self.engine, timeout)
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreUnavailableError(f"--store {self.shown}: events cannot be replayed: {reason(error)}") from error
 
     async def fetch(self, service: str, book: str, key: str) -> str | None:
         """Return a value."""
@@ -264,38 +279,3 @@ def _json(value: object) -> str:
 
 def _is(service: str, book: str, key: str) -> Iterable[Any]:
     return BOOKS.c.service == service, BOOKS.c.book == book, BOOKS.c.key == key
-
-
-# --- the database --------------------------------------------------------------------------------------------------
-
-
-def shown(url: str) -> str:
-    """Return a URL without its password, which may be among its options."""
-    try:
-        return make_url(url).set(query={}).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return "(a URL that cannot be read)"
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line why a database cannot be used, without values and statements."""
-    original = getattr(error, "orig", None) or error
-    said = str(original).strip().splitlines() or [type(error).__name__]
-    return printable(cut(said[0].removeprefix(f"{type(original)}: "), 200))
-
-
-def _engine(url: str, pool: int) -> AsyncEngine:
-    try:
-        told = make_url(url)
-    except (ArgumentError, ValueError) as error:  # whose text quotes the URL
-        raise ConfigurationError(f"--store: {NO_URL}") from error
-    driver = DRIVERS.get(told.drivername, told.drivername)
-    if driver not in DRIVERS.values():
-        raise ConfigurationError(f"--store: {told.drivername!r} is neither sqlite nor postgresql: {NO_URL}")
-    if driver.startswith("sqlite"):
-        if told.database in (None, "", ":memory:"):
-            raise ConfigurationError(f"--store {shown(url)} names no file: {NO_URL}")
-        engine = create_async_engine(told.set(drivername=driver))
-        prepare_sqlite(engine)
-        return engine
-    return create_async_engine(told.set(drivername=driver), pool_size=pool)

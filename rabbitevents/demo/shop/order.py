@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
 
 from rabbitevents import Bus, Router
 from rabbitevents.demo.books import Shelf
@@ -16,29 +17,55 @@ from rabbitevents.demo.shop.events import (
     PaymentDeclined,
     PaymentProcessed,
 )
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
-
-    from rabbitevents_outbox import Outbox
+from rabbitevents_retry import Fatal
 
 router: Router = Router("shop.order")
 
+Outcome = OrderConfirmed | OrderCancelled
+"""What becomes of an order."""
+
+
+# --- an order as what happened to it: with a store ------------------------------------------------------------------
+
+
+@frozen
+class OrderState:
+    """How an order stands, as far as that matters to what may become of it."""
+
+    is_placed: bool = False
+    is_closed: bool = False
+
+    def close(self, outcome: Outcome) -> Outcome | None:
+        """Decide what becomes of it: the first word counts."""
+        if not self.is_placed:
+            raise Fatal("nobody has placed this order")
+        return None if self.is_closed else outcome
+
+
+def apply(order: OrderState, happened: OrderPlaced | Outcome) -> OrderState:
+    """Return how an order stands once something has happened to it."""
+    match happened:
+        case OrderPlaced():
+            return evolve(order, is_placed=True)
+        case OrderConfirmed() | OrderCancelled():
+            return evolve(order, is_closed=True)
+
+
+# --- the service ----------------------------------------------------------------------------------------------------
+
 
 class OrderBook:
-    """What was ordered, and what became of each order. The first word counts."""
+    """What became of each order. The first word counts."""
 
     def __init__(self, shelf: Shelf) -> None:
-        self._placed = shelf.book("placed", Order)
         self._outcomes = shelf.book("outcomes", str)
 
-    async def open(self, order: Order) -> None:
-        """Note what was ordered."""
-        await self._placed.keep(order.order_id, order)
-
-    async def close(self, order_id: str, outcome: str) -> str:
-        """Note what became of an order, and return what is noted."""
-        return await self._outcomes.keep(order_id, outcome)
+    async def close(self, outcome: Outcome) -> Outcome | None:
+        """Note what becomes of an order, and return what is to be published of it."""
+        await self._outcomes.keep(
+            outcome.order_id, "confirmed" if isinstance(outcome, OrderConfirmed) else outcome.reason
+        )
+        return outcome
 
 
 async def place(bus: Bus, batch: Iterable[Order]) -> None:
@@ -46,31 +73,22 @@ async def place(bus: Bus, batch: Iterable[Order]) -> None:
 
     Raises an ExceptionGroup of `PublishError` for those that it has not.
     """
-    await bus.publish_many(map(_placed, batch))
+    await bus.publish_many(map(placed, batch))
 
 
-async def place_in(session: AsyncSession, outbox: Outbox, book: OrderBook, batch: Iterable[Order]) -> None:
-    """Place orders in the transaction that is under way on ``session``: both what is noted of them, and their events."""
-    orders = list(batch)
-    for each in orders:
-        await book.open(each)
-    await outbox.publish(session, *map(_placed, orders))
-
-
-def _placed(order: Order) -> OrderPlaced:
+def placed(order: Order) -> OrderPlaced:
+    """Return what has happened when somebody orders something."""
     return OrderPlaced(order.order_id, order.customer, order.sku, order.quantity, order.price)
 
 
 @router.on(PaymentProcessed)
-async def confirm(payment: PaymentProcessed, book: OrderBook) -> OrderConfirmed:
+async def confirm(payment: PaymentProcessed, book: OrderBook) -> Outcome | None:
     """Confirm an order that is paid."""
-    await book.close(payment.order_id, "confirmed")
-    return OrderConfirmed(payment.order_id, payment.customer, payment.total)
+    return await book.close(OrderConfirmed(payment.order_id, payment.customer, payment.total))
 
 
 @router.on(OutOfStock, PaymentDeclined)
-async def cancel(refusal: OutOfStock | PaymentDeclined, book: OrderBook) -> OrderCancelled:
+async def cancel(refusal: OutOfStock | PaymentDeclined, book: OrderBook) -> Outcome | None:
     """Cancel an order that cannot be delivered, or is not paid."""
     reason = "out of stock" if isinstance(refusal, OutOfStock) else "payment declined"
-    await book.close(refusal.order_id, reason)
-    return OrderCancelled(refusal.order_id, refusal.customer, reason)
+    return await book.close(OrderCancelled(refusal.order_id, refusal.customer, reason))

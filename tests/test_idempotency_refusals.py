@@ -288,7 +288,7 @@ async def test_a_full_redis_still_knows_what_was_done_and_is_away_all_the_same(r
         for _ in range(20):
             await probe.bus.publish(done)
             await asyncio.sleep(0.05)
-        await eventually(lambda: len(shop.observing.of(Duplicate)) == 20, "the copies to be acknowledged", 5)
+        await eventually(lambda: len(shop.observing.of(Duplicate)) == 20, "the copies to be acknowledged")
         seen = await looking
         await empty(redis_server)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,15 +127,16 @@ async def test_its_very_bytes_are_handled_by_way_of_rabbitmq(library: str, rabbi
     desk, sent = Desk(), sent_by(library)
 
     async with Bus(rabbit_url, desk.router) as bus:
-        await publish_bytes(rabbit_url, sent)
-        await eventually(lambda: len(desk.orders) + len(desk.raw) == len(sent), "all messages")
+        async with published_bytes(rabbit_url, sent):
+            await eventually(lambda: len(desk.orders) + len(desk.raw) == len(sent), "all messages")
 
         assert bus.health().ok
     assert sorted(order.payload.order_id for order in desk.orders) == sorted(HANDLED[library])
 
 
-async def publish_bytes(url: str, messages: list[Sent]) -> None:
-    """Publish properties and bodies as they are, byte for byte."""
+@asynccontextmanager
+async def published_bytes(url: str, messages: list[Sent]) -> AsyncGenerator[None]:
+    """Publish properties and bodies as they are, byte for byte, and stay: what is not confirmed goes with its channel."""
     connection = await Connection.open(Address(url), name="raw", heartbeat=0, context=None, timeout=10)
     channel = await connection.channel()
     for each in messages:
@@ -142,6 +145,7 @@ async def publish_bytes(url: str, messages: list[Sent]) -> None:
         frames = ((METHOD, publish), (HEADER, head), (BODY, each.body))
         connection.transport.write(b"".join(frame(kind, channel.number, payload) for kind, payload in frames))
     await within(10, channel.basic_qos(prefetch_count=1), "a question after them")
+    yield
     await connection.close()
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "benchmarks" / "contenders"
 HERE = ROOT / ".work" / "benchmarks"
 """Where all is that was made or measured."""
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "plugins")))}
+"""The environment of contenders' processes."""
 
 PUBLISHING = frozenset({"publish_one", "publish_in_flight", "publish_batches"})
 ALL = PUBLISHING | {"consume", "consume_slow", "latency"}
@@ -43,7 +48,7 @@ class Contender:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of its processes."""
-        return os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "plugins")))}
+        return dict(ENVIRONMENT)
 
 
 def _python(module: str, *words: str) -> tuple[str, ...]:
@@ -179,3 +184,9 @@ CONTENDERS: tuple[Contender, ...] = (
 )
 
 BY_NAME: Mapping[str, Contender] = {each.name: each for each in CONTENDERS}
+
+
+def in_turn(them: Sequence[T], number: int) -> list[T]:
+    """Return them in the order of the round of that number: in each round another one begins."""
+    begin = number % len(them) if them else 0
+    return [*them[begin:], *them[:begin]]

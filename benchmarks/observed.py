@@ -3,7 +3,6 @@
 Nothing here runs by itself; `seeing.py` does. The exporter over gRPC is measured where it is installed.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -11,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -23,13 +21,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from prometheus_client import CollectorRegistry
 
+from benchmarks.field import ENVIRONMENT, ROOT
 from benchmarks.workload import Contender, Told
 from rabbitevents import Plugin
 from rabbitevents_metrics import Metrics
 from rabbitevents_tracing import Tracing
-
-ROOT: Final = Path(__file__).resolve().parent.parent
-ENVIRONMENT: Final = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "plugins")))}
 
 
 class Discarding(SpanExporter):

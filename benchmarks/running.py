@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.building import MissingError, made
 from benchmarks.cases import Case, Figure, Trial
-from benchmarks.field import BY_NAME, OURS, ROOT
+from benchmarks.field import BY_NAME, OURS, ROOT, in_turn
 from benchmarks.stage import ContenderError, Stage, stage
 
 
@@ -92,8 +92,7 @@ def _rounds(plan: Plan, run: Run) -> Iterator[tuple[int, Case, str, Trial]]:
             if case.once and number:
                 continue
             able = [(name, trial) for name, trial in case.trials if name in run.versions]
-            begin = number % len(able) if able else 0
-            for name, trial in able[begin:] + able[:begin]:
+            for name, trial in in_turn(able, number):
                 yield number, case, name, trial
 
 

@@ -49,14 +49,14 @@ def names() -> list[str]:
 
 def measure(names: list[str], events: int, rounds: int) -> tuple[str, list[Round]]:
     """Run all rounds; each begins with another contender. After each role the broker is asked what is left."""
-    from benchmarks.field import Contender
+    from benchmarks.field import Contender, in_turn
     from benchmarks.stage import Work, stage  # which the processes of contenders have no use for
 
     found: list[Round] = []
     with stage(with_redis=False) as place:
         for number in range(rounds):
             found.append({})
-            for name in names[number % len(names) :] + names[: number % len(names)]:
+            for name in in_turn(names, number):
                 with collector(name) as port:
                     command = (sys.executable, "-m", "benchmarks.seeing", "--contender", name, str(port))
                     who = Contender(name, name, "python", command, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,10 +46,20 @@ def _ratio(what: str, over: Measured, under: Measured) -> Callable[[Figures], fl
     return lambda figures: _middle(figures.ratio(what, over, under))
 
 
-def _against(what: str, case: str, role: str, others: Sequence[tuple[str, str, float]]) -> Iterator[Target]:
-    """Yield the targets of one of our rates against those of others."""
-    for title, other, least in others:
-        yield Target(f"{what}, beside {title}", least, _ratio("rate", (case, role, OURS), (case, role, other)))
+TITLES = {
+    REFERENCE: "FastStream",
+    "librabbitmq": "a C program",
+    "watermill": "Watermill",
+    "spring": "Spring AMQP",
+    "aio-pika": "aio-pika by hand",
+}
+
+
+def _against(what: str, case: str, role: str, least: Mapping[str, float]) -> Iterator[Target]:
+    """Yield the targets of one of our rates against those of others, by their names."""
+    for other, bound in least.items():
+        title = f"{what}, beside {TITLES[other]}"
+        yield Target(title, bound, _ratio("rate", (case, role, OURS), (case, role, other)))
 
 
 def _chained(title: str, ours: str, other: str, least: float) -> Target:
@@ -64,8 +74,8 @@ def _flat(title: str, case: str, few: str, many: str) -> Target:
 
 def _growth(figures: Figures) -> float | None:
     """Return how much the peak over the backlog is above that of an idle consumer."""
-    found = [figures.spread("backlog", "consume", OURS, what) for what in ("peak_mb", "idle_mb")]
-    return None if None in found else found[0].median - found[1].median  # type: ignore[union-attr]
+    peak, idle = (figures.spread("backlog", "consume", OURS, what) for what in ("peak_mb", "idle_mb"))
+    return None if peak is None or idle is None else peak.median - idle.median
 
 
 def _start(figures: Figures) -> float | None:
@@ -74,29 +84,14 @@ def _start(figures: Figures) -> float | None:
 
 P99 = ("latency-1000", "latency")
 TARGETS: Sequence[Target] = (
-    *_against(
-        "consume, no-op",
-        "flow",
-        "consume",
-        (
-            ("FastStream", REFERENCE, 10),
-            ("a C program", "librabbitmq", 0.9),
-            ("Watermill", "watermill", 1),
-            ("Spring AMQP", "spring", 1),
-        ),
-    ),
+    *_against("consume, no-op", "flow", "consume", {REFERENCE: 10, "librabbitmq": 0.9, "watermill": 1, "spring": 1}),
     *_against(
         "publish, 500 in flight",
         "flow",
         "publish_in_flight",
-        (
-            ("FastStream", REFERENCE, 6),
-            ("a C program", "librabbitmq", 0.8),
-            ("Watermill", "watermill", 1),
-            ("Spring AMQP", "spring", 1),
-        ),
+        {REFERENCE: 6, "librabbitmq": 0.8, "watermill": 1, "spring": 1},
     ),
-    *_against("publish, one at a time", "publish", "publish_one", (("aio-pika by hand", "aio-pika", 1.35),)),
+    *_against("publish, one at a time", "publish", "publish_one", {"aio-pika": 1.35}),
     _chained("DeadLetter, Retry, Idempotency in memory, beside bare FastStream", "rabbitevents-memory", REFERENCE, 6.5),
     _chained("the same on Redis, beside bare FastStream", "rabbitevents-redis", REFERENCE, 4),
     _chained(

@@ -21,6 +21,8 @@ from benchmarks.workload import (
     SynchronousContender,
     Tally,
     Told,
+    at_a_rate,
+    quantiles,
     settle_the_collector,
     version_of,
 )
@@ -103,28 +105,17 @@ async def latency(contender: Contender) -> Reading:
         if len(delays) == told.total:
             complete.set()
 
-    async def publish_it(publish: Publish, number: int) -> None:
-        published[number] = time.perf_counter()
-        await publish(orders[number])
-
     settle_the_collector()
-    async with contender.consumer(handle), contender.publisher() as publish, asyncio.TaskGroup() as tasks:
-        start = time.perf_counter() + 0.3
-        for number in range(told.total):
-            if (early := start + number / told.rate - time.perf_counter()) > 0:
-                await asyncio.sleep(early)
-            tasks.create_task(publish_it(publish, number))
+    async with contender.consumer(handle), contender.publisher() as publish:
+
+        async def publish_it(number: int) -> None:
+            published[number] = time.perf_counter()
+            await publish(orders[number])
+
+        await at_a_rate(told.rate, told.total, publish_it)
         await complete.wait()
         await asyncio.sleep(QUIET)
-    return quantiles(delays[told.warm_up :])
-
-
-def quantiles(delays: list[float]) -> Reading:
-    """Return the median and what 99 and 99.9 of a hundred are below, in milliseconds."""
-    ordered = sorted(delays)
-    named = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
-    found = {name: ordered[int(share * (len(ordered) - 1))] * 1e3 for name, share in named.items()}
-    return {"events": len(ordered), **found}
+    return {"events": told.events, **quantiles(delays[told.warm_up :])}
 
 
 def publish_one_synchronously(contender: SynchronousContender) -> Reading:

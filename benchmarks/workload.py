@@ -8,7 +8,7 @@ import asyncio
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
@@ -124,6 +124,18 @@ class Contender(ABC):
         await asyncio.gather(*map(publish, orders))
 
 
+def handler(handle: Handle, pause: float, order_class: type) -> Callable[[Any], Coroutine[Any, Any, None]]:
+    """Return the handler of a framework that decodes as the handler's annotation says: into ``order_class``."""
+
+    async def on_order(order: Any) -> None:
+        if pause:
+            await asyncio.sleep(pause)
+        handle(order.order_id)
+
+    on_order.__annotations__["order"] = order_class  # as it would be written beside that class
+    return on_order
+
+
 class SynchronousContender(ABC):
     """A client library that blocks."""
 
@@ -156,6 +168,25 @@ class Clock:
         seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         each = {"rate": events / seconds, "cpu_us": cpu / events * 1e6}
         return {"events": events, "seconds": seconds, "cpu_seconds": cpu, **each}
+
+
+async def at_a_rate(rate: int, events: int, one: Callable[[int], Coroutine[Any, Any, None]]) -> None:
+    """Begin with so many numbers a second, from 0.3 s on, each in a task of its own; return when all are done."""
+    async with asyncio.TaskGroup() as tasks:
+        start = time.perf_counter() + 0.3
+        for number in range(events):
+            if (early := start + number / rate - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            tasks.create_task(one(number))
+
+
+QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
+
+
+def quantiles(delays: Sequence[float], names: Sequence[str] = tuple(QUANTILES)) -> Reading:
+    """Return the median, and what 99 and 99.9 of a hundred are below, in milliseconds."""
+    ordered = sorted(delays)
+    return {name: ordered[int(QUANTILES[name] * (len(ordered) - 1))] * 1e3 for name in names}
 
 
 @dataclass

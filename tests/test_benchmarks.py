@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from benchmarks import page
+from benchmarks import beside, page
 from benchmarks.building import MissingError, made
 from benchmarks.cases import CASES, fit
-from benchmarks.field import BY_NAME, CONTENDERS, OURS, SOURCES, Contender
+from benchmarks.event_store import EventStores
+from benchmarks.field import BY_NAME, CONTENDERS, OURS, SOURCES, Contender, in_turn
 from benchmarks.figures import Figures, Spread
 from benchmarks.plots import VALUES, WIDTH, Bar, bars
 from benchmarks.stage import ContenderError, Place, Work
 from benchmarks.targets import judged
 from benchmarks.workload import document
+from tests.bed.postgres import PostgresServer
 from tests.bed.rabbitmq import RabbitNode
 
 
@@ -81,6 +85,73 @@ def test_an_order_can_be_made_that_is_so_many_bytes_long(size: int) -> None:
     items, note = fit(size)
 
     assert len(json.dumps(document(7, items, note), separators=(",", ":"))) == size
+
+
+def test_each_round_begins_with_another_one() -> None:
+    assert [in_turn("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert sorted(in_turn("abc", 1)) == ["a", "b", "c"]
+    assert in_turn([], 1) == []
+
+
+# --- comparisons over a database -----------------------------------------------------------------------------------
+
+
+class Stores(EventStores):
+    """Ours, and one whose module is not there."""
+
+    contenders: ClassVar[Mapping[str, str]] = {**EventStores.contenders, "nobody": "benchmarks.stores.nobody"}
+
+
+class Dictated(beside.Comparison):
+    """Takes so much CPU time as its way says."""
+
+    contenders: ClassVar[Mapping[str, str]] = {OURS: ""}
+
+    @contextmanager
+    def place(self) -> Generator[tuple[str, ...]]:
+        yield ()
+
+    def ask(self, contender: str, *words: str) -> beside.Result:
+        return {"cpu_us": float(words[words.index("--way") + 1])}
+
+
+def test_a_comparison_measures_who_is_there_and_says_who_is_not(
+    postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = argparse.Namespace(only=[OURS, "nobody"], phases=["read"], rounds=2, quick=True, scale=0.02)
+
+    beside.compare(Stores(sys.executable, postgres), told)
+
+    printed, said = capsys.readouterr()
+    result = json.loads(printed.splitlines()[-1])
+    missing = "No module named benchmarks.stores.nobody"
+    assert [missing in each for each in result["left_out"]] == [True]
+    assert missing in said
+    assert {name: len(found["rate"]) for name, found in result["values"]["read"].items()} == {OURS: 2}
+    assert re.search(r"\| rabbitevents \| [\d,]+ \([\d,]+ to [\d,]+\) \|", printed)
+
+
+def test_a_way_is_told_by_what_it_adds_to_the_first_one(postgres: PostgresServer) -> None:
+    figures = (beside.Figure("CPU us", "cpu_us"), beside.Figure("added", "added_us", over="cpu_us"))
+    phase = beside.Phase("handled", (), figures, 1, 1, ways="inboxes")
+
+    rows = dict(Dictated("", postgres).rows(phase, OURS, {"inboxes": ["100", "130"]}, 1))
+
+    assert {name: row["added_us"] for name, row in rows.items()} == {f"{OURS}: 100": 0, f"{OURS}: 130": 30}
+
+
+def test_a_cell_has_the_median_and_the_spread_of_several_rounds() -> None:
+    phase = beside.Phase(
+        "read", (), (beside.Figure("events/s", "rate"), beside.Figure("CPU us", "cpu_us", ".1f")), 1, 1
+    )
+
+    lines = beside.table({"read": {OURS: {"rate": [3000, 1000, 2000], "cpu_us": [1.25]}}}, [phase])
+
+    assert lines[1:] == [
+        "| read | events/s | CPU us |",
+        "|---|---|---|",
+        "| rabbitevents | 2,000 (1,000 to 3,000) | 1.2 |",
+    ]
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

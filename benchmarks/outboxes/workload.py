@@ -24,7 +24,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from benchmarks.workload import QUIET, Clock, Tally, settle_the_collector, version_of
+from benchmarks.workload import QUIET, Clock, Tally, at_a_rate, quantiles, settle_the_collector, version_of
 
 EXCHANGE = "bench"
 QUEUE = "bench.orders"
@@ -229,8 +229,7 @@ async def latency(contender: Contender, told: argparse.Namespace) -> Document:
         async with asyncio.timeout(PATIENCE):
             await complete.wait()
     delays = [handled[number] - committed[number] for number in range(warm_up, told.events)]
-    hundredths = statistics.quantiles(delays, n=100, method="inclusive")
-    return {"p50_ms": hundredths[49] * 1e3, "p99_ms": hundredths[98] * 1e3}
+    return quantiles(delays, ("p50_ms", "p99_ms"))
 
 
 async def _written(contender: Contender, told: argparse.Namespace) -> list[float]:
@@ -244,11 +243,7 @@ async def _written(contender: Contender, told: argparse.Namespace) -> list[float
             await session.flush()
             committed[number] = time.perf_counter()
 
-    async with asyncio.TaskGroup() as tasks:
-        started = time.perf_counter() + 0.3
-        for number in range(told.events):
-            await asyncio.sleep(max(0.0, started + number / told.rate - time.perf_counter()))
-            tasks.create_task(write(number))
+    await at_a_rate(told.rate, told.events, write)
     return committed
 
 

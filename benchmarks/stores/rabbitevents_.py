@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.stores.workload import BLOCK, ENTITY, Contender, compete, document
+from benchmarks.workload import at_a_rate
 from rabbitevents import Bus, event
 from rabbitevents_eventstore import NEW, EventStore, Projection, Projections, projection
 
@@ -138,11 +139,7 @@ class RabbitEvents(Contender):
                 appended[number] = time.perf_counter()
                 await store.append("order", str(number), [OrderPaid(**document(number))], expected=NEW)
 
-            async with asyncio.TaskGroup() as tasks:
-                started = time.perf_counter() + 0.3
-                for number in range(events):
-                    await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
-                    tasks.create_task(append(number))
+            await at_a_rate(rate, events, append)
             while len(projected) < events:  # noqa: ASYNC110 - of the projection, no event tells
                 await asyncio.sleep(0.01)
         return [projected[number] - appended[number] for number in range(events)]

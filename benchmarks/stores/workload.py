@@ -8,12 +8,12 @@ import argparse
 import json
 import logging
 import resource
-import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, ClassVar
+
+from benchmarks.workload import Clock, quantiles, version_of
 
 Document = dict[str, Any]
 
@@ -82,38 +82,42 @@ def append(contender: Contender, told: argparse.Namespace) -> Document:
 def read(contender: Contender, told: argparse.Namespace) -> Document:
     """Read a store that is filled."""
     contender.fill(told.events)
-    began, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     found = contender.read()
-    seconds, spent = time.perf_counter() - began, time.process_time() - cpu
+    reading = _rates(clock, told.events)
     if found != told.events:
         raise RuntimeError(f"{found} events read, {told.events} expected")
-    return {"rate": found / seconds, "cpu_us": spent / found * 1e6}
+    return reading
 
 
 def rebuild(contender: Contender, told: argparse.Namespace) -> Document:
     """Let a projection apply a store that is filled."""
     contender.fill(told.events)
     before = memory()
-    began, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     contender.rebuild(told.way, told.events)
-    seconds, spent = time.perf_counter() - began, time.process_time() - cpu
+    reading = _rates(clock, told.events)
     if contender.totals() != (told.events, told.events * 25):
         raise RuntimeError(f"the projection says {contender.totals()}, of {told.events} events")
-    return {"rate": told.events / seconds, "cpu_us": spent / told.events * 1e6, "grown_mb": memory() - before}
+    return {**reading, "grown_mb": memory() - before}
+
+
+def _rates(clock: Clock, events: int) -> Document:
+    reading = clock.reading(events)
+    return {name: reading[name] for name in ("rate", "cpu_us")}
 
 
 def latency(contender: Contender, told: argparse.Namespace) -> Document:
     """Append at a steady rate, and see when each event is projected."""
-    cpu = time.process_time()
+    clock = Clock()
     delays = contender.latency(told.way, told.events, told.rate)[told.rate // 2 :]
-    spent = time.process_time() - cpu
-    hundredths = statistics.quantiles(delays, n=100, method="inclusive")
-    return {"p50_ms": hundredths[49] * 1e3, "p99_ms": hundredths[98] * 1e3, "cpu_us": spent / told.events * 1e6}
+    cpu = clock.reading(told.events)["cpu_us"]
+    return {**quantiles(delays, ("p50_ms", "p99_ms")), "cpu_us": cpu}
 
 
 def describe(contender: Contender, _told: argparse.Namespace) -> Document:
     """Say what this contender is."""
-    return {"ways": contender.ways, "versions": {package: version(package) for package in contender.packages}}
+    return {"ways": contender.ways, "versions": {package: version_of(package) for package in contender.packages}}
 
 
 def memory() -> float:

@@ -1,15 +1,13 @@
 """FastStream with msgspec in pydantic's place, set up as in FastStream's own benchmarks."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from fast_depends.msgspec import MsgSpecSerializer
 
 from benchmarks.contenders.python.faststream_pydantic import FastStreamPydantic
 from benchmarks.roles import compete
-from benchmarks.workload import Document, Handle
+from benchmarks.workload import Document
 
 
 class Item(msgspec.Struct):
@@ -30,22 +28,13 @@ class OrderPlaced(msgspec.Struct):
 
 class FastStreamMsgspec(FastStreamPydantic):
     packages = ("faststream", "fast-depends", "msgspec", "orjson", "aio-pika", "aiormq")
+    order_class: ClassVar[type] = OrderPlaced
 
     def order(self, document: Document) -> Any:
         return msgspec.convert(document, OrderPlaced)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"serializer": MsgSpecSerializer(use_fastdepends_errors=False)}
-
-    def handler(self, handle: Handle) -> Callable[[Any], Awaitable[None]]:
-        pause = self.told.pause
-
-        async def on_order(order: OrderPlaced) -> None:
-            if pause:
-                await asyncio.sleep(pause)
-            handle(order.order_id)
-
-        return on_order
 
 
 if __name__ == "__main__":

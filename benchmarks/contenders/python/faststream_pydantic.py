@@ -3,17 +3,16 @@
 Its logger is off, as in FastStream's own benchmarks: by default it writes two lines a message.
 """
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 from pydantic import BaseModel
 
 from benchmarks.roles import compete
-from benchmarks.workload import Contender, Document, Handle, Publish, Told, headers, type_name
+from benchmarks.workload import Contender, Document, Handle, Publish, Told, handler, headers, type_name
 
 
 class Item(BaseModel):
@@ -34,6 +33,7 @@ class OrderPlaced(BaseModel):
 
 class FastStreamPydantic(Contender):
     packages = ("faststream", "fast-depends", "pydantic", "orjson", "aio-pika", "aiormq")
+    order_class: ClassVar[type] = OrderPlaced
 
     def __init__(self, told: Told, middlewares: Sequence[Any] = ()) -> None:
         super().__init__(told)
@@ -48,16 +48,6 @@ class FastStreamPydantic(Contender):
         """Return what a broker is told."""
         channel = Channel(prefetch_count=self.told.at_a_time)
         return {"logger": None, "default_channel": channel, "middlewares": self._middlewares}
-
-    def handler(self, handle: Handle) -> Callable[[Any], Awaitable[None]]:
-        pause = self.told.pause
-
-        async def on_order(order: OrderPlaced) -> None:
-            if pause:
-                await asyncio.sleep(pause)
-            handle(order.order_id)
-
-        return on_order
 
     @asynccontextmanager
     async def publisher(self) -> AsyncIterator[Publish]:
@@ -80,7 +70,7 @@ class FastStreamPydantic(Contender):
     @asynccontextmanager
     async def consumer(self, handle: Handle) -> AsyncIterator[None]:
         broker = RabbitBroker(self.told.url, **self.settings())
-        broker.subscriber(self._queue)(self.handler(handle))
+        broker.subscriber(self._queue)(handler(handle, self.told.pause, self.order_class))
         async with broker:
             await broker.start()
             yield

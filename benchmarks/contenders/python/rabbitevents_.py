@@ -16,7 +16,7 @@ from attrs import frozen
 from cattrs.preconf.json import make_converter
 
 from benchmarks.roles import compete
-from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, Told
+from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, Told, handler
 from rabbitevents import Bus, Plugin, Router, event
 
 REDIS = "RABBITEVENTS_BENCHMARK_REDIS"
@@ -65,13 +65,8 @@ class RabbitEvents(Contender):
     def router(self, handle: Handle) -> Router:
         pause = self.told.pause
         router = Router(self.told.queue.rpartition(".")[0])
-
-        @router.on(OrderPlaced, prefetch=PREFETCH, concurrency=WORKERS if pause else self.concurrency)
-        async def on_order(order: OrderPlaced) -> None:
-            if pause:
-                await asyncio.sleep(pause)
-            handle(order.order_id)
-
+        subscribe = router.on(OrderPlaced, prefetch=PREFETCH, concurrency=WORKERS if pause else self.concurrency)
+        subscribe(handler(handle, pause, OrderPlaced))
         return router
 
     @asynccontextmanager

@@ -17,7 +17,7 @@ from taskiq_aio_pika.queue import Queue
 
 from benchmarks.contenders.python.faststream_pydantic import OrderPlaced
 from benchmarks.roles import compete
-from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, type_name
+from benchmarks.workload import PREFETCH, WORKERS, Contender, Document, Handle, Publish, handler, type_name
 
 
 class Taskiq(Contender):
@@ -48,14 +48,8 @@ class Taskiq(Contender):
 
     @asynccontextmanager
     async def consumer(self, handle: Handle) -> AsyncIterator[None]:
-        broker, pause = self.broker(), self.told.pause
-
-        @broker.task(task_name=type_name)
-        async def on_order(order: OrderPlaced) -> None:
-            if pause:
-                await asyncio.sleep(pause)
-            handle(order.order_id)
-
+        broker = self.broker()
+        broker.task(task_name=type_name)(handler(handle, self.told.pause, OrderPlaced))
         broker.is_worker_process = True
         await broker.startup()
         receiving = asyncio.create_task(run_receiver_task(broker, max_async_tasks=WORKERS, max_prefetch=PREFETCH))

@@ -6,10 +6,10 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -96,16 +96,17 @@ def test_each_round_begins_with_another_one() -> None:
 # --- comparisons over a database -----------------------------------------------------------------------------------
 
 
+WITH_NOBODY = {**EventStores.contenders, "nobody": "benchmarks.stores.nobody"}
+
+
 class Stores(EventStores):
     """Ours, and one whose module is not there."""
 
-    contenders: ClassVar[Mapping[str, str]] = {**EventStores.contenders, "nobody": "benchmarks.stores.nobody"}
+    contenders = WITH_NOBODY
 
 
 class Dictated(beside.Comparison):
     """Takes so much CPU time as its way says."""
-
-    contenders: ClassVar[Mapping[str, str]] = {OURS: ""}
 
     @contextmanager
     def place(self) -> Generator[tuple[str, ...]]:

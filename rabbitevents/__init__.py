@@ -25,6 +25,7 @@ from rabbitevents.failures import BatchError
 from rabbitevents.fields import event_fields
 from rabbitevents.lines import LineFilter
 from rabbitevents.message import ACK, REJECT, REQUEUE, Delivery, Message, Outcome, Settlement, forward
+from rabbitevents.options import Batch
 from rabbitevents.payload.codec import Codec
 from rabbitevents.payload.own import wire_type
 from rabbitevents.plugin import Consume, ConsumeBatch, Host, Look, Plugin, Publish
@@ -37,7 +38,7 @@ from rabbitevents.properties import (
     encode_properties,
 )
 from rabbitevents.publishing.writer import Writer
-from rabbitevents.routing import Batch, Router, Subscription
+from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Finding, Health, Load
 from rabbitevents.sync import SyncBus
 from rabbitevents.topology import Binding, Exchange, Queue, Topology

@@ -35,6 +35,7 @@ from rabbitevents.consuming.batches import Batches, published
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.dispatch import Dispatch
 from rabbitevents.consuming.factories import Factory, Provided, check_factory, check_kind
+from rabbitevents.consuming.isolation import is_cancelled
 from rabbitevents.consuming.keys import key_of
 from rabbitevents.consuming.workers import APPLICATION, Workers
 from rabbitevents.consuming.workforce import Workforce
@@ -284,7 +285,7 @@ class Bus:
             await asyncio.shield(self._starting)
         except BaseException as error:
             await self._give_up_starting()
-            if isinstance(error, asyncio.CancelledError) and not _is_cancelled():
+            if isinstance(error, asyncio.CancelledError) and not is_cancelled():
                 raise _stopped_before() from error
             raise
         if self._state != "starting":
@@ -802,9 +803,3 @@ class Bus:
 
 def _stopped_before() -> ConfigurationError:
     return ConfigurationError("the bus was stopped before it had started")
-
-
-def _is_cancelled() -> bool:
-    """Say whether somebody cancelled the current task."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import msgspec
 
-from rabbitevents.arguments import Seconds, kind_of, seconds, span, whole, wrong
+from rabbitevents.arguments import Seconds, kind_of, wrong
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type, is_event
+from rabbitevents.options import Batch, Options, Ordered, options_of
 from rabbitevents.topics import LONGEST, check_pattern, overlaps
 from rabbitevents.topology import Exchange, Kind, Source
 
@@ -20,59 +20,6 @@ if TYPE_CHECKING:
     from rabbitevents.plugin import Plugin
 
 H = TypeVar("H", bound=Callable[..., Any])
-
-
-Ordered: TypeAlias = bool | Callable[[Any], Hashable | None]
-"""Whether the events of an entity are handled in order; or, in place of the entity, what a payload belongs to."""
-
-
-class Batch:
-    """How events come together for a handler that takes several of them at once.
-
-    ::
-
-        @orders.on(OrderPlaced, batch=Batch(size=100, within=0.2))
-        async def index(placed: list[OrderPlaced]) -> None: ...
-
-    :param size: How many at most, 2 to 1000.
-    :param within: How long the first one waits for others: seconds (0.2), or a timedelta.
-
-    Raises `ConfigurationError`.
-    """
-
-    __slots__ = ("size", "within")
-
-    def __init__(self, size: int = 100, within: Seconds = 0.2) -> None:
-        self.size: int = whole("Batch: size", size, least=2, most=1000, why="all of it is unsettled at a time")
-        self.within: float = seconds("Batch: within", within)
-
-    def __repr__(self) -> str:
-        return f"Batch(size={self.size}, within={self.within:g})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Batch) and (self.size, self.within) == (other.size, other.within)
-
-    def __hash__(self) -> int:
-        return hash((self.size, self.within))
-
-
-class Options(msgspec.Struct, frozen=True):
-    """How a subscription works. ``timeout`` is for one handling."""
-
-    concurrency: int = 10
-    prefetch: int = 100
-    timeout: timedelta | None = None
-    ordered: Ordered = False
-    """Whether the events of an entity, or of what the function returns for their payload, are handled one by one."""
-    single_active_consumer: bool = False
-    """Whether of all processes one is given events, and the others stand by."""
-    batch: Batch | None = None
-    """How events come together, where the handler takes several at once; ``concurrency`` counts batches then."""
-
-    @property
-    def workers(self) -> int:
-        """How many events are in handlers' hands at a time."""
-        return self.concurrency if self.batch is None else self.concurrency * self.batch.size
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -198,7 +145,7 @@ class Router:
 
         Raises `ConfigurationError`.
         """
-        options = _options(concurrency, prefetch, timeout, ordered, single_active_consumer, batch)
+        told = options_of(concurrency, prefetch, timeout, ordered, single_active_consumer, batch)
         classes, patterns = _sorted_out(events)
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
@@ -219,7 +166,7 @@ class Router:
                 )
             _check_name("the handler's name", named, 'name="charge"')
             handler = Handler(named, function, classes, patterns, there, keys)
-            self._add(handler, queue, Subscription("", "", (handler,), options, own, without))
+            self._add(handler, queue, Subscription("", "", (handler,), told, own, without))
             return function
 
         return register
@@ -243,7 +190,8 @@ class Router:
         others = (told.options, told.plugins, told.without)
         if others not in ((there.options, there.plugins, there.without), (Options(), (), frozenset())):
             raise ConfigurationError(
-                f"queue {name!r} is shared: say its concurrency, prefetch, timeout, ordered, batch and plugins at its first handler"
+                f"queue {name!r} is shared: say how it works (concurrency, prefetch, timeout, ordered, single_active_consumer, "
+                "plugins) at its first handler"
             )
         _check_shared(name, there.handlers, handler)
         self._subscriptions[name] = msgspec.structs.replace(there, handlers=(*there.handlers, handler))
@@ -264,42 +212,6 @@ def _check_name(what: str, name: object, such_as: str) -> None:
         raise ConfigurationError(
             f"{what} {name[:40]!r} must be words of letters, digits, '-' and '_', with dots between; say another with name="
         )
-
-
-def _options(
-    concurrency: int | None,
-    prefetch: int | None,
-    timeout: Seconds | None,
-    ordered: object,
-    single: object,
-    batch: object,
-) -> Options:
-    limit = None if timeout is None else span("on(...): timeout", timeout, positive=True)
-    if not isinstance(ordered, bool) and not callable(ordered):
-        raise wrong(
-            "on(...): ordered", ordered, "say True, or a function of the payload: lambda order: order.customer_id"
-        )
-    if not isinstance(single, bool):
-        raise wrong("on(...): single_active_consumer", single, "say True or False")
-    if batch is not None and not isinstance(batch, Batch):
-        raise wrong("on(...): batch", batch, "say Batch(size=100, within=0.2)")
-    usual = Options().concurrency if batch is None else 1
-    calls = usual if concurrency is None else whole("on(...): concurrency", concurrency)
-    workers = calls * (1 if batch is None else batch.size)
-    ahead = max(Options().prefetch, workers if batch is None else 2 * workers)
-    if batch is not None and workers > _WINDOW:
-        raise ConfigurationError(
-            f"on(...): concurrency={calls} batches of {batch.size} are more than {_WINDOW} events at a time"
-        )
-    if prefetch is not None:
-        ahead = whole("on(...): prefetch", prefetch, most=_WINDOW, why="quorum queues let 2000 out at a time")
-        if batch is not None and ahead < batch.size:
-            raise ConfigurationError(f"on(...): prefetch={ahead} lets no batch of {batch.size} come together")
-    return Options(calls, min(ahead, _WINDOW) if batch is not None else ahead, limit, ordered, single, batch)
-
-
-_WINDOW: Final = 2000
-"""How many deliveries a quorum queue lets out at a time, to one consumer."""
 
 
 def _own(plugins: Iterable[Plugin] | Mapping[str, Plugin | None]) -> tuple[tuple[Plugin, ...], frozenset[str]]:

@@ -89,11 +89,11 @@ async def run(arguments: argparse.Namespace, *, root: str | None = None) -> Coun
         ledger = Ledger(Path(folder) / "ledger")
         environment = {"AMQP_URL": node.url, "LEDGER": str(ledger.path), "LONGEST": str(arguments.longest)}
         async with processes("run tests.in_order_service:bus", 2, environment) as both:
-            await until(lambda: all("running" in each.said or "consum" in each.said for each in both), "both", 30)
-            async with Bus(node.url, name="publisher", unroutable="raise") as publisher:
-                publishing = asyncio.create_task(publish(publisher, arguments.orders, arguments.steps))
+            await until(lambda: all("queue orders.follow feeds follow" in each.said for each in both), "both", 30)
+            await node.asettle()  # a queue that is killed as it is new is forgotten by RabbitMQ
+            async with Bus(node.url, name="publisher", unroutable="raise") as publisher, asyncio.TaskGroup() as group:
+                group.create_task(publish(publisher, arguments.orders, arguments.steps))
                 await disturb(arguments, node, both, ledger, counts)
-                await publishing
             await until(
                 lambda: len({line[:2] for line in ledger.lines()}) >= counts.events, "all of them", 120, every=0.5
             )

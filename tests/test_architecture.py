@@ -39,7 +39,10 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
             }
         ),
     ),
-    ("pure logic", frozenset({"payload", "wire", "routing", "plugin", "topics", "topology", "fields", "lines"})),
+    (
+        "pure logic",
+        frozenset({"payload", "wire", "options", "routing", "plugin", "topics", "topology", "fields", "lines"}),
+    ),
     ("brokers", frozenset({"brokers"})),
     (
         "ways in and out",

@@ -313,6 +313,77 @@ async def test_ordered_batches_have_one_event_of_an_entity() -> None:
     assert Counter(number for each in got for number in each) == {0: 3, 1: 3, 2: 3, 3: 3}
 
 
+async def test_what_a_factory_has_open_ends_well_where_the_handler_names_who_failed() -> None:
+    ends: list[str] = []
+    open_now = [0]
+
+    async def unit(delivery: Delivery) -> Any:
+        open_now[0] += 1
+        try:
+            yield "unit"
+            ends.append("committed")
+        except BaseException:
+            ends.append("rolled back")
+            raise
+        finally:
+            open_now[0] -= 1
+
+    async def index(some: list[Line], work: str) -> list[Any]:
+        if len(some) == 4:
+            raise BatchError({1: TimeoutError()})
+        if len(some) == 3:
+            raise TimeoutError
+        return [(Indexed(each.number) for _ in range(open_now[0])) for each in some]
+
+    bus = bus_with(index, Retry(stop=stop_after_attempt(3), wait=wait_none()))
+    bus.provide(str, factory=unit)
+    async with running(bus) as probe:
+        await probe.bus.publish_many(lines(4))
+        await probe.settled()
+        assert ends == ["committed", "committed"]  # the four without the second, and that by itself
+        assert [each.number for each in probe.published(Indexed)] == [1]  # made while its unit was open
+
+        await probe.bus.publish_many(lines(3))
+        await probe.settled()
+        assert ends == ["committed", "committed", "rolled back", "committed", "committed", "committed"]
+
+
+async def test_a_failure_after_the_connection_is_lost_is_nobodys_to_decide_about() -> None:
+    calls: list[int] = []
+    gate = asyncio.Event()
+    told: list[BaseException] = []
+
+    async def index(some: list[Line]) -> None:
+        calls.append(len(some))
+        if len(calls) == 1:
+            await gate.wait()
+            raise BatchError(dict.fromkeys(range(len(some)), TimeoutError()))
+
+    retry = Retry(stop=stop_after_attempt(1), exhausted=lambda delivery, error: told.append(error))
+    async with running(bus_with(index, DeadLetter(), retry)) as probe:
+        await probe.bus.publish_many(lines(10))
+        await eventually(lambda: calls == [10], "the first call")
+        probe.broker.drop_connections()
+        gate.set()
+        await probe.settled()
+
+        assert probe.waiting("shop.index.dead") == 0
+    assert not told
+    assert sum(calls) == 20
+
+
+async def test_a_plugin_that_does_not_answer_for_all_of_them_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Forgetful(Plugin):
+        async def batch(self, proceed: Any, deliveries: Any) -> Any:
+            return (await proceed(deliveries))[1:]
+
+    async with running(bus_with(_good, Forgetful(), size=3)) as probe:
+        await probe.bus.publish_many(lines(3))
+        await eventually(lambda: probe.bus.load["shop.index"].held == 3, "all held")
+
+    assert "batch() answered 0 of 1 deliveries" in caplog.text
+
+
 # --- with an inbox ---------------------------------------------------------------------------------------------------
 
 

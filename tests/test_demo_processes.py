@@ -28,7 +28,7 @@ from rabbitevents.demo.services import SERVICES
 from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.shop.analytics import Figures, Level
 from rabbitevents.demo.shop.inventory import Reservation, Stock
-from rabbitevents.routing import Options
+from rabbitevents.options import Options
 from rabbitevents.testing.bench import eventually
 from tests.bed.redis import RedisServer
 

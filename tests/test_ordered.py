@@ -386,12 +386,12 @@ def test_single_active_consumer_is_an_argument_of_the_queue() -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_two_processes_keep_the_order_over_kills_and_stops() -> None:
-    told = in_order.parser().parse_args(["--orders", "60", "--steps", "20", "--kills", "4", "--stops"])
+async def test_two_processes_keep_the_order_over_kills_stops_and_a_restart_of_the_broker() -> None:
+    told = in_order.parser().parse_args(["--orders", "60", "--steps", "20", "--kills", "4", "--stops", "--restart"])
 
     counts = await in_order.run(told)
 
-    assert (counts.lost, counts.inversions) == (0, 0)
+    assert (counts.lost, counts.inversions, counts.restarts) == (0, 0, 1)
     assert counts.kills
     assert counts.stops
     assert counts.processes > 2

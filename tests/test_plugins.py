@@ -40,9 +40,9 @@ from rabbitevents import (
 )
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.facts import Held, Returned
+from rabbitevents.options import Options
 from rabbitevents.plugin import check_order, commands, overrides, standing_in, wrap
 from rabbitevents.properties import Properties
-from rabbitevents.routing import Options
 from rabbitevents.testing import running
 
 

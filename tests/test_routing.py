@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rabbitevents import Bus, ConfigurationError, Event, Plugin, Router, event
-from rabbitevents.routing import Options
+from rabbitevents.options import Options
 from rabbitevents.topics import matches, overlaps
 
 

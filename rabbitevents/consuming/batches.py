@@ -10,10 +10,12 @@ from contextvars import Context, copy_context
 import msgspec
 
 from rabbitevents.consuming.dispatch import Dispatch
+from rabbitevents.consuming.isolation import is_cancelled
 from rabbitevents.consuming.work import WORK
+from rabbitevents.errors import ConfigurationError
 from rabbitevents.message import ACK, REQUEUE, Delivery, Message, Settlement
+from rabbitevents.options import Batch
 from rabbitevents.plugin import ConsumeBatch
-from rabbitevents.routing import Batch
 from rabbitevents.texts import name_of
 
 log: logging.Logger = logging.getLogger("rabbitevents.consumer")
@@ -52,7 +54,7 @@ class Batches:
         self._hurries = False
 
     async def __call__(self, delivery: Delivery) -> Settlement:
-        """Handle a delivery together with others; raises why it failed."""
+        """Handle a delivery together with others; raises why it failed, unless that is nobody's to decide about."""
         if delivery.stale:
             return REQUEUE
         work = WORK.get()
@@ -60,6 +62,8 @@ class Batches:
             return await self._dispatch.publish(delivery, work.unpublished)
         answer = await self._answer(delivery)
         if isinstance(answer, BaseException):
+            if (settlement := self._dispatch.in_vain(delivery, answer)) is not None:
+                return settlement
             raise answer
         if isinstance(answer, list):
             return await self._dispatch.publish(delivery, answer) if answer else ACK
@@ -77,9 +81,10 @@ class Batches:
             self._timer = loop.call_later(self._batch.within, self._begin)
         try:
             return await member.answer
-        finally:
-            if member in self._open:  # it was cancelled while it waited for others
+        except asyncio.CancelledError:
+            if member in self._open:  # while it waited for others
                 self._open.remove(member)
+            raise
 
     def hurry(self) -> None:
         """Wait for no more events: the bus stops."""
@@ -113,9 +118,9 @@ class Batches:
         if len(deliveries) == 1:
             return [await self._alone(deliveries[0])]
         try:
-            return await self._together(deliveries)
+            return await self._call(deliveries)
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             log.warning(
                 "%s: a batch of %d failed as a whole with %s; its events are handled one by one",
@@ -126,11 +131,20 @@ class Batches:
             )
         return [await self._alone(delivery) for delivery in deliveries]
 
+    async def _call(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
+        answers = await self._together(deliveries)
+        if len(answers) != len(deliveries):
+            raise ConfigurationError(
+                f"{self._name}: a plugin's batch() answered {len(answers)} of {len(deliveries)} deliveries: it returns something "
+                "for each of them, in their order"
+            )
+        return answers
+
     async def _alone(self, delivery: Delivery) -> Answer:
         try:
-            return (await self._together([delivery]))[0]
+            return (await self._call([delivery]))[0]
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             return error
 
@@ -146,9 +160,3 @@ def published(dispatch: Dispatch) -> ConsumeBatch:
         return [each if isinstance(each, BaseException) else ACK for each in found]
 
     return together
-
-
-def _is_cancelled() -> bool:
-    """Say whether this task was cancelled, and not only something in it."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -13,12 +13,11 @@ from rabbitevents.consuming.calls import awaitable
 from rabbitevents.consuming.current import CURRENT, Handling
 from rabbitevents.consuming.factories import Provided, make
 from rabbitevents.consuming.isolation import take_back_cancellations
-from rabbitevents.consuming.results import events_of, results_of
+from rabbitevents.consuming.results import events_of, failures_of, results_of
 from rabbitevents.consuming.signatures import Get, Signature
 from rabbitevents.consuming.threads import Threads
 from rabbitevents.consuming.work import WORK
 from rabbitevents.errors import (
-    ConfigurationError,
     DecodeError,
     EncodeError,
     NotSentError,
@@ -104,8 +103,12 @@ class Invocation:
             # Looked at while all of that is open: what is wrong is rolled back, and a lazy one may still ask for it.
             return None if result is None else events_of(result, self.where)
 
-    async def together(self, events: list[tuple[Received, Any]]) -> Any:
-        """Call a handler that takes batches with what was received and decoded; return what it returns."""
+    async def together(self, events: list[tuple[Received, Any]]) -> list[list[Any] | BaseException]:
+        """Call a handler that takes batches with what was received and decoded.
+
+        Returns what it returns for each event, or why that failed. What a factory has open ends well where the handler
+        names those that failed: the others are done.
+        """
 
         def value(get: Get) -> Any:
             if get in self._shared:
@@ -115,7 +118,11 @@ class Invocation:
         async with AsyncExitStack() as stack:
             made = await make(stack, self._factories, events[0][0].delivery)
             args = [value(get) for get in self._positional]
-            return await self._function(*args, **{name: value(get) for name, get in self._keywords.items()})
+            try:
+                result = await self._function(*args, **{name: value(get) for name, get in self._keywords.items()})
+            except BatchError as error:
+                return failures_of(error, len(events), self.where)
+            return [*results_of(result, len(events), self.where)]  # while all of that is open, as for a single event
 
     def _call(self, received: Received, payload: Any, made: dict[type, Any]) -> Any:
         args = [get(received, payload, made) for get in self._positional]
@@ -196,20 +203,15 @@ class Dispatch:
             return found
         places = list(came)
         CURRENT.set(None)  # what is published in between belongs to none of them
-        try:
-            result = await self._limited(invocation.together(list(came.values())))
-        except BatchError as error:
-            _check_places(error, len(places), invocation.where)
-            result = None
-            for place, failure in error.errors.items():
-                found[places[place]] = failure
-        for place, events in zip(places, results_of(result, len(places), invocation.where), strict=True):
-            if events:
-                found[place] = self._prepared(came[place][0], events)
+        for place, result in zip(places, await self._limited(invocation.together(list(came.values()))), strict=True):
+            is_failure = isinstance(result, BaseException)
+            found[place] = result if is_failure else self._prepared(came[place][0], result)
         return found
 
     def _prepared(self, received: Received, events: list[Any]) -> list[Message] | BaseException:
         """Write what was returned for one event, caused by it."""
+        if not events:
+            return []
         token = CURRENT.set(Handling(received, self._name, self._owner, self._chain))
         try:
             return self._outward.prepare_all(events)
@@ -250,14 +252,17 @@ class Dispatch:
             messages = self._outward.prepare_all(events_of(result, invocation.where))
         except (Exception, asyncio.CancelledError) as error:
             await self._take_back_cancellations()
-            # The plugins further out decide about a failure; where there is nothing to decide, it ends here.
-            if not delivery.stale or self._stopping():
-                raise
-            return _in_vain(delivery, error)
+            if (settlement := self.in_vain(delivery, error)) is not None:
+                return settlement
+            raise
         finally:
             handling.ended = True
         await self._take_back_cancellations()
         return await self.publish(delivery, messages)
+
+    def in_vain(self, delivery: Delivery, error: BaseException) -> Settlement | None:
+        """Say what becomes of a failure that nobody is to decide about; None where the plugins further out decide."""
+        return _in_vain(delivery, error) if delivery.stale and not self._stopping() else None
 
     async def publish(self, delivery: Delivery, messages: list[Message]) -> Settlement:
         """Publish what the handler returned, and again what was not confirmed."""
@@ -336,12 +341,6 @@ class Dispatch:
 
     def _first(self, fits: Callable[[Handler], bool]) -> Invocation | None:
         return next((each for each in self._invocations if fits(each.handler)), None)
-
-
-def _check_places(error: BatchError, number: int, where: str) -> None:
-    wrong = next((place for place in error.errors if not 0 <= place < number), None)
-    if wrong is not None:
-        raise ConfigurationError(f"{where} raised BatchError for index {wrong} of a batch of {number}") from error
 
 
 def _in_vain(delivery: Delivery, error: BaseException) -> Settlement:

@@ -72,7 +72,7 @@ class Holding:
         work.error = named(error)
         work.attempt = work.attempt or _first_attempt(work.delivery)
         if work not in self._held:
-            work.held_since = now
+            work.held_since = work.held_since or now  # else it has waited in its place before
         pause = None if is_final(error) else min(FIRST_PAUSE * 2 ** (work.tries - 1), LONGEST_PAUSE)
         was_full = self.full
         self._held[work] = None

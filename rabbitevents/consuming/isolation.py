@@ -13,6 +13,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def is_cancelled() -> bool:
+    """Say whether somebody cancelled the current task, and not only something in it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def take_back_cancellations() -> None:
     """Take back the cancellations of this task, which a handler left on the worker that it ran on.
 

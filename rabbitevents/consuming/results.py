@@ -10,6 +10,7 @@ from rabbitevents.consuming.annotations import alternatives, is_a, members, show
 from rabbitevents.consuming.callables import is_async, is_async_generator
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import Event, is_event
+from rabbitevents.failures import BatchError
 
 _WANTED = "a handler returns None, an event, or an iterable of events"
 
@@ -97,6 +98,17 @@ def results_of(result: object, number: int, where: str) -> list[list[Any]]:
             "None, an event, or an iterable of events"
         )
     return [[] if each is None else events_of(each, where) for each in entries]
+
+
+def failures_of(error: BatchError, number: int, where: str) -> list[list[Any] | BaseException]:
+    """Return for each of ``number`` events why it failed; nothing for those that did not.
+
+    Raises `ConfigurationError` for an index that there is not.
+    """
+    wrong = next((place for place in error.errors if not 0 <= place < number), None)
+    if wrong is not None:
+        raise ConfigurationError(f"{where} raised BatchError for index {wrong} of a batch of {number}") from error
+    return [error.errors.get(place, []) for place in range(number)]
 
 
 def _is_payload_or_event(value: object) -> bool:

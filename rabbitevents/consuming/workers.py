@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
 from typing import Any, Final
 
 from rabbitevents.brokers import Broker, Consumer, Verdict
 from rabbitevents.consuming.batches import Batches
+from rabbitevents.consuming.condition import Condition
 from rabbitevents.consuming.current import CURRENT
 from rabbitevents.consuming.holding import Holding
 from rabbitevents.consuming.isolation import isolated, take_back_cancellations
@@ -73,7 +74,6 @@ class Workers:
         self._options = subscription.options
         self._chain = chain
         self._report = report
-        self._overdue = overdue
         self._too_long = consumer_timeout / 2
         self._settling = Settling(
             subscription.name,
@@ -103,6 +103,14 @@ class Workers:
         """Those that wait for a worker, in the order in which they are to be taken."""
         self._lanes = None if key_of is None else Lanes(key_of)
         self._batches = batches
+        self._condition = Condition(
+            subscription,
+            self._works,
+            self._holding,
+            self._lanes,
+            overdue=overdue,
+            too_long=self._too_long,
+        )
         self._running = 0
         self._channel: Channel | None = None
         self._consumer: Consumer | None = None
@@ -216,9 +224,9 @@ class Workers:
         if self._lanes is not None:
             self._keep_order(self._lanes)
             return
-        # What was held and is due is tried again in a pause too, and has begun long ago.
-        due = [] if self._stopping else [work for work in self._ready if work.state is State.DUE]
-        works = [work for work in self._ready if work not in due]
+        stays = None if self._stopping else State.DUE  # what was held and is due is tried again in a pause too
+        works = [work for work in self._ready if work.state is not stays]
+        due = [work for work in self._ready if work.state is stays]
         self._ready.clear()
         self._ready.extend(due)
         if not self._stopping and APPLICATION not in self._paused:
@@ -518,41 +526,12 @@ class Workers:
     @property
     def load(self) -> Load:
         """How many deliveries there are in this process."""
-        works = self._works.values()
-        found = Counter(work.state for work in works)
-        in_line = 0 if self._lanes is None else self._lanes.waiting
-        parked = sum(1 for work in works if work.state is State.HELD and work not in self._holding)
-        held = len(self._holding) + parked + in_line
-        return Load(found[State.WAITING] - in_line, found[State.RUNNING] + found[State.GIVEN_BACK], held)
+        return self._condition.load
 
     def checks(self) -> list[Check]:
         """Say how the subscription is."""
         pauses = [_why(by, reason) for by, reason in self._paused.items()]
-        stuck = [*(pauses if APPLICATION in self._paused else []), *self._stuck()]
-        problems = [*pauses, *self._stuck(), *self._unpublished(), *self._holding.problems(), *self._in_line()]
-        degraded = bool(problems) and not stuck and not self._holding.full
-        return [Check(f"subscription {self.name}", not problems, "; ".join(problems), degraded)]
-
-    def _in_line(self) -> Iterator[str]:
-        """Say that nothing more comes, since all that the window holds waits for its turn."""
-        if self._lanes is None or len(self._works) < self._options.prefetch or self._ready or self._running:
-            return
-        yield f"its window is full: {self._lanes.waiting} events wait for others of their key that are tried again later"
-
-    def _unpublished(self) -> Iterator[str]:
-        """Say for how many handlers that have succeeded what they returned is not published yet."""
-        waiting = [work for work in self._works.values() if work.state is State.RUNNING and work.unpublished]
-        if waiting:
-            yield f"{len(waiting)} handled, but {waiting[-1].error}"
-
-    def _stuck(self) -> Iterator[str]:
-        """Say which handlers do not end: their events are settled by nobody, and their workers do nothing else."""
-        if overdue := self._overdue():
-            yield f"{overdue} running on past the timeout"
-        latest = monotonic() - self._too_long
-        running = (State.RUNNING, State.GIVEN_BACK)
-        if too_long := sum(1 for work in self._works.values() if work.state in running and work.since < latest):
-            yield f"{too_long} running for more than half of the consumer timeout"
+        return [self._condition.check(pauses, stands_still=APPLICATION in self._paused)]
 
 
 def _why(by: str, reason: str) -> str:

@@ -16,8 +16,9 @@ from rabbitevents.bus import Bus
 from rabbitevents.consuming.annotations import alternatives
 from rabbitevents.consuming.callables import shape
 from rabbitevents.events import event_type, is_event
+from rabbitevents.options import Ordered
 from rabbitevents.plugin import Plugin, check_order, check_without, overrides, standing_in
-from rabbitevents.routing import Handler, Ordered, Subscription
+from rabbitevents.routing import Handler, Subscription
 from rabbitevents.texts import printable
 from rabbitevents.topics import matches
 from rabbitevents.topology import Arguments, Binding, Topology

@@ -78,6 +78,9 @@ APPLICATIONS = frozenset(
 )
 """Packages that put another plugin to use, and are none themselves: they may import its public names."""
 
+SHARED = f"{CORE}_sql"
+"""What the plugins on SQLAlchemy share, and no plugin itself: every plugin may import its public names."""
+
 CHECKOUT = Path(__file__).parent.parent
 
 
@@ -277,14 +280,17 @@ def past_the_public_names(tree: Tree) -> list[str]:
 
 
 def plugin_to_plugin(tree: Tree) -> list[str]:
-    """Imports by which a plugin knows another one; what puts one to use may know its public names."""
+    """Imports by which a plugin knows another one; what puts one to use, or what all share, is known by public names."""
     return [
         str(each)
         for each in tree.imports
         if _top(each.module) != CORE
         and _top(each.target).startswith(f"{CORE}_")
         and _top(each.target) != _top(each.module)
-        and not ((_top(each.module), each.target) in APPLICATIONS and each.name in tree.exported(each.target))
+        and not (
+            (each.target == SHARED or (_top(each.module), each.target) in APPLICATIONS)
+            and each.name in tree.exported(each.target)
+        )
     ]
 
 
@@ -575,3 +581,34 @@ def test_an_application_of_a_plugin_may_use_its_public_names_and_no_others(tmp_p
         )
 
         assert (plugin_to_plugin(tree) == []) is is_allowed, source
+
+
+def test_what_is_shared_may_be_used_by_every_plugin_by_its_public_names_and_uses_none_itself(tmp_path: Path) -> None:
+    ways = {
+        "from rabbitevents_sql import turn_of": True,
+        "def f():\n    from rabbitevents_sql import turn_of": True,
+        "from rabbitevents_sql import hidden": False,
+        "from rabbitevents_sql import *": False,
+        "from rabbitevents_sql.databases import turn_of": False,
+        "from rabbitevents_sql import databases": False,
+        "import rabbitevents_sql": False,
+    }
+    for source, is_allowed in ways.items():
+        tree = built(
+            tmp_path,
+            rabbitevents_retry____init__=source,
+            rabbitevents_outbox__tables=source,
+            rabbitevents_sql____init__="__all__ = ['turn_of']",
+            rabbitevents_sql__databases="",
+        )
+
+        assert len(plugin_to_plugin(tree)) == (0 if is_allowed else 2), source
+
+    tree = built(
+        tmp_path,
+        rabbitevents_retry____init__="__all__ = ['Retry']",
+        rabbitevents_outbox__tables="",
+        rabbitevents_sql____init__="from rabbitevents_retry import Retry",
+    )
+
+    assert plugin_to_plugin(tree) == ["rabbitevents_sql:1 imports Retry from rabbitevents_retry"]

@@ -25,6 +25,7 @@ import rabbitevents_metrics
 import rabbitevents_process
 import rabbitevents_process.testing
 import rabbitevents_retry
+import rabbitevents_sql
 import rabbitevents_tracing
 from tests.bed.rabbitmq import RabbitNode
 from tests.documents import CHECKOUT, PAGES, blocks, name_of, prose
@@ -101,6 +102,7 @@ EXPORTING: list[ModuleType] = [
     rabbitevents_process,
     rabbitevents_process.testing,
     rabbitevents_retry,
+    rabbitevents_sql,
     rabbitevents_tracing,
 ]
 """Packages: what is public is what they say they export."""

@@ -20,9 +20,9 @@ from sqlalchemy.schema import CreateSchema
 from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Fact, Plugin, Router, event, facts
 from rabbitevents.testing import EmbeddedBroker, Probe, running
 from rabbitevents_outbox import Outbox, Tables, TransactionError
-from rabbitevents_outbox.clock import at
 from rabbitevents_outbox.shards import Shards
 from rabbitevents_outbox.window import Window
+from rabbitevents_sql import at
 from tests.bed.postgres import PostgresServer
 from tests.shop import OrderPlaced, eventually
 

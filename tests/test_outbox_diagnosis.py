@@ -9,9 +9,9 @@ from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from rabbitevents_outbox import Outbox, Tables, diagnosis
-from rabbitevents_outbox.clock import at, now
 from rabbitevents_outbox.diagnosis import diagnose
 from rabbitevents_outbox.shards import Shards
+from rabbitevents_sql import at, now
 from tests.bed.loopback import LOOPBACK, free_port
 from tests.test_outbox import OrderPriced, shop
 

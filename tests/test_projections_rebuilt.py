@@ -25,6 +25,7 @@ from rabbitevents_eventstore import (
 )
 from rabbitevents_eventstore.checkpoints import Hold
 from rabbitevents_outbox import Outbox
+from rabbitevents_sql import turn_of
 from tests.projected import EVENTS, Applied, Moved, Total, applied_to, batch, made, single, totals_of
 from tests.shop import eventually
 from tests.test_projections import Mishap, append, careful, live, projecting, until_status
@@ -87,6 +88,25 @@ async def test_the_same_version_is_made_anew(store: EventStore, form: Projection
     assert [each.position for each in told] == sorted({each.position for each in told})
     assert told[-1].position == positions[-1]
     assert [(each.building, each.status) for each in await store.checkpoints.read()] == [(False, "running")]
+
+
+async def test_on_sqlite_pages_are_applied_in_turn_with_others_that_write(sqlite_engine: AsyncEngine) -> None:
+    store, turn = await made(sqlite_engine), turn_of(sqlite_engine)
+    assert isinstance(turn, asyncio.Lock)
+    in_turn: list[bool] = []
+
+    @projection("totals", tables=[Total, Applied])
+    async def watched(event: Stored[Moved], session: AsyncSession) -> None:
+        in_turn.append(turn.locked())
+        await single(event, session)
+
+    positions = await append(store, 1, 2)
+    async with projecting(store, watched):
+        await store.caught_up("totals", positions[-1], timeout=60)
+    await Projections(store, [watched]).rebuild("totals")
+
+    assert in_turn == [True] * 4
+    assert not turn.locked()
 
 
 @pytest.mark.timeout(180)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PLUGINS = sorted(found.parent.name for found in (ROOT / "plugins").glob("*/__init__.py"))
 PACKAGES = ["rabbitevents", *PLUGINS]
 
-NEED_AN_EXTRA = ("django", "eventstore", "metrics", "outbox", "process", "tracing")
+NEED_AN_EXTRA = ("django", "eventstore", "metrics", "outbox", "process", "sql", "tracing")
 """The packages that are for what an extra brings."""
 
 FOR_DJANGO = tuple(f"rabbitevents_django.{name}." for name in ("admin", "apps", "management", "migrations", "models"))

@@ -18,7 +18,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 from sqlalchemy.sql import quoted_name
 
 from rabbitevents import ConfigurationError
-from rabbitevents_eventstore.tables import EventTables, backend_of
+from rabbitevents_eventstore.tables import EventTables
+from rabbitevents_sql import backend_of, turn_of
 
 LOCKING: Final = "2s"
 """For how long a swap waits for those who read: behind it, others who read wait for it."""
@@ -162,7 +163,7 @@ class _Temporary:
     async def opened(self) -> AsyncGenerator[None]:
         connection = await self._engine.connect()
         try:
-            async with connection.begin():
+            async with turn_of(self._engine), connection.begin():
                 await connection.run_sync(self._copies[0].metadata.create_all, tables=self._copies, checkfirst=False)
             self._connection = connection
             yield

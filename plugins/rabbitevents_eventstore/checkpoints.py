@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
@@ -27,7 +26,8 @@ from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rabbitevents_eventstore.tables import EventTables, backend_of
+from rabbitevents_eventstore.tables import EventTables
+from rabbitevents_sql import at, backend_of, now
 
 DEADLINE: Final = 10.0
 """Seconds that a statement may take: a row that a page is being applied with is waited for."""
@@ -100,12 +100,6 @@ class Checkpoints:
         async with asyncio.timeout(DEADLINE), self._engine.connect() as connection:
             return cast("CursorResult[Any]", await connection.execute(statement))
 
-    def _at(self, seconds: float = 0.0) -> ColumnElement[Any]:
-        """Return the moment so many seconds from now, by the database's clock."""
-        if self._is_sqlite:  # as SQLAlchemy writes moments there
-            return func.strftime("%Y-%m-%d %H:%M:%f", "now", f"{seconds} seconds").concat("000")
-        return func.clock_timestamp() + timedelta(seconds=seconds)
-
     def _insert(self) -> Any:
         return (insert_sqlite if self._is_sqlite else insert_postgresql)(self._table)
 
@@ -114,24 +108,24 @@ class Checkpoints:
     async def make(self, name: str, version: int) -> None:
         """Make a projection's row, at the beginning, where there is none."""
         values = {"name": name, "building": False, "version": version, "position": 0, "status": RUNNING}
-        await self._execute(self._insert().values(**values, updated_at=self._at()).on_conflict_do_nothing())
+        await self._execute(self._insert().values(**values, updated_at=now()).on_conflict_do_nothing())
 
     async def take(self, hold: Hold) -> int | None:
         """Take a row that is nobody's, if it is of our version and running; return how far it is."""
         column = self._column
-        free = or_(column.owner.is_(None), column.until < self._at(), column.owner == hold.owner)
+        free = or_(column.owner.is_(None), column.until < now(), column.owner == hold.owner)
         taken = (
             update(self._table)
             .where(self._is_row(hold.name, hold.building), column.version == hold.version, free)
             .where(column.status == RUNNING)
-            .values(owner=hold.owner, until=self._at(self._lease))
+            .values(owner=hold.owner, until=at(self._lease))
             .returning(column.position)
         )
         return cast("int | None", (await self._execute(taken)).scalar())
 
     async def keep(self, hold: Hold) -> bool:
         """Keep a row for another while; say whether it is still ours."""
-        kept = update(self._table).where(self._is_ours(hold)).values(until=self._at(self._lease))
+        kept = update(self._table).where(self._is_ours(hold)).values(until=at(self._lease))
         return bool((await self._execute(kept)).rowcount)
 
     async def release(self, hold: Hold) -> None:
@@ -173,7 +167,7 @@ class Checkpoints:
             .where(column.name == bindparam("its_name"), column.building == bindparam("is_building"))
             .where(column.version == bindparam("its_version"), column.owner == bindparam("its_owner"))
             .where(column.status == RUNNING, column.position == bindparam("old"))
-            .values(position=bindparam("new"), until=self._at(self._lease), updated_at=self._at())
+            .values(position=bindparam("new"), until=at(self._lease), updated_at=now())
         )
 
     # --- what stops it ---
@@ -181,14 +175,14 @@ class Checkpoints:
     async def stop(self, hold: Hold, failed_event: UUID | None, error: str) -> bool:
         """Note which event has stopped it, and why; say whether the row was ours."""
         values = {"status": STOPPED, "failed_event": failed_event, "error": error, "owner": None, "until": None}
-        stopped = update(self._table).where(self._is_ours(hold)).values(**values, updated_at=self._at())
+        stopped = update(self._table).where(self._is_ours(hold)).values(**values, updated_at=now())
         return bool((await self._execute(stopped)).rowcount)
 
     async def turn(self, name: str, old: Status, new: Status) -> bool:
         """Let one that does this do that; say whether it did this."""
         turned = update(self._table).where(self._is_row(name, building=False), self._column.status == old)
         values = {"status": new, "failed_event": None, "error": None, "owner": None, "until": None}
-        return bool((await self._execute(turned.values(**values, updated_at=self._at()))).rowcount)
+        return bool((await self._execute(turned.values(**values, updated_at=now()))).rowcount)
 
     async def skip(self, name: str, event: UUID) -> bool:
         """Let one that an event has stopped go on behind it; say whether that event has."""
@@ -196,7 +190,7 @@ class Checkpoints:
         values = {"status": RUNNING, "failed_event": None, "error": None, "position": position}
         stopped = and_(self._column.status == STOPPED, self._column.failed_event == event)
         skipped = update(self._table).where(self._is_row(name, building=False), stopped)
-        return bool((await self._execute(skipped.values(**values, updated_at=self._at()))).rowcount)
+        return bool((await self._execute(skipped.values(**values, updated_at=now()))).rowcount)
 
     # --- looking ---
 
@@ -204,7 +198,7 @@ class Checkpoints:
         """Return the rows of some projections, or of all."""
         column = self._column
         fields = [column[name] for name in Checkpoint.__struct_fields__[:-1]]
-        is_held = and_(column.owner.is_not(None), column.until >= self._at()).label("is_held")
+        is_held = and_(column.owner.is_not(None), column.until >= now()).label("is_held")
         found = select(*fields, func.coalesce(is_held, False)).order_by(column.name, column.building)
         wanted = list(names)
         if wanted:
@@ -222,14 +216,14 @@ class Checkpoints:
         """Begin to build one anew, from the beginning; False where another process is at it."""
         column = self._column
         values: dict[str, Any] = {"version": hold.version, "position": 0, "status": RUNNING, "failed_event": None}
-        values |= {"error": None} | {"owner": hold.owner, "until": self._at(self._lease), "updated_at": self._at()}
+        values |= {"error": None} | {"owner": hold.owner, "until": at(self._lease), "updated_at": now()}
         begun = (
             self._insert()
             .values(name=hold.name, building=True, **values)
             .on_conflict_do_update(
                 index_elements=[column.name, column.building],
                 set_=values,
-                where=or_(column.owner.is_(None), column.until < self._at()),
+                where=or_(column.owner.is_(None), column.until < now()),
             )
         )
         return bool((await self._execute(begun)).rowcount)
@@ -247,7 +241,7 @@ class Checkpoints:
         column = self._column
         status = case((column.status == STOPPED, RUNNING), else_=column.status)
         values: dict[str, Any] = {"version": hold.version, "position": position, "status": status}
-        values |= {"failed_event": None, "error": None} | {"owner": None, "until": None, "updated_at": self._at()}
+        values |= {"failed_event": None, "error": None} | {"owner": None, "until": None, "updated_at": now()}
         await connection.execute(update(self._table).where(self._is_row(hold.name, building=False)).values(**values))
         await connection.execute(delete(self._table).where(self._is_ours(hold)))
 

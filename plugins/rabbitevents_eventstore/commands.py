@@ -14,8 +14,6 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from rabbitevents import Bus, ConfigurationError
 from rabbitevents.cli import BusCommands, BusReference, load_bus, out, run, say
@@ -23,7 +21,7 @@ from rabbitevents.texts import cut, printable
 from rabbitevents_eventstore.checkpoints import PAUSED, RUNNING, STOPPED, Checkpoint, Status, standing
 from rabbitevents_eventstore.projections import Projections
 from rabbitevents_eventstore.rebuilding import Progress, RebuildError
-from rabbitevents_eventstore.tables import reason, where
+from rabbitevents_sql import AWAY, reason, where
 
 T = TypeVar("T")
 
@@ -47,7 +45,7 @@ def _asked(projections: Projections, asking: Coroutine[Any, Any, T]) -> T:
     async def ask() -> T:
         try:
             return await asking
-        except (DBAPIError, PoolTimeoutError, OSError) as error:
+        except AWAY as error:
             engine = projections.store.engine
             raise ConfigurationError(f"the projections in {where(engine)}: {reason(error)}") from error
         finally:

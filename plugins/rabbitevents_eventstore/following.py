@@ -9,9 +9,6 @@ from time import monotonic
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
 from rabbitevents import Fact, LineFilter, facts
 from rabbitevents.texts import cut, name_of, printable
 from rabbitevents_eventstore.checkpoints import STOPPED, Checkpoints, Hold, standing
@@ -19,8 +16,8 @@ from rabbitevents_eventstore.errors import StoreRestoredError
 from rabbitevents_eventstore.projecting import FailedError, LostError, Projector
 from rabbitevents_eventstore.projection import Projection
 from rabbitevents_eventstore.store import EventStore
-from rabbitevents_eventstore.tables import reason
 from rabbitevents_eventstore.watermark import OFTEN, SELDOM
+from rabbitevents_sql import AWAY, reason
 
 STANDBY: Final = 1.0
 """Seconds between two attempts at a projection that another process has, or that stands."""
@@ -238,7 +235,7 @@ class Following:
         self._away_since, self._failures = None, 0
 
     async def _try_again(self, error: Exception) -> None:
-        is_away = isinstance(error, (DBAPIError, PoolTimeoutError, OSError))
+        is_away = isinstance(error, AWAY)
         self._trouble = f"the database does not do it: {reason(error)}" if is_away else f"it failed: {name_of(error)}"
         if self._away_since is None:
             self._away_since = monotonic()

@@ -17,7 +17,7 @@ from rabbitevents_eventstore.checkpoints import Checkpoints, Hold
 from rabbitevents_eventstore.projection import Projection
 from rabbitevents_eventstore.reading import Page, Row
 from rabbitevents_eventstore.stored import Shelf
-from rabbitevents_eventstore.tables import backend_of
+from rabbitevents_sql import backend_of, turn_of
 
 PAGE: Final = 500
 """How many events are applied in one transaction, at most."""
@@ -98,6 +98,7 @@ class Projector:
         self._transaction = transaction
         if not event.contains(engine.sync_engine, "handle_error", _note):
             event.listen(engine.sync_engine, "handle_error", _note)
+        self._turn = turn_of(engine)
         self._gap = GAP if backend_of(engine) == "sqlite" else 0.0
         self._stopping = stopping
 
@@ -125,8 +126,8 @@ class Projector:
         return position
 
     async def _commit(self, hold: Hold, position: int, page: Page) -> int:
-        began = monotonic()
-        async with self._transaction() as connection:
+        async with self._turn, self._transaction() as connection:
+            began = monotonic()
             reached = page.upto
             if not await self._checkpoints.move(connection, hold, position, reached):
                 raise LostError

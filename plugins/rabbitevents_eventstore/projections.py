@@ -8,9 +8,6 @@ from contextlib import asynccontextmanager
 from typing import ClassVar, Final
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
 from rabbitevents import Check, ConfigurationError, Finding, Host, Look, Plugin
 from rabbitevents.arguments import Seconds, instance, seconds, several
 from rabbitevents_eventstore.checkpoints import Checkpoints, standing
@@ -18,7 +15,7 @@ from rabbitevents_eventstore.following import Following
 from rabbitevents_eventstore.projection import Projection
 from rabbitevents_eventstore.rebuilding import Progress, Rebuild
 from rabbitevents_eventstore.store import EventStore
-from rabbitevents_eventstore.tables import reason, where
+from rabbitevents_sql import AWAY, reason, where
 
 STOPPING: Final = 5.0
 """Seconds that projections have to finish what is under way when their bus stops."""
@@ -118,7 +115,7 @@ class Projections(Plugin):
             if make:
                 for each in self.projections:
                     await self.checkpoints.make(each.name, each.version)
-        except (DBAPIError, PoolTimeoutError, OSError) as error:
+        except AWAY as error:
             raise ConfigurationError(
                 f"the projections' database {where(self.store.engine)} does not answer: {reason(error)}"
             ) from error

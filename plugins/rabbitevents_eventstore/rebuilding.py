@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rabbitevents import ConfigurationError, RabbitEventsError
@@ -22,7 +21,7 @@ from rabbitevents_eventstore.projecting import FailedError, LostError, Projector
 from rabbitevents_eventstore.projection import Projection
 from rabbitevents_eventstore.reading import Page
 from rabbitevents_eventstore.store import EventStore
-from rabbitevents_eventstore.tables import reason, where
+from rabbitevents_sql import AWAY, reason, turn_of, where
 
 TRIES: Final = 30
 """How often a swap is tried that somebody's long reading of the tables keeps from its locks."""
@@ -30,9 +29,6 @@ TRIES: Final = 30
 
 PAUSE: Final = 0.5
 """Seconds between two tries."""
-
-AWAY: Final = (DBAPIError, PoolTimeoutError, OSError)
-"""What a database raises that cannot be reached, or does not do as it is told."""
 
 
 class _NotYetError(Exception):
@@ -168,7 +164,7 @@ class Rebuild:
 
     async def _swap(self, position: int) -> int:
         """Apply what is left, and change places, in one transaction; the one that is read stands still meanwhile."""
-        async with self._beside.transaction() as connection:
+        async with turn_of(self._store.engine), self._beside.transaction() as connection:
             live = await self._checkpoints.lock_both(connection, self._hold)
             if live is None:
                 raise LostError

@@ -9,8 +9,7 @@ from time import monotonic
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -22,8 +21,9 @@ from rabbitevents_eventstore.checkpoints import Checkpoints, standing
 from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindError
 from rabbitevents_eventstore.reading import Reader
 from rabbitevents_eventstore.stored import Shelf, Stored
-from rabbitevents_eventstore.tables import EventTables, backend_of, reason, where
+from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_eventstore.watermark import OFTEN, StoreHeldBack, Watermark
+from rabbitevents_sql import AWAY, backend_of, reason, where
 
 S = TypeVar("S")
 
@@ -131,7 +131,7 @@ class EventStore(Plugin):
         try:
             async with asyncio.timeout(_DEADLINE), self.engine.connect() as connection:
                 await connection.run_sync(self.tables.check)
-        except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as error:
+        except AWAY as error:
             raise ConfigurationError(
                 f"the event store's database {where(self.engine)} does not answer: {reason(error)}"
             ) from error

@@ -1,8 +1,9 @@
-"""The tables, as SQLAlchemy metadata: for `create`, for Alembic, and as plain SQL. And the trigger that they need."""
+"""The tables of an event store, and the trigger that they need."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -11,7 +12,7 @@ from sqlalchemy import (
     Column,
     Connection,
     DateTime,
-    Engine,
+    Dialect,
     Identity,
     Integer,
     LargeBinary,
@@ -21,28 +22,14 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     event,
-    insert,
-    select,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.schema import CreateTable
 
-from rabbitevents import ConfigurationError, arguments
-from rabbitevents.texts import text_of
-
-Backend = Literal["postgresql", "sqlite"]
-"""The databases whose SQL is known here."""
-
-VERSION: Final = 1
-"""The tables' version, which stands in the database: `EventTables.check` compares it."""
+from rabbitevents import ConfigurationError
+from rabbitevents_sql import VersionedTables, backend_of, where
 
 LOCK: Final = 1919902574
 """The first half of the advisory lock that each append has; the table's oid is the second one."""
-
-_DIALECTS: Final[dict[Backend, Any]] = {"postgresql": postgresql, "sqlite": sqlite}
 
 _FUNCTION: Final = (
     "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -57,7 +44,7 @@ _TRIGGERED: Final = text(
 )
 
 
-class EventTables:
+class EventTables(VersionedTables):
     """Where a store has its events.
 
     With Alembic, ``target_metadata = [Base.metadata, EventTables().metadata]``; on PostgreSQL the migration needs the
@@ -68,29 +55,25 @@ class EventTables:
     :param metadata: The SQLAlchemy metadata that they are added to; by default one of their own.
     """
 
+    number: ClassVar[int] = 1
+    noted_in: ClassVar[str] = "events_version"
+    made_by: ClassVar[str] = "EventTables(...).sql({backend!r})"
+    said_as: ClassVar[str] = "says version"
+
     def __init__(
         self, prefix: str = "rabbitevents_", *, schema: str | None = None, metadata: MetaData | None = None
     ) -> None:
-        self.prefix: str = _name("EventTables: prefix", prefix, "rabbitevents_")
-        self.schema: str | None = None if schema is None else _name("EventTables: schema", schema, "events")
-        self.metadata: MetaData = MetaData() if metadata is None else metadata
+        super().__init__(prefix, schema=schema, metadata=metadata)
         self.events: Table = self._events()
         """What happened, in the order in which it was written."""
-        self.version: Table = Table(
-            f"{prefix}events_version",
-            self.metadata,
-            Column("version", Integer, primary_key=True, autoincrement=False),
-            schema=schema,
-        )
         self.projections: Table = self._projections()
         """How far projections are: a row for each, and another one while it is built anew."""
         event.listen(self.events, "after_create", self._created)
 
     def _events(self) -> Table:
         name = f"{self.prefix}events"
-        return Table(
-            name,
-            self.metadata,
+        return self._table(
+            "events",
             Column("position", BigInteger().with_variant(Integer, "sqlite"), Identity(always=True), primary_key=True),
             Column("entity_type", Text, nullable=False),
             Column("entity_id", Text, nullable=False),
@@ -103,14 +86,12 @@ class EventTables:
             Column("body", LargeBinary, nullable=False),
             UniqueConstraint("entity_type", "entity_id", "version", name=f"{name}_version_key"),
             UniqueConstraint("event_id", name=f"{name}_event_id_key"),
-            schema=self.schema,
             sqlite_autoincrement=True,
         )
 
     def _projections(self) -> Table:
-        return Table(
-            f"{self.prefix}projections",
-            self.metadata,
+        return self._table(
+            "projections",
             Column("name", Text, primary_key=True),
             Column("building", Boolean, primary_key=True),
             Column("version", Integer, nullable=False),
@@ -121,13 +102,7 @@ class EventTables:
             Column("failed_event", Uuid),
             Column("error", Text),
             Column("updated_at", DateTime(timezone=True), nullable=False),
-            schema=self.schema,
         )
-
-    @property
-    def all(self) -> tuple[Table, ...]:
-        """The tables, in the order of their making."""
-        return self.version, self.events, self.projections
 
     @property
     def trigger(self) -> str:
@@ -151,90 +126,29 @@ class EventTables:
             for statement in self._triggers():
                 connection.exec_driver_sql(statement)
 
-    def sql(self, backend: Backend) -> str:
-        """Return what makes the tables, as SQL.
+    def _besides(self, dialect: Dialect) -> Sequence[str]:
+        return self._triggers() if dialect.name == "postgresql" else ()
 
-        :param backend: "postgresql" or "sqlite".
-        """
-        arguments.one_of("EventTables.sql: backend", backend, Backend)
-        dialect = _DIALECTS[backend].dialect()
-        version = insert(self.version).values(version=VERSION)
-        statements = [CreateTable(table).compile(dialect=dialect) for table in self.all]
-        triggers = self._triggers() if backend == "postgresql" else []
-        made = [str(each).strip() for each in statements]
-        made += triggers
-        made.append(str(version.compile(dialect=dialect, compile_kwargs={"literal_binds": True})))
-        return "".join(f"{statement};\n\n" for statement in made)
-
-    async def create(self, engine: AsyncEngine) -> None:
-        """Make the tables that are missing: for tests and first steps; a service has them made by its migrations.
-
-        :param engine: An engine for PostgreSQL or SQLite.
-        """
-        async with engine.begin() as connection:
-            await connection.run_sync(self._create)
-
-    def _create(self, connection: Connection) -> None:
-        self.metadata.create_all(connection, tables=self.all, checkfirst=True)
-        if connection.scalar(select(self.version.c.version)) is None:
-            connection.execute(insert(self.version).values(version=VERSION))
-
-    def check(self, connection: Connection, *others: Table) -> None:
+    def check(self, connection: Connection, *tables: Table) -> None:
         """Raise `ConfigurationError`, which says the way out, where the tables are missing, or not as they must be.
 
         :param connection: One to the store's database.
-        :param others: Tables that are needed besides that of the events.
+        :param tables: Tables that are needed besides that of the events.
         """
-        database = where(connection.engine)
-        backend = backend_of(connection.engine)
-        way_out = f"EventTables(...).sql({backend!r}) has what makes it"
-        try:
-            found = connection.scalar(select(self.version.c.version))
-            for table in (self.events, *others):
-                connection.execute(select(table).limit(0))
-        except SQLAlchemyError as error:
-            named = " and ".join(repr(table.fullname) for table in (self.events, *others, self.version))
-            raise ConfigurationError(
-                f"the tables {named} of {database} cannot be read; {way_out}: {reason(error)}"
-            ) from error
-        if found != VERSION:
-            raise ConfigurationError(
-                f"table {self.version.fullname!r} of {database} says version {found}, and this version of rabbitevents needs "
-                f"{VERSION}: bring the tables up to date"
-            )
-        if backend == "postgresql":
+        super().check(connection, self.events, *tables)
+        if backend_of(connection.engine) == "postgresql":
             told = {"table": connection.dialect.identifier_preparer.format_table(self.events)}
             if not connection.scalar(_TRIGGERED, {**told, "name": self.trigger}):
                 raise ConfigurationError(
-                    f"table {self.events.fullname!r} of {database} has no trigger {self.trigger}, or it is off, and "
-                    f"without it readers would pass events over; {way_out}"
+                    f"table {self.events.fullname!r} of {where(connection.engine)} has no trigger {self.trigger}, or it is "
+                    f"off, and without it readers would pass events over; {self._way_out(connection)} has what makes it"
                 )
 
-
-def _name(what: str, value: object, such_as: str) -> str:
-    """Return a name that stands in SQL as it is: it is part of a function's and a trigger's."""
-    said = arguments.text(what, value, such_as=such_as, most=40)
-    if not said.isidentifier() or not said.isascii() or said != said.lower():
-        raise ConfigurationError(
-            f"{what} is no plain name: say small letters, digits and underscores, such as {such_as!r}"
-        )
-    return said
-
-
-def backend_of(engine: AsyncEngine | Engine) -> Backend:
-    """Return which database an engine leads to. Raises `ConfigurationError` for one that is not known here."""
-    name = engine.dialect.name
-    if name not in ("postgresql", "sqlite"):
-        raise ConfigurationError(f"the engine leads to {name}: an event store is on PostgreSQL or SQLite")
-    return "postgresql" if name == "postgresql" else "sqlite"
-
-
-def reason(error: BaseException) -> str:
-    """Say why a database did not do as it was told, in a line without values and statements."""
-    said = text_of(getattr(error, "orig", None) or error).strip().splitlines()
-    return said[0][:200] if said else type(error).__name__
-
-
-def where(engine: AsyncEngine | Engine) -> str:
-    """Name a database for errors, without a password."""
-    return engine.url.render_as_string(hide_password=True)
+    def _name(self, what: str, value: object, *, such_as: str, most: int) -> str:
+        """Return a name that stands in SQL as it is: it is part of a function's and a trigger's."""
+        said = super()._name(what, value, such_as=such_as, most=min(most, 40))
+        if not said.isidentifier() or not said.isascii() or said != said.lower():
+            raise ConfigurationError(
+                f"{what} is no plain name: say small letters, digits and underscores, such as {such_as!r}"
+            )
+        return said

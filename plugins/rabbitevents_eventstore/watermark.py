@@ -21,7 +21,8 @@ from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rabbitevents import ConfigurationError, Fact
-from rabbitevents_eventstore.tables import LOCK, EventTables, backend_of, where
+from rabbitevents_eventstore.tables import LOCK, EventTables
+from rabbitevents_sql import backend_of, where
 
 OFTEN: Final = 0.005
 SELDOM: Final = 0.1

@@ -9,10 +9,10 @@
 ``AsyncSession`` whose transaction holds the mark that the event is handled, the handler's writes, and what it publishes.
 """
 
-from rabbitevents_outbox.databases import prepare_sqlite
 from rabbitevents_outbox.inbox import Inbox
 from rabbitevents_outbox.outbox import Outbox
 from rabbitevents_outbox.tables import Tables
 from rabbitevents_outbox.transaction import TransactionError
+from rabbitevents_sql import prepare_sqlite
 
 __all__ = ["Inbox", "Outbox", "Tables", "TransactionError", "prepare_sqlite"]

@@ -13,9 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import ConfigurationError, DecodeError, decode_properties
-from rabbitevents_outbox.databases import reason
 from rabbitevents_outbox.outbox import Outbox
-from rabbitevents_outbox.tables import Tables, where
+from rabbitevents_outbox.tables import Tables
+from rabbitevents_sql import reason, where
 
 
 class Which(msgspec.Struct, frozen=True):

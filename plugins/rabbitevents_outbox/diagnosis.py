@@ -9,10 +9,9 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import ConfigurationError, Finding
-from rabbitevents_outbox.clock import now
-from rabbitevents_outbox.databases import AWAY, reason
 from rabbitevents_outbox.shards import COUNTED, Shards
-from rabbitevents_outbox.tables import Tables, where
+from rabbitevents_outbox.tables import Tables
+from rabbitevents_sql import AWAY, now, reason, where
 
 PATIENCE: Final = 2.5
 """Seconds that the look may take."""

@@ -29,13 +29,13 @@ from rabbitevents import (
     undone,
 )
 from rabbitevents.arguments import Seconds, instance, span
-from rabbitevents_outbox.databases import AWAY, reason, turn_of
 from rabbitevents_outbox.marks import Mark, Marks
 from rabbitevents_outbox.outbox import Outbox
 from rabbitevents_outbox.sessions import Pool, Unit
 from rabbitevents_outbox.tables import Tables
 from rabbitevents_outbox.tenure import log
 from rabbitevents_outbox.transaction import Transaction, collecting
+from rabbitevents_sql import AWAY, reason, turn_of
 
 PURGING: Final = 3600.0
 """Seconds between two looks for marks that were kept long enough."""

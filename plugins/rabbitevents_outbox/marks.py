@@ -14,9 +14,8 @@ from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.orm import Session
 
-from rabbitevents_outbox.clock import at
-from rabbitevents_outbox.databases import Backend
 from rabbitevents_outbox.tables import Tables
+from rabbitevents_sql import Backend, at
 
 Mark = Literal["new", "done", "busy"]
 """What is known of an event: it is ours to handle, it was handled, or another worker has it under way."""

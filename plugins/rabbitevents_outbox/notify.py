@@ -16,9 +16,9 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import ConfigurationError
-from rabbitevents_outbox.databases import AWAY, backend_of, reason
-from rabbitevents_outbox.tables import Tables, where
+from rabbitevents_outbox.tables import Tables
 from rabbitevents_outbox.tenure import log
+from rabbitevents_sql import AWAY, backend_of, reason, where
 
 PAUSE: Final = 0.01
 """Seconds between two NOTIFYs of a process, and between two that wake a relay."""

@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session
 
 from rabbitevents import Check, ConfigurationError, Event, Finding, Host, Limits, Look, Message, Plugin, Publish, Writer
 from rabbitevents.arguments import Seconds, flag, instance, one_of, span, text, whole
-from rabbitevents_outbox.databases import AWAY, backend_of, reason
 from rabbitevents_outbox.diagnosis import diagnose
 from rabbitevents_outbox.notify import Channel, Notifier
 from rabbitevents_outbox.relay import Relay
 from rabbitevents_outbox.rows import Style, row_of, statement_of
 from rabbitevents_outbox.shards import DEADLINE
-from rabbitevents_outbox.tables import Tables, where
+from rabbitevents_outbox.tables import Tables
 from rabbitevents_outbox.tenure import Settings
 from rabbitevents_outbox.transaction import CURRENT, TransactionError, collecting, wake_after
+from rabbitevents_sql import AWAY, backend_of, reason, where
 
 P = TypeVar("P")
 

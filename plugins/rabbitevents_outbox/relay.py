@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import Check, Host, facts
 from rabbitevents.texts import name_of
-from rabbitevents_outbox.databases import AWAY, reason
 from rabbitevents_outbox.notify import Channel, Listener
 from rabbitevents_outbox.shards import Shards
-from rabbitevents_outbox.tables import Tables, where
+from rabbitevents_outbox.tables import Tables
 from rabbitevents_outbox.tenure import Settings, Tenure, log
+from rabbitevents_sql import AWAY, reason, where
 
 STANDBY: Final = 1.0
 """Seconds between two attempts at a shard that another relay has."""

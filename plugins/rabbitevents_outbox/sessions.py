@@ -13,8 +13,8 @@ from sqlalchemy.pool import QueuePool
 
 from rabbitevents import ConfigurationError
 from rabbitevents.arguments import wrong
-from rabbitevents_outbox.databases import Backend, backend_of
 from rabbitevents_outbox.transaction import TransactionError
+from rabbitevents_sql import Backend, backend_of
 
 P = ParamSpec("P")
 T = TypeVar("T")

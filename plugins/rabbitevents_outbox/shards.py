@@ -29,10 +29,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import Executable
 
 from rabbitevents import facts
-from rabbitevents_outbox.clock import age, at, now
-from rabbitevents_outbox.databases import backend_of, turn_of
 from rabbitevents_outbox.rows import Row
 from rabbitevents_outbox.tables import Tables
+from rabbitevents_sql import age, at, backend_of, now, turn_of
 
 DEADLINE: Final = 10.0
 """Seconds that a statement may take."""

@@ -13,7 +13,8 @@ from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from rabbitevents_process.life import Life, Pending
-from rabbitevents_process.tables import ProcessTables, moment
+from rabbitevents_process.tables import ProcessTables
+from rabbitevents_sql import at
 
 PATIENCE: Final = 5.0
 """Seconds that an event waits for another one of the same process; then it fails, and is tried again."""
@@ -100,7 +101,9 @@ class Keeping:
         """Delete some of those that ended longer ago than ``keep``; return how many."""
         row = self._table.c
         old = (
-            select(row.process, row.key).where(row.process == self._process, row.done_at < moment(-keep)).limit(PURGED)
+            select(row.process, row.key)
+            .where(row.process == self._process, row.done_at < at(-keep.total_seconds()))
+            .limit(PURGED)
         )
         async with engine.begin() as connection:
             done = await connection.execute(delete(self._table).where(tuple_(row.process, row.key).in_(old)))

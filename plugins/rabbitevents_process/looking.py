@@ -15,7 +15,7 @@ from rabbitevents import Bus, ConfigurationError
 from rabbitevents_outbox import Outbox
 from rabbitevents_process.keeping import read_timeouts
 from rabbitevents_process.process import Process
-from rabbitevents_process.tables import moment, reason, where
+from rabbitevents_sql import at, reason, where
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ class Lookout:
         found: list[Seen] = []
         for process in [self.named(name) for name in names] or self.processes:
             row = process.tables.process.c
-            still = and_(row.done_at.is_(None), row.changed_at <= moment(-older))
+            still = and_(row.done_at.is_(None), row.changed_at <= at(-older.total_seconds()))
             found += await self._read(process, still, limit)
         return sorted(found, key=lambda each: each.changed_at)[:limit]
 

@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import ClassVar, Final
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import ConfigurationError, Host, LineFilter, Plugin, Subscription
 from rabbitevents_outbox import Inbox, Outbox
 from rabbitevents_process.keeping import Keeping
-from rabbitevents_process.tables import ProcessTables, reason, where
+from rabbitevents_process.tables import ProcessTables
+from rabbitevents_sql import AWAY, reason, where
 
 log: logging.Logger = logging.getLogger("rabbitevents.process")
 log.addFilter(LineFilter())
@@ -26,8 +25,6 @@ PURGING: Final = 3600.0
 
 _DEADLINE: Final = 10.0
 """Seconds that the database has at start."""
-
-_AWAY: Final = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
 
 
 class Tending(Plugin):
@@ -56,7 +53,7 @@ class Tending(Plugin):
         try:
             async with asyncio.timeout(_DEADLINE), engine.connect() as connection:
                 await connection.run_sync(self._tables.check)
-        except _AWAY as error:
+        except AWAY as error:
             raise ConfigurationError(
                 f"process {self._name!r}: the database {where(engine)} does not answer: {reason(error)}"
             ) from error
@@ -85,7 +82,7 @@ class Tending(Plugin):
             forgotten = 0
             try:
                 forgotten = await self._keeping.forget(engine, self._keep)
-            except _AWAY as error:
+            except AWAY as error:
                 log.warning("process %s: those that ended are kept for another hour: %s", self._name, reason(error))
             await asyncio.sleep(0.1 if forgotten else PURGING)
 

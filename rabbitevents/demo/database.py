@@ -9,8 +9,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rabbitevents import ConfigurationError
-from rabbitevents.texts import cut, printable
-from rabbitevents_outbox import prepare_sqlite
+from rabbitevents_sql import prepare_sqlite
 
 NO_URL: Final = "say where the database is: sqlite:///shop.db, or postgresql://localhost/shop"
 
@@ -24,13 +23,6 @@ def shown(url: str) -> str:
         return make_url(url).set(query={}).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
         return "(a URL that cannot be read)"
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line why a database cannot be used, without values and statements."""
-    original = getattr(error, "orig", None) or error
-    said = str(original).strip().splitlines() or [type(error).__name__]
-    return printable(cut(said[0].removeprefix(f"{type(original)}: "), 200))
 
 
 def engine_of(url: str, pool: int) -> AsyncEngine:

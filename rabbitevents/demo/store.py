@@ -19,13 +19,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from rabbitevents import ConfigurationError, Plugin, RabbitEventsError
 from rabbitevents.demo import past
 from rabbitevents.demo.books import Sums, no_sums
-from rabbitevents.demo.database import engine_of, reason, shown
+from rabbitevents.demo.database import engine_of, shown
 from rabbitevents.demo.ledger import Handled, Published, Record, Records
 from rabbitevents.demo.orders import Order
 from rabbitevents.demo.shop.order import placed
 from rabbitevents_eventstore import EventStore, Projections
 from rabbitevents_outbox import Inbox, Outbox, Tables
-from rabbitevents_outbox.databases import turn_of
+from rabbitevents_sql import reason, turn_of
 
 V = TypeVar("V")
 

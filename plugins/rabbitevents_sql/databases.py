@@ -13,23 +13,26 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import ConfigurationError
-from rabbitevents.texts import cut, printable
+from rabbitevents.texts import cut, printable, text_of
 
 Backend = Literal["postgresql", "sqlite"]
 """The databases whose SQL is known here."""
 
 AWAY: Final = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
-"""What a database raises that cannot be reached, or does not answer."""
+"""What a database raises that cannot be reached, does not answer, or does not do as it is told."""
 
 BUSY: Final = 30_000
 """Milliseconds for which a connection to SQLite waits until another one has written."""
 
 
 def backend_of(engine: AsyncEngine | Engine) -> Backend:
-    """Return which database an engine leads to. Raises `ConfigurationError` for one that is not known here."""
+    """Return which database an engine leads to. Raises `ConfigurationError` for one that is not known here.
+
+    :param engine: An engine, async or not.
+    """
     name = engine.dialect.name
     if name not in ("postgresql", "sqlite"):
-        raise ConfigurationError(f"the engine leads to {name}: outbox and inbox are on PostgreSQL or SQLite")
+        raise ConfigurationError(f"the engine leads to {name}: rabbitevents has its tables on PostgreSQL or SQLite")
     return "postgresql" if name == "postgresql" else "sqlite"
 
 
@@ -39,7 +42,10 @@ _TURNS: WeakKeyDictionary[Engine, asyncio.Lock] = WeakKeyDictionary()
 def turn_of(engine: AsyncEngine | Engine) -> AbstractAsyncContextManager[Any]:
     """Return what is entered to use a database: SQLite has one writer, and those of this process take turns here.
 
-    At its own lock each would sleep in a thread, up to 0.1 s at a time. PostgreSQL lets everybody in.
+    At its own lock each would sleep in a thread, up to 0.1 s at a time. PostgreSQL lets everybody in. Who has a turn and asks
+    for another one waits for ever; reading needs none.
+
+    :param engine: The engine that the others have too, and not one that `execution_options` made of it.
     """
     sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if backend_of(sync) != "sqlite":
@@ -47,10 +53,21 @@ def turn_of(engine: AsyncEngine | Engine) -> AbstractAsyncContextManager[Any]:
     return _TURNS.setdefault(sync, asyncio.Lock())
 
 
+def where(engine: AsyncEngine | Engine) -> str:
+    """Name a database for errors, without a password.
+
+    :param engine: The engine that leads to it.
+    """
+    return engine.url.render_as_string(hide_password=True)
+
+
 def reason(error: BaseException) -> str:
-    """Say why a database did not do as it was told, in a line without values and statements."""
+    """Say why a database did not do as it was told, in a line without values and statements.
+
+    :param error: What it raised, or what stands for that.
+    """
     original = getattr(error, "orig", None)
-    said = str(original if original is not None else error).strip().splitlines()
+    said = text_of(original if original is not None else error).strip().splitlines()
     unsaid = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
     return printable(cut(said[0] if said else unsaid, 200))
 

@@ -21,7 +21,7 @@ class now(GenericFunction[Any]):  # noqa: N801
 
 
 class at(GenericFunction[Any]):  # noqa: N801 - a function of SQL, named as those of `sqlalchemy.func` are
-    """The moment so many seconds from now, by the database's clock."""
+    """The moment so many seconds from now, by the database's clock; with fewer than none, one that is past."""
 
     type: TypeEngine[Any] = DateTime(timezone=True)
     inherit_cache: bool = True

@@ -60,6 +60,7 @@ from rabbitevents.plugin import (
 from rabbitevents.publishing.checks import check_message, check_several
 from rabbitevents.publishing.publishing import Publishing, Unroutable
 from rabbitevents.publishing.writer import Checked, Writer
+from rabbitevents.renaming import as_it_stands, check_renames, old_names, renames
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.topology import Topology
@@ -162,6 +163,8 @@ class Bus:
         self._provided: dict[type, Provided] = {Bus: Provided(self)}
         self._publishing: Publishing | None = None
         self._publish_chain: Publish = self.send
+        self.old_names: frozenset[str] = frozenset()
+        """The former names (``was=``) that queues have still: found at the start, and by whoever looks at the broker."""
         self._workforce = Workforce()
         self._observers: tuple[Callable[[Fact], None], ...] = ()
         self._keeps_rejected: set[str] = set()
@@ -229,12 +232,13 @@ class Bus:
         """What the bus consumes. Raises `ConfigurationError` for two subscriptions of one queue."""
         found: dict[str, Subscription] = {}
         for subscription in (s for router in self.routers for s in router.subscriptions()):
-            if subscription.queue in found:
+            if subscription.name in found:
                 raise ConfigurationError(
-                    f"two routers have the queue {subscription.queue!r}: a router's name is its own"
+                    f"two routers have the queue {subscription.name!r}: a router's name is its own"
                 )
-            found[subscription.queue] = subscription
-        return tuple(found.values())
+            found[subscription.name] = subscription
+        check_renames(found.values())
+        return tuple(as_it_stands(each, self.old_names) for each in found.values())
 
     def subscriptions_of(self, plugin: Plugin, /) -> tuple[Subscription, ...]:
         """Return those of the subscriptions whose chain has ``plugin`` in it: where no other stands in for it."""
@@ -252,6 +256,7 @@ class Bus:
                 self.exchange,
                 self.configuration.delivery_limit,
                 single_active_consumer=subscription.options.single_active_consumer,
+                was=subscription.former,
             )
             for plugin in standing_in(self.plugins, subscription):
                 needed = plugin.topology(needed, subscription)
@@ -312,8 +317,10 @@ class Bus:
                 # What is written wrong is said before the broker is looked for.
                 self._workforce.workers = self._new_workers()
             stack.push_async_callback(self._stop_broker)
-            settings = Settings(self.name, told.start_timeout, told.in_flight, told.limits)
+            renamed = renames(self.subscriptions)
+            settings = Settings(self.name, told.start_timeout, told.in_flight, told.limits, renamed)
             await self._broker.start(settings, self.report if self._observers else None)
+            await self._look_for_old_names()
             await self._declare_topology()  # before anybody publishes: plugins do so as they are entered
             await self._look_for_lost()
             for plugin in everybody:
@@ -323,6 +330,17 @@ class Bus:
             stack.push_async_callback(self._stop_consuming)
             await self._workforce.start(self._broker)
             self._stack = stack.pop_all()
+
+    async def _look_for_old_names(self) -> None:
+        """Find the queues that are to be renamed, and were not yet: they are consumed under the names that they have."""
+        self.old_names = await old_names(self.subscriptions, self._broker.depth)
+        if self.old_names:
+            self._workforce.workers = []  # made anew, for the queues that there are
+            self._running.old_names = self.old_names
+            log.info(
+                "consumed under their former names: %s; once no older code runs, `rabbitevents topology migrate` leads over",
+                ", ".join(sorted(self.old_names)),
+            )
 
     def _new_publishing(self) -> Publishing:
         told = self.configuration

@@ -63,6 +63,18 @@ class Subscription(msgspec.Struct, frozen=True):
     plugins: tuple[Plugin, ...] = ()
     without: frozenset[str] = frozenset()
     """The roles of the bus's plugins that are left out here."""
+    was: str = ""
+    """The queue's former name; as long as a queue of that name stands, it is ``queue``."""
+
+    @property
+    def identity(self) -> str:
+        """What derived ids and claims are made of: the former name, where there is one, and else the name."""
+        return self.was or self.name
+
+    @property
+    def former(self) -> str:
+        """The former name, once the queue does not have it any more; else nothing."""
+        return self.was if self.queue != self.was else ""
 
     @property
     def dead_queue(self) -> str:
@@ -101,6 +113,7 @@ class Router:
         *events: type | str,
         name: str | None = None,
         queue: str | None = None,
+        was: str | None = None,
         exchange: str | Exchange | None = None,
         key: str | Iterable[str] | None = None,
         concurrency: int | None = None,
@@ -122,6 +135,9 @@ class Router:
         :param name: The handler's name, which its queue keeps when the function is renamed. By default the function's.
         :param queue: A queue that several handlers of the router share, with exactly one handler per event type. By
             default each has its own.
+        :param was: The whole name that the queue had before it was renamed: ``was="shop.charge"``. As long as a queue of that
+            name stands, it is consumed, and none of the new name is made; ``rabbitevents topology migrate`` leads over to
+            that. Ids and claims of idempotency stay those of the former name.
         :param exchange: Another team's exchange that the queue is bound to instead of the bus's own: its name, where it must
             be there, or an `Exchange` to declare it. By default the bus's own.
         :param key: What the queue is bound by, a routing key or several: ``"booking.#"``. By default the types and patterns.
@@ -150,6 +166,7 @@ class Router:
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
         own, without = _own(plugins)
+        former = _former(was)
 
         def register(function: H) -> H:
             if not callable(cast("object", function)):
@@ -166,7 +183,7 @@ class Router:
                 )
             _check_name("the handler's name", named, 'name="charge"')
             handler = Handler(named, function, classes, patterns, there, keys)
-            self._add(handler, queue, Subscription("", "", (handler,), told, own, without))
+            self._add(handler, queue, Subscription("", "", (handler,), told, own, without, former))
             return function
 
         return register
@@ -177,6 +194,10 @@ class Router:
         name = f"{self.name}.{handler.name if queue is None else queue}"
         if len(name.encode()) > 240:
             raise ConfigurationError(f"the queue name {name[:40]!r}... is longer than 240 bytes")
+        if told.was == name:
+            raise ConfigurationError(
+                f"on(...): was={told.was!r} is the queue's name still: say the one that it had before"
+            )
         there = self._subscriptions.get(name)
         if there is None:
             self._subscriptions[name] = msgspec.structs.replace(told, name=name, queue=name)
@@ -193,6 +214,8 @@ class Router:
                 f"queue {name!r} is shared: say how it works (concurrency, prefetch, timeout, ordered, single_active_consumer, "
                 "plugins) at its first handler"
             )
+        if told.was not in ("", there.was):
+            raise ConfigurationError(f"queue {name!r} is shared: say its former name (was) at its first handler")
         _check_shared(name, there.handlers, handler)
         self._subscriptions[name] = msgspec.structs.replace(there, handlers=(*there.handlers, handler))
 
@@ -212,6 +235,23 @@ def _check_name(what: str, name: object, such_as: str) -> None:
         raise ConfigurationError(
             f"{what} {name[:40]!r} must be words of letters, digits, '-' and '_', with dots between; say another with name="
         )
+
+
+def _former(was: object) -> str:
+    """Return a queue's former name. Raises `ConfigurationError` for what was the name of no queue of ours."""
+    if was is None:
+        return ""
+    such_as = 'was="shop.charge"'
+    _check_name("the queue's former name", was, such_as)
+    former = str(was)
+    if "." not in former:
+        raise ConfigurationError(
+            f"on(...): was={former[:40]!r} is no queue's whole name, as `rabbitevents topology plan` and the broker say it: "
+            f"{such_as}"
+        )
+    if len(former.encode()) > 240:
+        raise ConfigurationError(f"on(...): was={former[:40]!r}... is longer than 240 bytes")
+    return former
 
 
 def _own(plugins: Iterable[Plugin] | Mapping[str, Plugin | None]) -> tuple[tuple[Plugin, ...], frozenset[str]]:

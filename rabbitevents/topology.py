@@ -25,6 +25,9 @@ DELAY_DUE: Final = f"delay{DUE}"
 DELAY_LOST: Final = "delay.lost"
 """Where a copy goes whose queue was deleted in the meantime: without it, 32 such copies wedge a waiting queue."""
 
+MOVING: Final = ".moving"
+"""How a queue is called that stands in for another one that is being made anew, or given another name."""
+
 Argument = str | int | bool
 Arguments = Mapping[str, Argument]
 
@@ -199,8 +202,12 @@ def needed(
     delivery_limit: int,
     *,
     single_active_consumer: bool = False,
+    was: str = "",
 ) -> Topology:
-    """Return what a subscription needs: the place of its dead letters first, then its queue and the bindings."""
+    """Return what a subscription needs: the place of its dead letters first, then its queue and the bindings.
+
+    ``was`` is the queue's former name: what waits for it under that name comes back to it, too.
+    """
     arguments = quorum(
         dead_letter_exchange=dead_exchange(exchange),
         dead_letter_routing_key=queue,
@@ -217,6 +224,8 @@ def needed(
             Binding(DELAY_DUE, queue, queue),
         )
     )
+    if was:
+        here += (Binding(DELAY_DUE, queue, was),)
     for source in sources:
         here += _bound(queue, source, exchange)
     return here

@@ -41,7 +41,9 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     ),
     (
         "pure logic",
-        frozenset({"payload", "wire", "options", "routing", "plugin", "topics", "topology", "fields", "lines"}),
+        frozenset(
+            {"payload", "wire", "options", "routing", "plugin", "renaming", "topics", "topology", "fields", "lines"}
+        ),
     ),
     ("brokers", frozenset({"brokers"})),
     (

@@ -77,6 +77,7 @@ class Claims:
         self._keep = keep
         self._waits = waits
         self._consequence = "events wait" if waits else "events are handled without a claim"
+        self._identities = {each.queue: each.identity for each in host.subscriptions}
         self._patience = host.consumer_timeout.total_seconds() / 2
         self._owners = secrets.token_urlsafe(6)
         self._numbers = count(1)
@@ -118,7 +119,8 @@ class Claims:
 
     def new(self, delivery: Delivery, name: str, digest: str) -> Lease:
         """Return what to claim: the event ``name`` for its handler, by an owner that no claim ever had, in any process."""
-        return Lease(f"{delivery.queue}:{name}", f"{self._owners}{next(self._numbers)}", digest, delivery)
+        whose = self._identities.get(delivery.queue, delivery.queue)
+        return Lease(f"{whose}:{name}", f"{self._owners}{next(self._numbers)}", digest, delivery)
 
     async def claim(self, lease: Lease) -> Claim | None:
         """Claim. Raises `KeyRefusedError`. Where only some keys cannot be asked for, nobody stands and waits for them."""

@@ -88,6 +88,8 @@ class Inbox(Plugin):
         self._busy = span("Inbox: busy", busy, least=0.1)
         self._marks = Marks(self._tables, self._pool.backend)
         self._host: Host | None = None
+        self._identities: dict[str, str] = {}
+        """What marks are made for, by the queues."""
         self._without_id: set[str] = set()
         self._turn = turn_of(self._pool.engine)
 
@@ -107,6 +109,7 @@ class Inbox(Plugin):
             await unit.close()
         host.provide(self._pool.kind, factory=_session_of)
         self._host = host
+        self._identities = {each.queue: each.identity for each in host.subscriptions}
         purging = asyncio.create_task(self._purge(), name="rabbitevents inbox purge")
         try:
             yield
@@ -166,7 +169,7 @@ class Inbox(Plugin):
         for delivery in (each for each in deliveries if each.properties.message_id is None):
             self._say_without_id(delivery)
         marks = iter(
-            self._marks.make_all(connection, [each.id for each in named], deliveries[0].queue) if named else []
+            self._marks.make_all(connection, [each.id for each in named], self._whose(deliveries[0])) if named else []
         )
         return ["new" if each.properties.message_id is None else next(marks) for each in deliveries]
 
@@ -185,7 +188,7 @@ class Inbox(Plugin):
             if isinstance(answer, BaseException) or answer.outcome is not Outcome.ACK
         ]
         if len(failed) < len(deliveries):
-            await unit.run(self._unmark, [each.id for each in failed], deliveries[0].queue)
+            await unit.run(self._unmark, [each.id for each in failed], self._whose(deliveries[0]))
             await unit.run(self._end, unit, transaction)
             if transaction.wake is not None:
                 transaction.wake()
@@ -206,7 +209,11 @@ class Inbox(Plugin):
         if delivery.properties.message_id is None:
             self._say_without_id(delivery)
             return "new"
-        return self._marks.make(connection, delivery.id, delivery.queue)
+        return self._marks.make(connection, delivery.id, self._whose(delivery))
+
+    def _whose(self, delivery: Delivery) -> str:
+        """Return what an event's mark is made for: the subscription, whatever its queue is called."""
+        return self._identities.get(delivery.queue, delivery.queue)
 
     async def _handle(self, proceed: Consume, unit: Unit, delivery: Delivery) -> Settlement:
         token = _SESSION.set(unit.session)

@@ -42,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True):
     in_flight: int = 1000
     """How many publishes may wait for their confirm; further ones wait before they are sent."""
     limits: Limits = Limits()
+    renames: Mapping[str, str] = {}
+    """Queues that are to go by another name, each with that: their consumers go where their events go."""
 
 
 class Consumer(Protocol):

@@ -165,6 +165,7 @@ def _rows(each: SubscriptionWiring) -> list[tuple[str, str]]:
     return [
         *_calls(each),
         ("queue", f"{each.queue}, {kind}, delivery limit {limit}"),
+        *([("was", f"{each.was}: that is consumed as long as it stands")] if each.was else []),
         *(("bound to", f"{bound.exchange}: {', '.join(bound.keys)}") for bound in each.bound),
         ("works with", f"workers {each.workers}, prefetch {each.prefetch}, {timeout}"),
         *(
@@ -178,7 +179,7 @@ def _rows(each: SubscriptionWiring) -> list[tuple[str, str]]:
         ("at the broker", f"after {limit} deliveries that nobody settled, {each.dead_queue}"),
         *_published(each),
         *(("function", _function(handler)) for handler in each.handlers),
-        ("identity", f"{each.name} (derived ids and claims of idempotency use it)"),
+        ("identity", f"{each.was or each.name} (derived ids and claims of idempotency use it)"),
     ]
 
 

@@ -164,7 +164,7 @@ class Dispatch:
     ) -> None:
         batch = subscription.options.batch is not None
         self._stopping = stopping
-        self._name = subscription.name
+        self._identity = subscription.identity
         self._outward = outward
         self._owner = owner
         self._chain = chain
@@ -212,7 +212,7 @@ class Dispatch:
         """Write what was returned for one event, caused by it."""
         if not events:
             return []
-        token = CURRENT.set(Handling(received, self._name, self._owner, self._chain))
+        token = CURRENT.set(Handling(received, self._identity, self._owner, self._chain))
         try:
             return self._outward.prepare_all(events)
         except EncodeError as error:
@@ -240,7 +240,7 @@ class Dispatch:
         invocation = self._known.get(received.type) or self._find(received)
         if self._some_read_nothing and invocation.reads_payload:
             received = read(delivery)  # which raises why it cannot be read, if it cannot
-        handling = Handling(received, self._name, self._owner, self._chain)
+        handling = Handling(received, self._identity, self._owner, self._chain)
         CURRENT.set(handling)
         try:
             if self._timeout is None:

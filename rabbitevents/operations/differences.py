@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingBinding, StandingExchange, StandingQueue
-from rabbitevents.topology import Argument, Arguments, Binding, Exchange, Queue, Topology
+from rabbitevents.routing import Subscription
+from rabbitevents.topology import MOVING, Argument, Arguments, Binding, Exchange, Queue, Topology
 
 
 class Differs(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ def stale_bindings(scene: Scene) -> list[StandingBinding]:
     """Return the bindings of the handlers' queues that the code does not have, ordered by queue, key and exchange."""
     queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
     extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
-    extra = {each for each in extra if not each.exchange.startswith(f"{each.target}{MOVING}")}
+    extra = {each for each in extra if not each.exchange.endswith((MOVING, f"{MOVING}.rest"))}
     return sorted(
         extra - wanted_bindings(scene.needed), key=lambda each: (each.target, each.routing_key, each.exchange)
     )
@@ -89,6 +89,28 @@ def orphan_queues(scene: Scene) -> Iterator[tuple[str, StandingQueue]]:
             yield router, queue
 
 
+def to_be_renamed(scene: Scene) -> Iterator[Subscription]:
+    """Yield the subscriptions whose queues have their former names still, and nobody has begun to change that."""
+    for each in scene.subscriptions:
+        if each.was and each.queue == each.was and not is_unfinished(scene, each):
+            yield each
+
+
+def left_behind(scene: Scene) -> Iterator[tuple[Subscription, StandingQueue]]:
+    """Yield queues under former names, whose subscriptions have new ones: the handler's own, or that of its dead letters."""
+    for each in scene.subscriptions:
+        for former in (each.former, f"{each.former}.dead") if each.former else ():
+            if former in scene.standing.queues and not is_unfinished(scene, each):
+                yield each, scene.standing.queues[former]
+
+
 def is_moving(scene: Scene, queue: str) -> bool:
-    """Say whether a queue is being made anew: nothing about it is to be changed by anybody else."""
-    return f"{queue}{MOVING}" in scene.standing.queues
+    """Say whether a queue is being made anew or renamed: nothing about it is to be changed by anybody else."""
+    old = (each.was for each in scene.subscriptions if each.was and queue in (each.name, each.was))
+    return any(f"{name}{MOVING}" in scene.standing.queues for name in (queue, *old))
+
+
+def is_unfinished(scene: Scene, subscription: Subscription) -> bool:
+    """Say whether a queue is being given its new name: somebody began, and did not end it."""
+    marker = f"{subscription.was}{MOVING}"
+    return marker in scene.standing.queues or f"{marker}.first" in scene.standing.exchanges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -23,6 +24,7 @@ from rabbitevents.operations.scene import GRADES, Found, Result, Scene, Unseen, 
 from rabbitevents.operations.standing import an_object, objects, text
 from rabbitevents.operations.wiring import wiring
 from rabbitevents.plugin import Plugin, overrides
+from rabbitevents.renaming import old_names
 from rabbitevents.routing import Subscription
 from rabbitevents.states import Depth, Finding
 from rabbitevents.texts import name_of, printable
@@ -72,9 +74,12 @@ async def examine(
     began = monotonic()
     broker = rabbitmq_of(bus)
     sites = [(url, Site(read_url(url, "the URL of a process's health", "http://host:8080"))) for url in health]
-    bus_alone = bare(bus) if sites else unseen(bare(bus), "", "processes")
     async with visiting(broker) as (visits, visitor):
+        if visitor is not None:
+            with suppress(BrokerError):  # who may not look there is told so by the checks
+                bus.old_names = await old_names(bus.subscriptions, visitor.depth)
         management = Management(address_of(broker, visits), http, context=broker.context)
+        bus_alone = bare(bus) if sites else unseen(bare(bus), "", "processes")
         scene = msgspec.structs.replace(bus_alone, visits=visits, replicas=replicas)
         left = began + WITHIN - monotonic()
         scene, asked = await _seen(bus, scene, visitor, management, sites=sites, interval=interval, http_within=left)

@@ -15,6 +15,7 @@ from rabbitevents.operations.doctor import bare, rabbitmq_of
 from rabbitevents.operations.over_http import standing_of, way_in
 from rabbitevents.operations.scene import Found, examined
 from rabbitevents.operations.standing import StandingQueue
+from rabbitevents.renaming import old_names
 
 _ASKED: Final = ("objects",)
 
@@ -53,6 +54,11 @@ async def live(bus: Bus, told: str | None) -> Live:
         standing = await standing_of(http)
     except BrokerError as error:
         return Live(http=str(http), problem=f"{error}; {way_in(error, http)}")
+
+    async def look(queue: str) -> StandingQueue | None:
+        return standing.queues.get(queue)
+
+    bus.old_names = await old_names(bus.subscriptions, look)
     scene = msgspec.structs.replace(bare(bus), standing=standing)
     names = {name for each in bus.subscriptions for name in (each.queue, each.dead_queue)}
     return Live(

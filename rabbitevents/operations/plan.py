@@ -10,21 +10,23 @@ from typing import Final, Literal
 
 import msgspec
 
-from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.operations.checks.topology import policies
 from rabbitevents.operations.differences import (
     Differs,
     is_moving,
+    is_unfinished,
+    left_behind,
     of_exchange,
     of_queue,
     orphan_queues,
     said,
     stale_bindings,
+    to_be_renamed,
     wanted_bindings,
 )
 from rabbitevents.operations.scene import Found, Scene, Sight, Unseen, found_by
 from rabbitevents.operations.standing import StandingBinding, StandingQueue
-from rabbitevents.topology import Exchange, Queue
+from rabbitevents.topology import MOVING, Exchange, Queue
 
 Action = Literal["add", "migrate", "remove", "decide"]
 """What is to be done: by apply; by migrate; by ``apply --prune``; or by somebody who knows what it is for."""
@@ -80,7 +82,7 @@ def changes(scene: Scene, probed: Iterable[Change] = ()) -> tuple[Change, ...]:
     found = [*_missing(scene), *probed]
     if "objects" not in scene.unseen:
         found += [*_otherwise(scene), *_unbound(scene), *_stale(scene), *_orphans(scene)]
-    found = [*found, *_moving(scene)]
+    found = [*found, *_moving(scene), *_former(scene)]
     return tuple(sorted(found, key=lambda each: ACTIONS.index(each.action)))
 
 
@@ -174,10 +176,27 @@ def _orphans(scene: Scene) -> Iterator[Change]:
 
 def _moving(scene: Scene) -> Iterator[Change]:
     for each in scene.subscriptions:
-        if is_moving(scene, each.queue):
+        if each.was and is_unfinished(scene, each):
+            what = f"it is given another name, {each.name}, or was and nobody went on"
+            yield Change(action="migrate", kind="queue", name=each.was, what=what)
+        elif is_moving(scene, each.queue):
             there: StandingQueue = scene.standing.queues[f"{each.queue}{MOVING}"]
             what = "it is being made anew, or was and nobody went on"
             yield Change(action="migrate", kind="queue", name=each.queue, ready=there.ready, what=what)
+
+
+def _former(scene: Scene) -> Iterator[Change]:
+    """Say which queues have their former names, also without HTTP, and what of those names is left after that."""
+    for each in to_be_renamed(scene):
+        depth = scene.depths.get(each.was)
+        ready = None if depth is None else depth.ready
+        yield Change(action="migrate", kind="queue", name=each.was, ready=ready, what=f"it is to be called {each.name}")
+    orphans = {queue.name for _, queue in orphan_queues(scene)}
+    for each, queue in left_behind(scene):
+        if queue.name not in orphans:
+            kind = "events" if queue.name == each.was else "dead letters"
+            what = f"{kind} of {each.queue} from before it had this name"
+            yield Change(action="decide", kind="queue", name=queue.name, ready=queue.ready, what=what)
 
 
 SIGNS: Final[dict[Action, str]] = {"add": "+", "migrate": "~", "remove": "-", "decide": "?"}

@@ -22,6 +22,7 @@ from rabbitevents.operations.over_http import standing_of, way_in
 from rabbitevents.operations.plan import Change, Plan, blind, changes, migrated, otherwise_exchange, overriding
 from rabbitevents.operations.scene import Scene, unseen
 from rabbitevents.publishing.delay import tier, waiting_room
+from rabbitevents.renaming import old_names
 from rabbitevents.topology import DELAY_DUE, Exchange, Queue, Topology, due_exchange
 
 NAME: Final = "rabbitevents topology"
@@ -53,6 +54,7 @@ async def at_work(bus: Bus, http: str | None, waits: Waits = ()) -> AsyncGenerat
             problem = next(visit for visit in visits if visit.problem)
             raise BrokerUnavailableError(problem.problem, code=problem.code)
         visit = next(visit for visit in visits if not visit.problem)
+        bus.old_names = await old_names(bus.subscriptions, visitor.depth)
         management = Management(address_of(broker, visits), http, context=broker.context)
         wanted = wanted_of(bus, waits)
         yield Worksite(bus, wanted, visit, visitor.connection, management, visitor)

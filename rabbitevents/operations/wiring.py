@@ -86,6 +86,8 @@ class SubscriptionWiring(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None
     order: str
     """Within what events are handled one by one: "entity", the name of a function, or nothing."""
+    was: str
+    """The queue's former name, of which derived ids and claims are made; or nothing."""
     batch: str
     """How events come together for one call: "up to 100 within 0.2 s", or nothing."""
     plugins: tuple[PluginWiring, ...]
@@ -144,6 +146,7 @@ def _subscription(bus: Bus, subscription: Subscription, topology: Topology) -> S
         prefetch=options.prefetch,
         timeout=None if options.timeout is None else options.timeout.total_seconds(),
         order=_order(options.ordered),
+        was=subscription.was,
         batch="" if options.batch is None else f"up to {options.batch.size} within {options.batch.within:g} s",
         plugins=tuple(_plugin(each) for each in chain),
         said=tuple(said for plugin in chain for said in _said(plugin, subscription)),

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from rabbitevents.brokers import Broker
 from rabbitevents.errors import OutcomeUnknownError, UnroutableError
 from rabbitevents.facts import Report, Returned
@@ -17,6 +19,7 @@ from rabbitevents.plugin import Publish
 from rabbitevents.publishing.checks import check_message
 from rabbitevents.publishing.delay import Delays
 from rabbitevents.publishing.writer import Writer
+from rabbitevents.topology import DELAY_DUE
 
 log: logging.Logger = logging.getLogger("rabbitevents.publish")
 
@@ -40,6 +43,8 @@ class Publishing:
     ) -> None:
         self.unroutable: Counter[str] = Counter()
         """How many events of each type reached no queue."""
+        self.old_names: frozenset[str] = frozenset()
+        """Queues that may be given another name at any moment; what has waited finds them by this one all the same."""
         self._writer = writer
         self._broker = broker
         self._delays = Delays(broker, exchange, passive=passive)
@@ -85,7 +90,15 @@ class Publishing:
 
     async def forward(self, message: Message) -> None:
         """Publish a copy of a delivery; one that reaches no queue is an error here. Raises a `PublishError`."""
-        if not await self._delays.publish(message, self._deadline(message)):
+        deadline = self._deadline(message)
+        if await self._delays.publish(message, deadline):
+            return
+        due = msgspec.structs.replace(message, exchange=DELAY_DUE, after=None)
+        if (
+            message.exchange
+            or message.routing_key not in self.old_names
+            or not await self._broker.publish(due, deadline)
+        ):
             raise UnroutableError(message)
 
     async def forward_all(self, messages: Sequence[Message]) -> list[Exception | None]:

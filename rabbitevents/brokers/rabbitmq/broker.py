@@ -18,7 +18,7 @@ from rabbitevents.brokers.rabbitmq.address import Address, addresses
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.declaring import declare, depth
 from rabbitevents.brokers.rabbitmq.link import Link, Restore
-from rabbitevents.brokers.rabbitmq.moving import handled, moving, stand_in, without
+from rabbitevents.brokers.rabbitmq.moving import Elsewhere, handled, without
 from rabbitevents.brokers.rabbitmq.publisher import Publisher
 from rabbitevents.brokers.rabbitmq.registration import Source
 from rabbitevents.brokers.rabbitmq.subscriber import Subscriber
@@ -58,8 +58,8 @@ class RabbitMQ:
         """What was said to be used as it stands."""
         self._otherwise: dict[str, TopologyError] = {}
         """What stands with other limits, by name, and is used as it is."""
-        self._moving: frozenset[str] = frozenset()
-        """The queues that were being made anew when we looked last: they are left alone."""
+        self._elsewhere = Elsewhere({})
+        """The queues that are left alone."""
         self._subscribers: list[Subscriber] = []
         self._settings = Settings()
         self._report: Report | None = None
@@ -83,7 +83,7 @@ class RabbitMQ:
         self._subscribers.clear()
         self._refused.clear()
         self._said.clear()
-        self._moving = frozenset()
+        self._elsewhere = Elsewhere(settings.renames)
         self._otherwise.clear()
         self._topology = Topology()
         self._publisher = Publisher(
@@ -165,8 +165,9 @@ class RabbitMQ:
     async def _declare(self, connection: Connection, topology: Topology) -> Mapping[str, TopologyError]:
         """Declare, and remember what could not be; say once what is used as it stands."""
         service = self._topology + topology
-        await self._note_moving(connection, handled(topology))
-        wanted = without(topology, self._moving)
+        await self._elsewhere.look(connection, handled(topology))
+        elsewhere = self._elsewhere.queues
+        wanted = without(topology, elsewhere)
         declared = await declare(connection, wanted, passive=self._passive, service=service, said=self._said)
         warnings = ((logging.WARNING, text) for text in (declared.warning, declared.otherwise))
         for level, text in ((logging.INFO, declared.info), *warnings):
@@ -177,7 +178,7 @@ class RabbitMQ:
             self._otherwise.pop(name, None)
         self._refused.update({name: error for name, error in declared.refused.items() if not error.stands})
         self._otherwise.update({name: error for name, error in declared.refused.items() if _is_otherwise(error)})
-        return {**declared.refused, **{name: _anew(name) for name in self._moving.intersection(topology.queues)}}
+        return {**declared.refused, **{name: _anew(name) for name in elsewhere.intersection(topology.queues)}}
 
     async def _restore_publishing(self, connection: Connection) -> None:
         connection.tap.on_blocked = self._blocked
@@ -202,21 +203,17 @@ class RabbitMQ:
 
     async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> Source:
         """Make sure that a queue can be consumed. What stands otherwise is this queue's trouble alone."""
-        part, known = self._topology.part(queue), mark(self._topology, queue)
+        elsewhere = self._elsewhere
+        part, known = self._topology.part(queue), mark(self._topology, queue, elsewhere.becomes(queue))
         if not part.items:
-            await self._note_moving(connection, [queue])
-        elif missing or queue in self._refused or queue in self._moving:
+            await elsewhere.look(connection, [queue])
+        elif missing or queue in self._refused or queue in elsewhere.queues:
             await self._declare(connection, part)
-        if queue in self._moving:
-            return Source(await stand_in(connection, queue), known)
+        if (source := await elsewhere.source(connection, queue)) is not None:
+            return Source(source, known)
         if (refused := self._refused.get(queue)) is not None:
             raise refused
         return Source(queue, known)
-
-    async def _note_moving(self, connection: Connection, queues: Sequence[str]) -> None:
-        """Look which queues are being made anew, and leave them alone."""
-        if queues:
-            self._moving = self._moving.difference(queues) | await moving(connection, queues)
 
     def _blocked(self, reason: str | None) -> None:
         if self._publisher is not None:
@@ -330,8 +327,8 @@ class RabbitMQ:
 
 
 def _anew(queue: str) -> TopologyError:
-    """Say that a queue is being made anew: nothing of it was declared."""
-    text = f"queue {queue!r} is being made anew, and is used as it stands"
+    """Say that a queue is being made anew, or has another name by now: nothing of it was declared."""
+    text = f"queue {queue!r} is being made anew, or goes by another name, and is used as it stands"
     return TopologyError(text, name=queue, code=0, stands=True)
 
 

@@ -35,8 +35,11 @@ class Who(msgspec.Struct, frozen=True):
     where: str
 
 
-def mark(topology: Topology, queue: str) -> str:
-    """Return eight signs for what is declared for a queue, its arguments and its bindings: others, where that is other."""
+def mark(topology: Topology, queue: str, becomes: str = "") -> str:
+    """Return eight signs for what is declared for a queue, its arguments and its bindings: others, where that is other.
+
+    Code that knows of another name which the queue is to have (``becomes``) is other code, too.
+    """
     declared = topology.queue(queue)
     arguments = [] if declared is None else sorted(declared.arguments.items())
     bindings = sorted(
@@ -44,7 +47,8 @@ def mark(topology: Topology, queue: str) -> str:
         for item in topology.items
         if isinstance(item, Binding) and item.queue == queue
     )
-    return blake2s(repr((arguments, bindings)).encode(), digest_size=4).hexdigest()
+    known = (arguments, bindings, becomes) if becomes else (arguments, bindings)
+    return blake2s(repr(known).encode(), digest_size=4).hexdigest()
 
 
 def tag(mark: str) -> str:

@@ -22,7 +22,9 @@ from rabbitevents.operations.moving.beforehand import Outlook, outlook
 from rabbitevents.operations.moving.contents import move
 from rabbitevents.operations.moving.emptiness import NotEmptyError, Waiting
 from rabbitevents.operations.moving.removing import Removal, removal, remove
+from rabbitevents.operations.moving.renaming import Renaming
 from rabbitevents.operations.planning import at_work
+from rabbitevents.topology import Queue
 
 WITHIN: Final = 600.0
 """Seconds that consumers have by default to empty a queue."""
@@ -48,22 +50,25 @@ AGAIN: Final = 2.0
 )
 @YES
 def migrate_(reference: str, queue: str, http: str | None, within: float, yes: bool) -> int:
-    """Make a handler's queue anew, with the arguments that the code wants.
+    """Make a handler's queue anew, with the arguments or the name of the code.
+
+    A queue is given the name that it has in the code where that says what it
+    was called before: @router.on(..., was="shop.charge").
 
     Publishers and all other handlers go on; this one goes on too, and stands
-    still for two short waits. Events keep their order, and none is lost or
+    still for one or two short waits. Events keep their order, and none is lost or
     handled twice. Its consumers must be of this version of the library, and
     they empty the queue. Broken off anywhere, run it again.
     """
     bus, told = load_bus(reference), http_url(http)
     found = run(_outlook(bus, told, queue))
     if not found.differs and not found.going_on:
-        out.print(f"{queue} is as the bus wants it")
+        out.print(f"{found.queue} is as the bus wants it")
         return 0
     for text in _about(found):
         out.print(one_line(text))
     if not yes:
-        confirm("Go on?" if found.going_on else "Make it anew?")
+        confirm("Go on?" if found.going_on else "Make it anew?" if isinstance(found.wanted, Queue) else "Rename it?")
     return run(_migrated(bus, told, found, within))
 
 
@@ -73,12 +78,13 @@ async def _outlook(bus: Bus, http: str | None, queue: str) -> Outlook:
 
 
 def _about(found: Outlook) -> list[str]:
-    name = found.wanted.name
+    name = found.queue
+    waiting = found.wanted.name if isinstance(found.wanted, Renaming) else f"{name}.moving"
     lines = [f"{name}: {found.differs or 'is being made anew'}{f'; {found.depth}' if found.depth else ''}"]
     if found.going_on:
         lines.append("somebody has begun, and this goes on with it")
     else:
-        lines.append(f"events wait in {name}.moving meanwhile")
+        lines.append(f"events wait in {waiting} meanwhile")
     if found.otherwise:
         lines.append(
             f"other code than this consumes it, at {', '.join(found.otherwise)}: if that wants it otherwise, it stands still "
@@ -105,6 +111,8 @@ async def _migrated(bus: Bus, http: str | None, found: Outlook, within: float) -
             tell(f"{error}; goes on when it can")
             await asyncio.sleep(AGAIN)
     put(f"done: {time.monotonic() - began:.0f} s, {lost} lost")
+    if isinstance(found.wanted, Renaming):
+        put(f"start the service anew; then move what is in {found.queue}.dead, and remove that: plan says how")
     return CRASHED if lost else 0
 
 

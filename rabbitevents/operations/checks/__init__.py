@@ -32,5 +32,6 @@ CHECKS: Final = (
     Check("D15", "events that nobody gets", ("objects",), topology.unheard),
     Check("D16", "clocks", ("objects",), broker.clocks),
     Check("D18", "unfinished moves", ("objects",), topology.moving),
+    Check("D18", "renamed queues", ("objects",), topology.renames),
 )
 """In the order in which they are said. (Two bindings of one queue that overlap deliver once: there is no D17.)"""

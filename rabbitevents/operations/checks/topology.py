@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.operations.differences import (
     is_moving,
+    is_unfinished,
+    left_behind,
     of_exchange,
     of_queue,
     orphan_queues,
     said,
     stale_bindings,
+    to_be_renamed,
     wanted_bindings,
 )
 from rabbitevents.operations.effective import Setting
@@ -24,6 +26,7 @@ from rabbitevents.topology import (
     DEAD_LETTER_LIMIT,
     DELAY_DUE,
     DELAY_LOST,
+    MOVING,
     Exchange,
     Queue,
     due_exchange,
@@ -214,10 +217,33 @@ def moving(scene: Scene) -> Iterator[Finding]:
     """Look for queues that stand in for ours."""
     for each in scene.subscriptions:
         there = scene.standing.queues.get(f"{each.queue}{MOVING}")
-        if there is not None:
+        if each.was and is_unfinished(scene, each):
+            what = f"it is given another name, {each.name}, or was and nobody went on"
+            yield Finding("risk", each.was, what, f"rabbitevents topology migrate MODULE:BUS {each.name} goes on")
+        elif there is not None:
             wait = "" if there.ready is None else f"; {there.ready:,} wait here"
             what = f"{each.queue} is being made anew, or was and nobody went on{wait}"
             yield Finding("risk", there.name, what, f"rabbitevents topology migrate MODULE:BUS {each.queue} goes on")
+
+
+def renames(scene: Scene) -> Iterator[Finding]:
+    """Look for queues that have their former names, and for what is left of those."""
+    for each in to_be_renamed(scene):
+        what = f"in the code it is {each.name}; it is consumed as it is called"
+        way_out = f"once no older version of the service runs, rabbitevents topology migrate MODULE:BUS {each.name}"
+        yield Finding("note", each.was, what, way_out)
+    for each, queue in left_behind(scene):
+        if queue.name == each.was:
+            what = (
+                f"it stands beside {each.queue}, and its events come to both: older code has run again since the rename"
+            )
+            yield Finding("wrong", queue.name, what, f"stop that; rabbitevents topology remove MODULE:BUS {queue.name}")
+            continue
+        there = "?" if queue.ready is None else f"{queue.ready:,}"
+        what = f"dead letters of {each.queue} from before it had this name: {there}"
+        move = f"rabbitevents topology move MODULE:BUS {queue.name} {each.dead_queue}"
+        way_out = f"once all replicas have started anew, {move}, and remove"
+        yield Finding("risk" if queue.ready else "note", queue.name, what, way_out)
 
 
 # --- what is ours ----------------------------------------------------------------------------------------------------

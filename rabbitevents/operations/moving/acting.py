@@ -13,6 +13,7 @@ import msgspec
 
 from rabbitevents.brokers.rabbitmq.altering import Altering
 from rabbitevents.errors import BrokerError, ConfigurationError
+from rabbitevents.operations.applying import consumers_of
 from rabbitevents.operations.moving.course import (
     Bind,
     DeclareExchange,
@@ -24,6 +25,7 @@ from rabbitevents.operations.moving.course import (
     next_step,
 )
 from rabbitevents.operations.moving.emptiness import Waiting, until_empty
+from rabbitevents.operations.moving.renaming import Renaming, next_renaming_step
 from rabbitevents.operations.over_http import INTERVAL, standing_of
 from rabbitevents.operations.planning import Worksite
 from rabbitevents.topology import Queue
@@ -42,20 +44,22 @@ class Done(msgspec.Struct, frozen=True):
 
 
 async def migrate(
-    site: Worksite, wanted: Queue, *, within: float, interval: float = INTERVAL
+    site: Worksite, wanted: Queue | Renaming, *, within: float, interval: float = INTERVAL
 ) -> AsyncGenerator[Done | Waiting]:
-    """Make a queue anew, and yield each step once it is done, and how it stands with what is waited for.
+    """Make a queue anew, or give it another name; yield each step once it is done, and how it is with what is waited for.
 
     ``within`` are the seconds that emptying one queue may take, ``interval`` those between two looks at numbers. Broken
     off anywhere, it is called again. Raises `BrokerError`, and `ConfigurationError` where there is no way on.
     """
     altering = Altering(site.connection)
-    await lock(site, altering, wanted.name)
+    await lock(site, altering, wanted.was if isinstance(wanted, Renaming) else wanted.name)
     while (step := await _next(site, wanted)) is not None:
         if not isinstance(step.act, Empty):
             await _act(altering, step.act)
             yield Done(step)
             continue
+        if isinstance(wanted, Renaming) and step.act.name != wanted.was:
+            await _left(site, wanted, step.act.name)
         async with aclosing(until_empty(site, step.act.name, within=within, interval=interval)) as looks:
             async for waiting in looks:
                 yield waiting
@@ -65,8 +69,21 @@ async def migrate(
                 yield Done(step, await altering.delete_queue(step.act.name, kind=step.act.kind))
 
 
-async def _next(site: Worksite, wanted: Queue) -> Step | None:
-    return next_step(wanted, await standing_of(site.management))
+async def _next(site: Worksite, wanted: Queue | Renaming) -> Step | None:
+    standing = await standing_of(site.management)
+    return next_renaming_step(wanted, standing) if isinstance(wanted, Renaming) else next_step(wanted, standing)
+
+
+async def _left(site: Worksite, renaming: Renaming, queue: str) -> None:
+    """See that no code from before a rename is there: it would make its queue anew. Raises `ConfigurationError`."""
+    depth = await Altering(site.connection).depth(queue)
+    if depth is not None and depth.consumers:
+        where = sorted({each.where for each in await consumers_of(site.management, queue)})
+        raise ConfigurationError(
+            f"code that does not say was={renaming.was!r} runs at {', '.join(where) or 'a place that is not shown yet'}, and "
+            f"would make {renaming.was!r} anew. Nothing is lost: {renaming.name!r} is consumed, and that code stands idle. "
+            "Stop it, and run this again"
+        )
 
 
 async def _act(altering: Altering, act: DeclareQueue | DeclareExchange | Bind | Unbind | DeleteExchange) -> None:

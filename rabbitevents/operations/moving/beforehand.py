@@ -6,25 +6,28 @@ from collections.abc import Iterator
 
 import msgspec
 
-from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.brokers.rabbitmq.tags import GENERATION, mark
 from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.operations.applying import Consumer, consumers_of, not_shown
 from rabbitevents.operations.checks.topology import overridden
-from rabbitevents.operations.differences import is_moving, of_queue, said
+from rabbitevents.operations.differences import is_moving, is_unfinished, of_queue, said
 from rabbitevents.operations.moving.emptiness import Waiting, look
+from rabbitevents.operations.moving.renaming import Renaming
 from rabbitevents.operations.planning import Worksite, seen
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingQueue
-from rabbitevents.topology import Queue
+from rabbitevents.routing import Subscription
+from rabbitevents.topology import MOVING, Queue
 
 
 class Outlook(msgspec.Struct, frozen=True, kw_only=True):
-    """What making a queue anew would come to."""
+    """What making a queue anew, or giving it another name, would come to."""
 
-    wanted: Queue
+    queue: str
+    """The queue that is to be changed."""
+    wanted: Queue | Renaming
     differs: str
-    """In what it differs from what is wanted; empty where it does not, or is made anew already."""
+    """In what it differs from what is wanted; empty where it does not, or is changed already."""
     going_on: bool
     """Whether somebody began, and did not end it."""
     depth: Waiting | None
@@ -34,13 +37,20 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
 
 async def outlook(site: Worksite, queue: str) -> Outlook:
     """Look what is to be done about a queue. Raises `ConfigurationError` where it must not be, and `BrokerError`."""
-    wanted = site.wanted.queue(queue)
-    names = [each.queue for each in site.bus.subscriptions]
-    if wanted is None or queue not in names:
-        raise ConfigurationError(f"{queue!r} is no handler's queue here; there are {', '.join(names) or 'none'}")
+    named = next((each for each in site.bus.subscriptions if queue in (each.name, each.queue)), None)
+    wanted = None if named is None else site.wanted.queue(named.queue)
+    if named is None or wanted is None:
+        names = ", ".join(each.name for each in site.bus.subscriptions)
+        raise ConfigurationError(f"{queue!r} is no handler's queue here; there are {names or 'none'}")
     scene = await seen(site)
     if why := scene.unseen.get("objects"):
         raise BrokerError(f"this has to see what stands, and nothing was changed: {why}")
+    if named.was and (named.queue == named.was or is_unfinished(scene, named)):
+        return await _renamed(site, scene, named)
+    return await _anew(site, scene, named.queue, wanted)
+
+
+async def _anew(site: Worksite, scene: Scene, queue: str, wanted: Queue) -> Outlook:
     consumers = await consumers_of(site.management, queue) if queue in scene.standing.queues else []
     hidden = await not_shown(site, queue, consumers)
     if problems := [*_strangers(consumers), *hidden, *_missing(scene, queue), *_policies(scene, wanted)]:
@@ -48,12 +58,41 @@ async def outlook(site: Worksite, queue: str) -> Outlook:
     ours = mark(site.wanted.part(queue), queue)
     there = scene.standing.queues.get(queue)
     return Outlook(
+        queue=queue,
         wanted=wanted,
         differs="" if there is None else said(of_queue(wanted, there)),
         going_on=is_moving(scene, queue),
         depth=None if there is None else await look(site, queue),
         otherwise=tuple(sorted({each.where for each in consumers if each.mark != ours})),
     )
+
+
+async def _renamed(site: Worksite, scene: Scene, named: Subscription) -> Outlook:
+    """Look at a queue that is to be given another name: nobody may consume it who does not know that."""
+    renaming = Renaming(named.was, named.name, site.bus.sibling().topology.part(named.name))
+    is_there = named.was in scene.standing.queues
+    consumers = await consumers_of(site.management, named.was) if is_there else []
+    hidden = await not_shown(site, named.was, consumers) if is_there else []
+    strangers = [*_strangers(consumers), *_unknowing(site, named, consumers)]
+    if problems := [*strangers, *hidden, *_policies(scene, renaming.wanted)]:
+        raise ConfigurationError(f"nothing was changed: {'; '.join(problems)}")
+    return Outlook(
+        queue=named.was,
+        wanted=renaming,
+        differs=f"is to be called {named.name}",
+        going_on=is_unfinished(scene, named),
+        depth=await look(site, named.was) if is_there else None,
+        otherwise=(),
+    )
+
+
+def _unknowing(site: Worksite, named: Subscription, consumers: list[Consumer]) -> Iterator[str]:
+    ours = mark(site.wanted.part(named.was), named.was, named.name)
+    for where in sorted({each.where for each in consumers if each.ours and each.mark != ours}):
+        yield (
+            f"it is consumed at {where} by other code than this, which may not know its new name, and would make "
+            f"{named.was!r} anew: let the deploy end first"
+        )
 
 
 def _strangers(consumers: list[Consumer]) -> Iterator[str]:

@@ -14,11 +14,11 @@ from typing import Final
 import msgspec
 
 from rabbitevents.brokers.rabbitmq.altering import Link
-from rabbitevents.brokers.rabbitmq.moving import FIRST, MOVING, NOTICE, REST
+from rabbitevents.brokers.rabbitmq.moving import FIRST, NOTICE, REST
 from rabbitevents.errors import ConfigurationError
-from rabbitevents.operations.differences import of_queue, said
+from rabbitevents.operations.moving.there import There
 from rabbitevents.operations.standing import Standing
-from rabbitevents.topology import Arguments, Queue
+from rabbitevents.topology import Arguments, Binding, Queue
 
 GAP: Final = 2.0
 """Seconds between a deletion and a declaration of one name: at once, RabbitMQ 3.10 keeps a consumer that is none."""
@@ -75,92 +75,30 @@ class Step(msgspec.Struct, frozen=True):
     what: str
 
 
-class _There(msgspec.Struct, frozen=True):
-    """What stands, seen from the queue that is made anew."""
-
-    wanted: Queue
-    standing: Standing
-
-    @property
-    def q(self) -> str:
-        return self.wanted.name
-
-    @property
-    def moving(self) -> str:
-        return f"{self.q}{MOVING}"
-
-    @property
-    def is_there(self) -> bool:
-        return self.q in self.standing.queues
-
-    @property
-    def stands_in(self) -> bool:
-        return self.moving in self.standing.queues
-
-    @property
-    def is_half_done(self) -> bool:
-        """Whether the old queue is gone, and the consumers are at the one that stands in."""
-        return f"{self.q}{FIRST}" in self.standing.exchanges
-
-    def has(self, exchange: str) -> bool:
-        return exchange in self.standing.exchanges
-
-    def links(self, target: str, *, to_queue: bool) -> list[Link]:
-        return sorted(
-            Link(each.exchange, each.target, each.routing_key, to_queue)
-            for each in self.standing.bindings
-            if each.target == target and each.to_queue is to_queue
-        )
-
-    @property
-    def switch(self) -> Link:
-        """What leads to the queue itself from the exchange that leads to either."""
-        return Link(self.moving, self.q)
-
-    @property
-    def is_switched(self) -> bool:
-        """Whether all goes to the queue that stands in."""
-        return self.switch not in self.links(self.q, to_queue=True)
-
-    @property
-    def straight(self) -> list[Link]:
-        """What leads to the queue, past that exchange."""
-        return [each for each in self.links(self.q, to_queue=True) if each.source != self.moving]
-
-    @property
-    def led_through(self) -> list[Link]:
-        """What leads to that exchange."""
-        return self.links(self.moving, to_queue=False)
-
-    @property
-    def differs(self) -> str:
-        there = self.standing.queues.get(self.q)
-        return "" if there is None else said(of_queue(self.wanted, there))
-
-
 def next_step(wanted: Queue, standing: Standing) -> Step | None:
     """Return what is to be done next to have ``wanted`` stand, without losing a message; None where all is done.
 
     Raises `ConfigurationError` where there is no way on.
     """
-    here = _There(wanted, standing)
+    here = There(wanted, standing)
     if here.is_half_done:
         return _back(here)
     if here.stands_in or here.differs:
-        return _away(here)
+        return away(here)
     if not here.is_there:
         raise ConfigurationError(f"there is no queue {here.q!r}: rabbitevents topology apply declares it")
-    return _last(here)
+    return last(here)
 
 
-def _away(here: _There) -> Step | None:
+def away(here: There) -> Step | None:
     """Return a step of the first half: the queue that stands in takes over, and the old one is emptied and deleted."""
     if here.is_there and not here.led_through and not here.straight:
         raise ConfigurationError(f"nothing leads to queue {here.q!r}: rabbitevents topology apply binds it")
     if (step := _prepared(here)) is not None:
         return step
+    to = "the new queue" if here.becomes else "the queue that stands in"
     if not here.is_there:
-        return Step(DeclareExchange(f"{here.q}{FIRST}"), "its consumers go to the queue that stands in")
+        return Step(DeclareExchange(f"{here.q}{FIRST}"), f"its consumers go to {to}")
     if here.led_through and here.is_switched:
         for each in here.straight:
             return Step(Unbind(each), "unbound again: somebody has bound it meanwhile, who does not know of this")
@@ -172,30 +110,46 @@ def _away(here: _There) -> Step | None:
         if through not in here.led_through:
             return Step(Bind(through), "led through, too")
         return Step(Unbind(each), "led through only")
-    return Step(Unbind(here.switch), "switched: what comes now waits in the queue that stands in")
+    return Step(Unbind(here.switch), f"switched: what comes now waits in {to}")
 
 
-def _prepared(here: _There) -> Step | None:
+def _prepared(here: There) -> Step | None:
     rest = f"{here.q}{REST}"
     notice = Link(NOTICE, here.moving)
     if not here.has(NOTICE):
         return Step(DeclareExchange(NOTICE), "whoever starts now looks first")
     if not here.stands_in:
-        return Step(DeclareQueue(here.moving, here.wanted.arguments), "the queue that stands in")
+        what = "what says that it is given another name" if here.becomes else "the queue that stands in"
+        return Step(DeclareQueue(here.moving, here.wanted.arguments), what)
     if notice not in here.links(here.moving, to_queue=True):
         return Step(Bind(notice), "so that it stays")
     if not here.is_there:
         return None  # all of it was there when the old queue was deleted
+    if (step := _placed(here)) is not None:
+        return step
+    to = "the new queue" if here.becomes else "the queue that stands in"
     if not here.has(rest):
-        return Step(DeclareExchange(rest), "what leads to the queue that stands in")
-    if Link(rest, here.moving) not in here.links(here.moving, to_queue=True):
-        return Step(Bind(Link(rest, here.moving)), "what leads to the queue that stands in")
+        return Step(DeclareExchange(rest), f"what leads to {to}")
+    if Link(rest, here.target) not in here.links(here.target, to_queue=True):
+        return Step(Bind(Link(rest, here.target)), f"what leads to {to}")
     if not here.has(here.moving):
         return Step(DeclareExchange(here.moving, rest), "what leads to either queue")
     return None
 
 
-def _back(here: _There) -> Step | None:
+def _placed(here: There) -> Step | None:
+    """Have the queue of the other name stand, and the place of its dead letters, which is bound."""
+    for item in here.place.items:
+        if isinstance(item, Queue) and item.name not in here.standing.queues:
+            return Step(DeclareQueue(item.name, item.arguments), f"declared: {item.name}")
+        if isinstance(item, Binding) and item.queue != here.becomes:
+            link = Link(item.exchange, item.queue, item.routing_key)
+            if link not in here.links(item.queue, to_queue=True):
+                return Step(Bind(link), f"bound: {item.queue}")
+    return None
+
+
+def _back(here: There) -> Step | None:
     """Return a step of the second half: the queue stands anew and takes over; what stood in is emptied and deleted."""
     if not here.is_there:
         return Step(DeclareQueue(here.q, here.wanted.arguments, GAP), "declared anew")
@@ -223,7 +177,7 @@ def _back(here: _There) -> Step | None:
     return Step(DeleteExchange(f"{here.q}{FIRST}"), "its consumers are at the new queue")
 
 
-def _last(here: _There) -> Step | None:
+def last(here: There) -> Step | None:
     """Take away what says that queues are being made anew, where none is."""
     others = [each for each in here.standing.bindings if each.exchange == NOTICE]
     if here.has(NOTICE) and not others:

@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 
 from rabbitevents.brokers.rabbitmq.altering import Altering, Link
-from rabbitevents.brokers.rabbitmq.moving import MOVING
 from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.operations.applying import consumers_of
 from rabbitevents.operations.moving.acting import lock
@@ -21,6 +20,7 @@ from rabbitevents.operations.over_http import INTERVAL
 from rabbitevents.operations.planning import Worksite, seen
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingQueue
+from rabbitevents.topology import MOVING
 
 WITHIN: Final = 30.0
 """Seconds in which a queue that is unbound must turn out to be empty."""

@@ -67,9 +67,14 @@ async def _anew(site: Worksite, scene: Scene, queue: str, wanted: Queue) -> Outl
     )
 
 
+def renaming_of(site: Worksite, named: Subscription) -> Renaming:
+    """Return what a subscription's queue was called, and all that the code wants for its name of now."""
+    return Renaming(named.was, named.name, site.bus.sibling().topology.part(named.name))
+
+
 async def _renamed(site: Worksite, scene: Scene, named: Subscription) -> Outlook:
     """Look at a queue that is to be given another name: nobody may consume it who does not know that."""
-    renaming = Renaming(named.was, named.name, site.bus.sibling().topology.part(named.name))
+    renaming = renaming_of(site, named)
     is_there = named.was in scene.standing.queues
     consumers = await consumers_of(site.management, named.was) if is_there else []
     hidden = await not_shown(site, named.was, consumers) if is_there else []

@@ -1,0 +1,158 @@
+"""A handler that is renamed, on a real broker: old and new code side by side, back again, and the queue led over to its new name."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rabbitevents import Bus, ConfigurationError
+from rabbitevents.operations.moving.beforehand import outlook
+from rabbitevents.operations.planning import at_work, planned
+from rabbitevents_deadletter import DeadLetters
+from tests.bed.rabbitmq import RabbitNode
+from tests.operating import Place, StockReserved, about
+from tests.renamed import NEW, OLD, Ledger, service
+from tests.shop import eventually
+from tests.test_cli import environment
+from tests.test_topology_migrate import publishing
+from tests.test_topology_plan import said
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+async def place(managed_node: RabbitNode) -> AsyncIterator[Place]:
+    here = Place(managed_node, managed_node.add_vhost())
+    yield here
+    managed_node.delete_vhost(here.url)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+class Replicas:
+    """Two processes of the service, of one generation after the other; all end by SIGTERM, as a deployment lets them."""
+
+    def __init__(self, place: Place, ledger: Ledger) -> None:
+        self._place = place
+        self._ledger = ledger
+        self._running: list[asyncio.subprocess.Process] = []
+
+    async def roll_out(self, generation: str) -> None:
+        """Start two processes, each of which is at work before an older one is stopped."""
+        before = list(self._running)
+        for older in (*before, None, None)[:2]:
+            await self._start(generation)
+            if older is not None:
+                await self._stop(older)
+
+    async def _start(self, generation: str) -> None:
+        words = (sys.executable, "-m", "tests.renamed", self._place.url, str(self._ledger.path), generation)
+        process = await asyncio.create_subprocess_exec(*words, cwd=ROOT, env=environment())
+        self._running.append(process)
+        await eventually(lambda: self._ledger.has_begun(process.pid), "its start", 30)
+
+    async def all_do(self) -> None:
+        """Wait until each of them has handled something."""
+        at_work = {str(process.pid) for process in self._running}
+        await eventually(lambda: at_work <= {line[2] for line in self._ledger.lines}, "what they do", 30)
+
+    async def _stop(self, process: asyncio.subprocess.Process) -> None:
+        self._running.remove(process)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+    async def __aenter__(self) -> Replicas:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in list(self._running):
+            await self._stop(process)
+
+
+async def all_handled(ledger: Ledger, number: int) -> Counter[str]:
+    """Wait until so many events are handled, but for those that never are; return how often each was."""
+    wanted = {str(i) for i in range(number) if i % 1000 != 999}
+    await eventually(lambda: wanted <= {line[0] for line in ledger.lines}, "all of them", 60)
+    return Counter(line[0] for line in ledger.lines)
+
+
+async def stands(place: Place, *, but: tuple[str, ...] = ()) -> dict[str, int]:
+    """How much is ready in each of the service's queues that stand."""
+    async with Bus(place.url, name="looking", declare="none") as bus:
+        names = [f"{name}{end}" for name in (OLD, NEW) for end in ("", ".dead", ".moving")]
+        depths = {name: await bus.depth(name) for name in names if name not in but}
+    return {name: depth.ready for name, depth in depths.items() if depth is not None}
+
+
+async def step_of_leading_over(place: Place) -> str:
+    """Have a process do a step and be killed; return what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.renamed", place.url, place.node.http_url, "migrate"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), 90)
+    return printed.decode().splitlines()[-1]
+
+
+# --- a rolling deploy, and a rollback --------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+async def test_old_and_new_code_side_by_side_and_back_again_handle_each_event_once_and_leave_nothing(
+    place: Place, ledger: Ledger
+) -> None:
+    async with service(place.url, ledger, "old"):  # whose queue stands then
+        pass
+    async with Replicas(place, ledger) as replicas:
+        async with publishing(place.url) as publisher:
+            for generation in ("old", "new", "old"):
+                await replicas.roll_out(generation)
+                await replicas.all_do()
+        handled = await all_handled(ledger, number := publisher.published)
+
+    assert set(handled.values()) == {1}
+    assert {line[1] for line in ledger.lines} == {"old", "new"}
+    assert number > 1000
+    assert await stands(place) == {OLD: 0, f"{OLD}.dead": number // 1000}
+
+
+# --- leading over to the new name ------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(400)  # some forty processes, one after the other
+async def test_led_over_and_killed_after_each_step_with_replicas_that_start_meanwhile_each_event_is_handled_once(
+    place: Place, ledger: Ledger
+) -> None:
+    steps: list[str] = []
+    async with service(place.url, ledger, "old"):
+        pass
+    async with Replicas(place, ledger) as replicas:
+        async with publishing(place.url) as publisher:
+            await replicas.roll_out("new")
+            while (step := await step_of_leading_over(place)) != "nothing to do":
+                steps.append(step)
+                if len(steps) % 6 == 3:
+                    await replicas.roll_out("new")
+            await replicas.roll_out("new")
+        handled = await all_handled(ledger, number := publisher.published)
+        left = await planned(service(place.url, ledger, "new"), http=place.node.http_url)
+
+    assert not [each for each in steps if "LOST" in each or "again" in each]
+    assert len(steps) > 25
+    assert set(handled.values()) == {1}
+    assert number > 1000
+    dead = await stands(place)
+    assert dead == {NEW: 0, f"{NEW}.dead": dead[f"{NEW}.dead"], f"{OLD}.dead": dead[f"{OLD}.dead"]}
+    assert sum(dead.values()) == number // 1000
+    assert [line for line in said(left) if "dead letters of inventory.note" not in line] == []

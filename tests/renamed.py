@@ -37,6 +37,9 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.open = asyncio.Event()
+        """Set but while handlers of this process wait."""
+        self.open.set()
 
     def write(self, order_id: str, generation: str) -> None:
         """Add a line."""
@@ -69,6 +72,7 @@ def service(url: str, ledger: Ledger, generation: str, *plugins: Plugin, **setti
             raise ValueError("not yet")
         if int(reserved.order_id) % 1000 == 999:
             raise LookupError("never")
+        await ledger.open.wait()
         ledger.write(reserved.order_id, generation)
 
     retry = Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.4), inline_below=0)

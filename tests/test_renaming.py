@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from rabbitevents import Bus, ConfigurationError
-from rabbitevents.operations.moving.beforehand import outlook
+from rabbitevents.operations.applying import consumers_of
+from rabbitevents.operations.moving.acting import Done, migrate
+from rabbitevents.operations.moving.beforehand import outlook, renaming_of
+from rabbitevents.operations.moving.contents import move
 from rabbitevents.operations.planning import at_work, planned
 from rabbitevents_deadletter import DeadLetters
 from tests.bed.rabbitmq import RabbitNode
+from tests.migrated import INTERVAL
 from tests.operating import Place, StockReserved, about
 from tests.renamed import NEW, OLD, Ledger, service
 from tests.shop import eventually
@@ -156,3 +160,146 @@ async def test_led_over_and_killed_after_each_step_with_replicas_that_start_mean
     assert dead == {NEW: 0, f"{NEW}.dead": dead[f"{NEW}.dead"], f"{OLD}.dead": dead[f"{OLD}.dead"]}
     assert sum(dead.values()) == number // 1000
     assert [line for line in said(left) if "dead letters of inventory.note" not in line] == []
+
+
+async def led_over(place: Place, ledger: Ledger) -> list[str]:
+    """Lead over in this process, and return the steps."""
+    async with at_work(service(place.url, ledger, "new"), place.node.http_url) as site:
+        renaming = renaming_of(site, site.bus.subscriptions[0])
+        looks = migrate(site, renaming, within=60, interval=INTERVAL)
+        return [each.step.what async for each in looks if isinstance(each, Done)]
+
+
+async def published(bus: Bus, *numbers: int) -> None:
+    await bus.publish_many([StockReserved(str(number)) for number in numbers])
+
+
+async def given_up(bus: Bus) -> None:
+    """Publish an event that becomes a dead letter under the old name."""
+    await published(bus, 999)
+    async with asyncio.timeout(15):
+        while (depth := await bus.depth(f"{OLD}.dead")) is None or not depth.ready:
+            pass
+
+
+def done(ledger: Ledger) -> list[str]:
+    return sorted(line[0] for line in ledger.lines)
+
+
+async def test_a_process_from_before_goes_on_with_the_new_queue_when_its_connection_breaks_or_it_gives_back(
+    place: Place, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service(place.url, ledger, "old"):
+        pass
+    async with service(place.url, ledger, "new") as bus:
+        await led_over(place, ledger)
+        await place.node.aclose_all_connections()
+        await eventually(lambda: not bus.health().ok, "the loss")
+        await eventually(lambda: bus.health().ok, "the connections")
+        ledger.open.clear()
+        await published(bus, *range(1, 31), 999)  # the third fails at first, and waits under the old name
+        await eventually(lambda: bus.load[NEW].running == 10, "a handler")
+        await bus.pause(NEW, by="a plugin")  # gives back what has not begun, to the old name
+        ledger.open.set()
+        await bus.resume(NEW, by="a plugin")
+        await eventually(lambda: len(ledger.lines) >= 30, "all of them")
+        await eventually(lambda: not bus.load[NEW].running, "the last")
+
+    assert done(ledger) == sorted(map(str, range(1, 31)))
+    assert await stands(place) == {NEW: 0, f"{NEW}.dead": 0, f"{OLD}.dead": 1}
+    assert "is given back as it is" not in caplog.text
+
+
+# --- what the tools say ----------------------------------------------------------------------------------------------
+
+
+async def test_the_plan_the_doctor_and_what_is_left_say_how_far_the_rename_is(place: Place, ledger: Ledger) -> None:
+    http = place.node.http_url
+    async with service(place.url, ledger, "old") as bus:
+        await given_up(bus)
+    found = [(await planned(service(place.url, ledger, "new"), http=url)) for url in (http, "http://127.0.0.1:1")]
+    before = about(await place.looked_at(service(place.url, ledger, "new")), "D18")
+    async with service(place.url, ledger, "new"):
+        steps = await led_over(place, ledger)
+    after = await planned(service(place.url, ledger, "new"), http=http)
+    last = about(await place.looked_at(service(place.url, ledger, "new")), "D18")
+
+    assert [said(each) for each in found] == [[f"migrate queue {OLD}: it is to be called {NEW}; 0 ready"]] * 2
+    assert before == [f"D18 note {OLD}: in the code it is {NEW}; it is consumed as it is called"]
+    assert steps[-2:] == ["its consumers are at the new queue", "no queue is being made anew"]
+    letters = f"dead letters of {NEW} from before it had this name"
+    assert said(after) == [f"decide queue {OLD}.dead: {letters}; 1 ready"]
+    assert last == [f"D18 risk {OLD}.dead: {letters}: 1"]
+
+
+async def test_letters_of_before_that_were_moved_are_sent_to_the_queue_of_the_new_name(
+    place: Place, ledger: Ledger
+) -> None:
+    async with service(place.url, ledger, "old") as bus:
+        await given_up(bus)
+    async with service(place.url, ledger, "new"):
+        await led_over(place, ledger)
+    async for _ in move(service(place.url, ledger, "new"), f"{OLD}.dead", f"{NEW}.dead"):
+        pass
+
+    async with Bus(place.url, name="looking", declare="none") as bus:
+        result = await DeadLetters(bus, NEW).replay()
+
+    assert (result.done, await stands(place)) == (1, {NEW: 1, f"{NEW}.dead": 0, f"{OLD}.dead": 0})
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+async def test_it_is_not_led_over_while_older_code_consumes(place: Place, ledger: Ledger) -> None:
+    async with (
+        service(place.url, ledger, "old"),
+        at_work(service(place.url, ledger, "new"), place.node.http_url) as site,
+    ):
+        async with asyncio.timeout(15):
+            while not await consumers_of(site.management, OLD):
+                pass
+
+        with pytest.raises(ConfigurationError, match=r"nothing was changed: it is consumed at \S+ by other code"):
+            await outlook(site, NEW)
+
+    assert await stands(place) == {OLD: 0, f"{OLD}.dead": 0}
+
+
+async def test_older_code_that_comes_meanwhile_stands_idle_and_is_named_and_the_queue_is_not_made_anew(
+    place: Place, ledger: Ledger
+) -> None:
+    async with service(place.url, ledger, "old"):
+        pass
+    async with service(place.url, ledger, "new") as bus, at_work(bus.sibling(), place.node.http_url) as site:
+        renaming = renaming_of(site, site.bus.subscriptions[0])
+        course = migrate(site, renaming, within=60, interval=INTERVAL)
+        async for each in course:
+            if isinstance(each, Done) and "its consumers go to" in each.step.what:
+                break
+        async with service(place.url, Ledger(ledger.path.with_suffix(".old")), "old"):
+            with pytest.raises(
+                ConfigurationError, match=rf"code that does not say was='{OLD}' runs at .*Stop it, and run"
+            ):
+                async for _ in course:
+                    pass
+            await published(bus, 1, 2)
+            await eventually(lambda: len(ledger.lines) == 2, "both, by the new code")
+        await course.aclose()
+
+    assert not ledger.path.with_suffix(".old").exists()
+    assert OLD not in await stands(place)
+
+
+async def test_where_both_names_stand_it_says_so_and_which_commands_help(place: Place, ledger: Ledger) -> None:
+    async with service(place.url, ledger, "new"), service(place.url, ledger, "old"):
+        pass
+
+    async with at_work(service(place.url, ledger, "new"), place.node.http_url) as site:
+        renaming = renaming_of(site, site.bus.subscriptions[0])
+        with pytest.raises(ConfigurationError, match=f"'{OLD}' and '{NEW}' both stand, and what came was in both"):
+            async for _ in migrate(site, renaming, within=5, interval=INTERVAL):
+                pass
+    wrong = about(await place.looked_at(service(place.url, ledger, "new")), "D18")
+
+    assert wrong[0].startswith(f"D18 wrong {OLD}: it stands beside {NEW}, and its events come to both")

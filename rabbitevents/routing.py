@@ -241,17 +241,14 @@ def _former(was: object) -> str:
     """Return a queue's former name. Raises `ConfigurationError` for what was the name of no queue of ours."""
     if was is None:
         return ""
-    such_as = 'was="shop.charge"'
-    _check_name("the queue's former name", was, such_as)
-    former = str(was)
-    if "." not in former:
+    if not isinstance(was, str):
+        raise wrong("on(...): was", was, 'say the queue\'s whole name: was="shop.charge"')
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)+", was) or len(was.encode()) > 240:
         raise ConfigurationError(
-            f"on(...): was={former[:40]!r} is no queue's whole name, as `rabbitevents topology plan` and the broker say it: "
-            f"{such_as}"
+            f"on(...): was={was[:40]!r} is no queue's whole name, as `rabbitevents topology plan` and the broker say it: "
+            'was="shop.charge"'
         )
-    if len(former.encode()) > 240:
-        raise ConfigurationError(f"on(...): was={former[:40]!r}... is longer than 240 bytes")
-    return former
+    return was
 
 
 def _own(plugins: Iterable[Plugin] | Mapping[str, Plugin | None]) -> tuple[tuple[Plugin, ...], frozenset[str]]:

@@ -99,8 +99,9 @@ class Probe(Witness):
                 )
 
     def _busy(self) -> list[str]:
-        loads = self.bus.load.items()
-        busy = [f"{self.waiting(name)} in {name}" for name, load in loads if self.waiting(name) > load.held]
+        loads, queues = self.bus.load.items(), {each.name: each.queue for each in self.bus.subscriptions}
+        waiting = [(queues[name], self.waiting(queues[name]) - load.held) for name, load in loads]
+        busy = [f"{self.waiting(queue)} in {queue}" for queue, more in waiting if more > 0]
         if any(load.running for _, load in loads):
             busy.append("a handler is running")
         return [*busy, *filter(None, (plugin.busy() for plugin in self.bus.plugins))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import reduce, wraps
@@ -58,14 +58,18 @@ class Target(msgspec.Struct, frozen=True):
             raise click.UsageError("with --url, say which queues: --queue NAME (as often as there are)")
         told: dict[str, Any] = {"declare": "none", "limits": limits, "start_timeout": PATIENCE}
         known = queues = list(self.queues)
+        renamed: dict[str, str] = {}
         if self.reference is None:
             bus = Bus(self.url or "", name="dlq", **told)
         else:
             loaded = load_bus(self.reference)
-            known = [each.queue for each in loaded.subscriptions]
-            queues = [_of_the_bus(name, known) for name in self.queues] or known
+            known = [each.name for each in loaded.subscriptions]
+            renamed = {each.name: each.was for each in loaded.subscriptions if each.was}
+            queues = [_of_the_bus(name, [*known, *renamed.values()]) for name in self.queues] or known
             bus = loaded.sibling(routers=(), plugins=(), **told)
         async with bus:
+            if not self.queues:
+                queues = await _with_former(bus, queues, renamed)
             there = [each for name in queues for each in await self._there(bus, name)]
             if known and not there:
                 raise ConfigurationError(
@@ -86,6 +90,15 @@ class Target(msgspec.Struct, frozen=True):
             raise ConfigurationError(f"there is no queue {dead!r} at {bus.address}{why}")
         say.print(f"there is no queue {dead!r} yet")
         return []
+
+
+async def _with_former(bus: Bus, queues: list[str], renamed: Mapping[str, str]) -> list[str]:
+    """Return queues, and of those that were renamed each name under which there is a place for dead letters."""
+    found: list[str] = []
+    for name in queues:
+        names = (renamed[name], name) if name in renamed else ()
+        found += [each for each in names if await bus.depth(dead_queue_of(each)) is not None] or [name]
+    return found
 
 
 def _of_the_bus(name: str, known: list[str]) -> str:

@@ -109,7 +109,8 @@ def orphans(scene: Scene) -> Iterator[Finding]:
         ready = "" if queue.ready is None else f"; {queue.ready:,} ready"
         if queue.consumers:
             what = f"no handler of this bus has this queue, and somebody consumes it{gets}{ready}"
-            yield Finding("note", name, what, "another bus's, or an older version of this one?")
+            way_out = f"another bus's, or an older version's? Of a handler that is renamed, say @on(..., was={name!r})"
+            yield Finding("note", name, what, way_out)
         else:
             what = f"nobody's: no handler of this bus has this queue, and nobody consumes it{gets}{ready}"
             old = name.removeprefix(f"{router}.")

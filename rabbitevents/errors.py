@@ -53,11 +53,15 @@ class EncodeError(RabbitEventsError):
 
 
 class DecodeError(RabbitEventsError):
-    """A delivery that cannot be read; ``type`` is what it says it is, as far as that could be read."""
+    """A delivery that cannot be read; ``type`` is what it says it is, as far as that could be read.
 
-    def __init__(self, text: str, *, type: str | None = None) -> None:
+    ``unhandled``: there is nothing wrong with it, but that no handler of its queue is for its type.
+    """
+
+    def __init__(self, text: str, *, type: str | None = None, unhandled: bool = False) -> None:
         super().__init__(text)
         self.type = type
+        self.unhandled = unhandled
 
 
 class BrokerError(RabbitEventsError):

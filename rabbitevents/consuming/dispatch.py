@@ -329,8 +329,9 @@ class Dispatch:
             return self._invocations[0]
         raise DecodeError(
             f"no handler of queue {delivery.queue!r} is for {kind!r}; if none is to be, the queue is still bound for it: "
-            "`rabbitevents doctor` has the command that unbinds it",
+            "`rabbitevents topology apply MODULE:BUS --prune` unbinds it",
             type=kind,
+            unhandled=True,
         )
 
     def _by_exchange(self, delivery: Delivery) -> Invocation | None:

@@ -65,6 +65,17 @@ class Holding:
         """Whether so many are held that nothing new is taken."""
         return len(self._held) >= self._limit
 
+    def in_the_way(self, work: Work, error: BaseException) -> list[Work]:
+        """Return what no handler is for, and would stop the others if ``work`` were held too.
+
+        Less of it is held as other things are: where a newer version of the service runs as well, that gets it in the end.
+        """
+        work.unhandled = isinstance(error, DecodeError) and error.unhandled
+        if len(self._held) + 1 < self._limit and work.key is None:
+            return []
+        held = [] if len(self._held) + 1 < self._limit else [each for each in self._held if each.unhandled]
+        return [*(each for each in held if each is not work), *([work] if work.unhandled else [])]
+
     def hold(self, work: Work, error: BaseException) -> None:
         """Hold a delivery, or hold it again. What no waiting can change is not tried again here."""
         now = self._loop.time()

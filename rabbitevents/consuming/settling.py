@@ -66,7 +66,7 @@ class Settling:
         if outcome is Outcome.FORWARD and settlement.message is not None:
             return await self._forwarded(delivery, settlement.message)
         if outcome is Outcome.REJECT:
-            return self._rejected(delivery)
+            return self.reject(delivery)
         self.settle(delivery, Verdict.ACK if outcome is Outcome.ACK else Verdict.REQUEUE)
         return None
 
@@ -83,7 +83,7 @@ class Settling:
                 error,
                 extra=event_fields(delivery),
             )
-            return self._rejected(delivery)
+            return self.reject(delivery)
         except RabbitEventsError as error:
             return error
         self.settle(delivery, Verdict.ACK)
@@ -91,7 +91,8 @@ class Settling:
         self._tell(Forwarded, (self._name, message.type, message.id, message.exchange or message.routing_key, after))
         return None
 
-    def _rejected(self, delivery: Delivery) -> RabbitEventsError | None:
+    def reject(self, delivery: Delivery) -> RabbitEventsError | None:
+        """Hand a delivery to the broker's own dead-lettering; return why not, where nothing is known to keep it there."""
         if self._may_reject():
             self.settle(delivery, Verdict.REJECT)
             return None

@@ -44,6 +44,8 @@ class Work(msgspec.Struct, eq=False):
     """How often it was held."""
     attempt: int = 0
     """The number of its latest attempt; 0 before the first one has failed."""
+    unhandled: bool = False
+    """Whether it is held because no handler is for it."""
     error: str = ""
     """Why it is held, or why what its handler returned is not published yet."""
     timer: asyncio.TimerHandle | None = None

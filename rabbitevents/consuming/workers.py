@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from rabbitevents.consuming.settling import Settling
 from rabbitevents.consuming.slices import Slices
 from rabbitevents.consuming.work import WORK, State, Work
 from rabbitevents.errors import DecodeError
-from rabbitevents.facts import Fact, Paused, Report, Resumed, Stale
+from rabbitevents.facts import DeadLettered, Fact, Paused, Report, Resumed, Stale
 from rabbitevents.message import ACK, Channel, Delivery, Message, Settlement, again
 from rabbitevents.plugin import Consume
 from rabbitevents.routing import Subscription
@@ -486,12 +486,33 @@ class Workers:
         elif work.delivery.stale:
             self._tell(Stale, (self.subscription.queue, True))
             self._done(work)
-        else:
+        elif not self._put_aside(self._holding.in_the_way(work, error)) or not work.unhandled:
             work.attempt = max(work.attempt, _attempt_handled(work.delivery))
             self._holding.hold(work, error)
             self._reserve()
             if self._consumer is not None:
                 self._consumer.clear(work.delivery)
+
+    def _put_aside(self, works: Sequence[Work]) -> bool:
+        """Hand what no handler is for to the broker's dead-lettering; False where nothing was, or nothing is known to keep it."""
+        if not works or self._settling.reject(works[0].delivery) is not None:
+            return False
+        for each in works[1:]:
+            self._settling.reject(each.delivery)
+        log.error(
+            "%d deliveries that no handler of %s is for are put aside, to %s (rabbitevents dlq), the last of type %r: if none is to "
+            "be, `rabbitevents topology apply MODULE:BUS --prune` unbinds the queue",
+            len(works),
+            self.name,
+            self.subscription.dead_queue,
+            works[-1].delivery.type,
+            extra={"subscription": self.name},
+        )
+        for each in works:
+            told = (each.delivery.queue, each.delivery.type, str(each.delivery.id), max(1, each.attempt), "DecodeError")
+            self._tell(DeadLettered, told)
+            self._done(each)
+        return True
 
     def _due(self, work: Work) -> None:
         work.state = State.DUE

@@ -15,6 +15,7 @@ from typing import Final
 from rabbitevents import Bus, ConfigurationError, Plugin, RabbitEventsError, Subscription
 from rabbitevents.cli import logs
 from rabbitevents.cli.codes import CRASHED, WRONG
+from rabbitevents.cli.leftovers import say_leftovers
 from rabbitevents.cli.line import Lifeline
 from rabbitevents.cli.loop import loop_factory, loop_name
 from rabbitevents.cli.reference import load_bus
@@ -84,10 +85,15 @@ def _check_company(plugins: Iterable[object], settings: Settings) -> None:
 async def _serving(bus: Bus, settings: Settings, line: Lifeline | None) -> None:
     # Soon: whoever reads it and sends a signal finds us listening for signals.
     asyncio.get_running_loop().call_soon(logs.tell, f"connecting to {bus.address}")
+    looking: set[asyncio.Task[None]] = set()
     async with _health(bus, settings):
         if line is not None:
             line.hold(bus, health=settings.health is not None)
-        await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line))
+        try:
+            await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line, looking))
+        finally:
+            for task in looking:
+                task.cancel()
 
 
 @asynccontextmanager
@@ -101,11 +107,13 @@ async def _health(bus: Bus, settings: Settings) -> AsyncGenerator[None]:
             yield
 
 
-def _started(bus: Bus, settings: Settings, line: Lifeline | None) -> None:
+def _started(bus: Bus, settings: Settings, line: Lifeline | None, looking: set[asyncio.Task[None]]) -> None:
     for sentence in story_of(bus, in_short=settings.worker > 1):
         logs.tell(sentence)
     if line is not None:
         line.ready()
+    if settings.worker <= 1:  # of several, the first one says it for all
+        looking.add(asyncio.create_task(say_leftovers(bus, settings.reference), name="rabbitevents leftovers"))
 
 
 def story_of(bus: Bus, *, in_short: bool) -> Iterator[str]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -28,16 +28,22 @@ class Load(msgspec.Struct, frozen=True):
     held: int
 
 
+SUBSCRIPTION: Final = "subscription "
+"""How a subscription's check begins, before its name."""
+
+
 class Check(msgspec.Struct, frozen=True):
     """One line of `Bus.health()`: a thing, whether it is as it should be, and what is the matter if not.
 
-    ``degraded`` says of a thing that is not as it should be that its work goes on all the same.
+    ``degraded`` says of a thing that is not as it should be that its work goes on all the same. ``held`` is how many
+    deliveries a subscription holds; None for everything else.
     """
 
     name: str
     ok: bool
     detail: str = ""
     degraded: bool = False
+    held: int | None = None
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import pty
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,14 @@ from rich.console import Console
 from rabbitevents import Bus
 from rabbitevents.brokers.rabbitmq.management import Management
 from rabbitevents.cli.top import table
+from rabbitevents.health import HealthServer
+from rabbitevents.operations.doctor import processes
 from rabbitevents.operations.glance import Count, Glance, Row, Watch, row
 from rabbitevents.operations.planning import at_work
 from rabbitevents.operations.standing import Object
 from tests.bed.rabbitmq import RabbitNode
-from tests.operating import Place, StockReserved, shop
+from tests.operating import OrderPlaced, Place, StockReserved, shop
+from tests.shop import eventually
 from tests.test_cli import environment
 from tests.test_doctor import definitions
 
@@ -110,6 +115,47 @@ async def test_without_http_amqp_says_what_it_can_and_the_reason_is_said(place: 
     assert PASSWORD not in str(found)
 
 
+async def test_what_processes_hold_is_what_they_say_themselves_added_up(place: Place) -> None:
+    async with AsyncExitStack() as service:
+        ports: list[int] = []
+        for _ in range(2):
+            bus = await service.enter_async_context(shop(place.url, fails).sibling(plugins=()))
+            server = await service.enter_async_context(HealthServer(bus.health, 0, "127.0.0.1"))
+            ports.append(server.port)
+            await bus.publish(OrderPlaced("o-1"))
+            await eventually(lambda: bus.load["inventory.reserve"].held == 1, "it to be held")  # noqa: B023
+        urls = [f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/health/", "http://127.0.0.1:1"]
+        async with at_work(shop(place.url), place.node.http_url) as site:
+            watch = Watch(site.bus, site.management, site.visitor, "RabbitMQ", processes(urls))
+            found = await watch.glance(time.monotonic())
+
+    assert [each.held for each in found.rows] == [2, 0]
+    assert found.problem.startswith("http://127.0.0.1:1: ")
+
+
+async def fails(order: OrderPlaced) -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_what_is_held_has_a_column_where_somebody_asked_for_it(width: int) -> None:
+    glance = Glance(bus="shop", broker="RabbitMQ", vhost="/", rows=(Row(queue="shop.record", held=7),))
+
+    with_held, without = printed(glance, width, held=True), printed(glance, width, held=False)
+
+    assert "HELD" in with_held
+    assert "  7  " in with_held
+    assert "HELD" not in without
+    assert all(len(line) <= width for line in with_held.splitlines())
+
+
+def printed(glance: Glance, width: int, *, held: bool) -> str:
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table(glance, width, held=held))
+    return capture.get()
+
+
 # --- figures, by themselves ------------------------------------------------------------------------------------------
 
 
@@ -189,7 +235,7 @@ async def test_the_json_has_a_form_that_stays(place: Place, tmp_path: Path) -> N
     assert code == 0
     assert list(document) == [*("schema", "bus", "broker", "vhost", "rows", "waiting", "lost", "stuck", "problem")]
     assert list(document["rows"][0]) == [
-        *("queue", "came", "handled", "ready", "unacked", "dead", "consumers", "lag", "grows")
+        *("queue", "came", "handled", "ready", "unacked", "dead", "consumers", "lag", "grows", "held")
     ]
     assert document["vhost"] == "shöp %/3"
 

@@ -8,7 +8,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -20,12 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rabbitevents import BrokerError, Bus
+from rabbitevents.brokers.rabbitmq.site import Site
 from rabbitevents.cli.console import one_line, out
 from rabbitevents.cli.layout import hanging, width_of
 from rabbitevents.cli.loop import run
 from rabbitevents.cli.reference import BusReference, load_bus
 from rabbitevents.cli.seeing import HTTP, http_url
-from rabbitevents.operations.doctor import named
+from rabbitevents.operations.doctor import named, processes
 from rabbitevents.operations.glance import RATES, Glance, Row, Watch
 from rabbitevents.operations.planning import at_work
 
@@ -50,35 +51,36 @@ Examples:
 )
 @click.argument("reference", metavar="MODULE:BUS", type=BusReference())
 @HTTP
+@click.option("--health", metavar="URL", multiple=True, help="Ask a process of the service what it holds, or several.")
 @click.option("--once", is_flag=True, help="Print it once. Where no terminal reads it, so it is.")
 @click.option("--json", "as_json", is_flag=True, help="Write it once, as JSON, in a form that stays.")
 @click.option(
     "--every", metavar="S", type=click.FloatRange(1), default=RATES, show_default=True, help="Look every S seconds."
 )
-def top(reference: str, http: str | None, once: bool, as_json: bool, every: float) -> None:
+def top(reference: str, http: str | None, health: tuple[str, ...], once: bool, as_json: bool, every: float) -> None:
     """Watch the queues of a bus.
 
     Each look is one question to RabbitMQ's management API, whose figures are
     made every 5 s. Without it, AMQP says what is ready, and who consumes. s
     sorts, q leaves. Nothing is changed.
     """
-    bus, told = load_bus(reference), http_url(http)
+    bus, told, sites = load_bus(reference), http_url(http), processes(health)
     if once or as_json or not (out.is_terminal and sys.stdin.isatty()):
-        found = run(_once(bus, told))
+        found = run(_once(bus, told, sites))
         if as_json:
             click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
         else:
-            out.print(table(found, width_of(out)))
+            out.print(table(found, width_of(out), held=bool(sites)))
         return
-    run(_live(bus, told, every))
+    run(_live(bus, told, every, sites))
 
 
-async def _once(bus: Bus, http: str | None) -> Glance:
+async def _once(bus: Bus, http: str | None, sites: Sequence[Site]) -> Glance:
     async with at_work(bus, http) as site:
-        return await Watch(bus, site.management, site.visitor, named(site.visit)).glance(time.monotonic())
+        return await Watch(bus, site.management, site.visitor, named(site.visit), sites).glance(time.monotonic())
 
 
-async def _live(bus: Bus, http: str | None, every: float) -> None:
+async def _live(bus: Bus, http: str | None, every: float, sites: Sequence[Site]) -> None:
     loop, leave, turn, order = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), 0
 
     def pressed() -> None:
@@ -91,13 +93,14 @@ async def _live(bus: Bus, http: str | None, every: float) -> None:
         turn.set()
 
     async with at_work(bus, http) as site:
-        watch = Watch(bus, site.management, site.visitor, named(site.visit))
+        watch = Watch(bus, site.management, site.visitor, named(site.visit), sites)
         with _keys(), Live(console=out, screen=True, auto_refresh=False) as live:
             loop.add_reader(sys.stdin, pressed)
             try:
                 found, looked = await watch.glance(time.monotonic()), loop.time()
                 while not leave.is_set():
-                    live.update(table(_sorted(found, order), width_of(out), hint=ORDERS[order][0]), refresh=True)
+                    shown = table(_sorted(found, order), width_of(out), hint=ORDERS[order][0], held=bool(sites))
+                    live.update(shown, refresh=True)
                     turn.clear()
                     try:
                         async with asyncio.timeout_at(looked + every):
@@ -134,10 +137,11 @@ def _sorted(found: Glance, order: int) -> Glance:
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def table(found: Glance, width: int, *, hint: str = "") -> RenderableType:
-    """Return a glance as a table, within ``width`` columns."""
+def table(found: Glance, width: int, *, hint: str = "", held: bool = False) -> RenderableType:
+    """Return a glance as a table, within ``width`` columns; ``held``: with what processes hold, since they were asked."""
     narrow = width < NARROW
-    heads = ("IN/S", "OUT/S", "READY", "DEAD") if narrow else _HEADS
+    told = ("IN/S", "OUT/S", "READY", "HELD", "DEAD") if narrow else _HEADS
+    heads = [head for head in told if held or head != "HELD"]
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False, width=width if narrow else None)
     shown.add_column("QUEUE", overflow="fold", style="bold")
     for head in heads:
@@ -157,7 +161,7 @@ def table(found: Glance, width: int, *, hint: str = "") -> RenderableType:
     return Group(*lines)
 
 
-_HEADS: Final = ("IN/S", "OUT/S", "READY", "UNACKED", "DEAD", "CONSUMERS", "LAG")
+_HEADS: Final = ("IN/S", "OUT/S", "READY", "UNACKED", "HELD", "DEAD", "CONSUMERS", "LAG")
 
 
 def _figures(row: Row) -> tuple[str, ...]:
@@ -167,6 +171,7 @@ def _figures(row: Row) -> tuple[str, ...]:
         _rate(row.handled),
         _whole(row.ready),
         _whole(row.unacked),
+        _whole(row.held),
         _whole(row.dead),
         _whole(row.consumers),
         f"{lag} +" if row.grows else lag,

@@ -11,7 +11,7 @@ from rabbitevents.consuming.lanes import Lanes
 from rabbitevents.consuming.work import State, Work
 from rabbitevents.message import Delivery
 from rabbitevents.routing import Subscription
-from rabbitevents.states import Check, Load
+from rabbitevents.states import SUBSCRIPTION, Check, Load
 
 _IN_HAND = (State.RUNNING, State.GIVEN_BACK)
 
@@ -56,7 +56,7 @@ class Condition:
         stuck = list(self._stuck())
         problems = [*pauses, *stuck, *self._unpublished(), *self._holding.problems(), *self._in_line()]
         degraded = bool(problems) and not (stands_still or stuck or self._holding.full)
-        return Check(f"subscription {self._name}", not problems, "; ".join(problems), degraded)
+        return Check(f"{SUBSCRIPTION}{self._name}", not problems, "; ".join(problems), degraded, self.load.held)
 
     def _in_line(self) -> Iterator[str]:
         """Say that nothing more comes, since all that the window holds waits for its turn."""

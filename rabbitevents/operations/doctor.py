@@ -73,7 +73,7 @@ async def examine(
     """
     began = monotonic()
     broker = rabbitmq_of(bus)
-    sites = [(url, Site(read_url(url, "the URL of a process's health", "http://host:8080"))) for url in health]
+    sites = processes(health)
     async with visiting(broker) as (visits, visitor):
         if visitor is not None:
             with suppress(BrokerError):  # who may not look there is told so by the checks
@@ -104,7 +104,7 @@ async def _seen(
     visitor: Visitor | None,
     management: Management,
     *,
-    sites: Sequence[tuple[str, Site]],
+    sites: Sequence[Site],
     interval: float,
     http_within: float,
 ) -> tuple[Scene, list[Asked]]:
@@ -113,7 +113,7 @@ async def _seen(
         seen_by_amqp(scene, visitor, declares=bus.configuration.declare == "active"),
         seen_over_http(scene, management, interval=interval, within=http_within),
         _plugins(bus, visitor),
-        asyncio.gather(*(_process(url, site) for url, site in sites)),
+        asyncio.gather(*map(_process, sites)),
     )
     seen = msgspec.structs.replace(
         by_amqp,
@@ -216,10 +216,15 @@ def _with_plugins(result: Result, asked: Sequence[Asked]) -> Result:
 # --- the processes ---------------------------------------------------------------------------------------------------
 
 
-async def _process(url: str, site: Site) -> list[Finding]:
+def processes(health: Iterable[str]) -> list[Site]:
+    """Return where the service's processes are asked. Raises `ConfigurationError` for what is no URL."""
+    return [Site(read_url(url, "the URL of a process's health", "http://host:8080")) for url in health]
+
+
+async def _process(site: Site) -> list[Finding]:
     """Return what a process says of itself at ``/health``."""
     try:
-        answer = await site.get("" if url.rstrip("/").endswith("/health") else "/health")
+        answer = await site.get("" if site.ends_with("/health") else "/health")
     except BrokerError as error:
         return [Finding("wrong", str(site), f"its health cannot be read: {error}", "does it run with --health PORT?")]
     return [

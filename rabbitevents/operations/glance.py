@@ -5,16 +5,20 @@ The values are what ``rabbitevents top --json`` writes: a field that is there st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from rabbitevents.brokers.rabbitmq.management import Management
+from rabbitevents.brokers.rabbitmq.site import Site
 from rabbitevents.brokers.rabbitmq.visiting import Visitor
 from rabbitevents.bus import Bus
 from rabbitevents.errors import BrokerError
 from rabbitevents.operations.standing import Object, an_object, number, objects, text
+from rabbitevents.states import SUBSCRIPTION
 from rabbitevents.topology import DELAY_LOST
 
 COLUMNS: Final = (
@@ -42,6 +46,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """How long it would take to handle what is ready, in seconds, as fast as now: an estimate."""
     grows: bool = False
     """Whether more comes than is handled, while something is ready."""
+    held: int | None = None
+    """How many the service's processes hold, after failures that no plugin took care of: as those that were asked say."""
 
 
 class Glance(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,17 +77,33 @@ class Count(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """Glances at a broker, again and again. ``visitor`` asks by AMQP where HTTP says nothing."""
+    """Glances at a broker, again and again. ``visitor`` asks by AMQP where HTTP says nothing.
 
-    def __init__(self, bus: Bus, management: Management, visitor: Visitor, broker: str) -> None:
+    ``health`` are the service's processes, that say themselves what they hold.
+    """
+
+    def __init__(
+        self, bus: Bus, management: Management, visitor: Visitor, broker: str, health: Sequence[Site] = ()
+    ) -> None:
         self._bus = bus
         self._management = management
         self._visitor = visitor
         self._broker = broker
+        self._health = health
         self._before: Mapping[str, Count] = {}
 
     async def glance(self, now: float) -> Glance:
         """Ask once. Raises `BrokerError` where neither HTTP nor AMQP answers."""
+        found, said = await asyncio.gather(self._at_the_broker(now), asyncio.gather(*map(held_of, self._health)))
+        held: Counter[str] = Counter()
+        for each, _ in said:
+            held.update(each)
+        names = {each.queue: each.name for each in self._bus.subscriptions}
+        rows = (msgspec.structs.replace(each, held=held.get(names[each.queue])) for each in found.rows)
+        problems = filter(None, (found.problem, *(problem for _, problem in said)))
+        return msgspec.structs.replace(found, rows=tuple(rows), problem="; ".join(problems))
+
+    async def _at_the_broker(self, now: float) -> Glance:
         try:
             said = await self._management.list(f"queues/{{vhost}}?columns={COLUMNS}")
         except BrokerError as error:
@@ -128,6 +150,20 @@ class Watch:
             lost=None if lost is None else lost.ready,
             problem=problem,
         )
+
+
+async def held_of(site: Site) -> tuple[Mapping[str, int], str]:
+    """Ask a process what its subscriptions hold, by their names; and what kept it from saying so. Does not raise."""
+    try:
+        answer = await site.get("" if site.ends_with("/health") else "/health")
+    except BrokerError as error:
+        return {}, str(error)
+    found: Counter[str] = Counter()
+    for each in objects(an_object(answer.document).get("checks")):
+        _, of_one, name = text(each.get("name")).rpartition(SUBSCRIPTION)  # "worker 2: subscription shop.record"
+        if of_one and (held := number(each.get("held"))) is not None:
+            found[name] += held
+    return found, ""
 
 
 Rates = tuple[float | None, float | None]

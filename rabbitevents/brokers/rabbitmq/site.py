@@ -55,6 +55,10 @@ class Site:
     def __str__(self) -> str:
         return str(self._url.with_user(None)).rstrip("/")
 
+    def ends_with(self, path: str) -> bool:
+        """Say whether the URL is one of ``path`` already."""
+        return self._url.raw_path.rstrip("/").endswith(path)
+
     async def get(self, path: str, *, deadline: float = DEADLINE) -> Answer:
         """Ask for ``PATH`` below the URL. A server that says that it is not well is an answer (503).
 

@@ -60,7 +60,7 @@ from rabbitevents.plugin import (
 from rabbitevents.publishing.checks import check_message, check_several
 from rabbitevents.publishing.publishing import Publishing, Unroutable
 from rabbitevents.publishing.writer import Checked, Writer
-from rabbitevents.renaming import as_it_stands, check_renames, old_names, renames
+from rabbitevents.renaming import as_it_stands, check_names, old_names, renames
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
 from rabbitevents.topology import Topology
@@ -237,7 +237,7 @@ class Bus:
                     f"two routers have the queue {subscription.name!r}: a router's name is its own"
                 )
             found[subscription.name] = subscription
-        check_renames(found.values())
+        check_names(found.values(), self.exchange)
         return tuple(as_it_stands(each, self.old_names) for each in found.values())
 
     def subscriptions_of(self, plugin: Plugin, /) -> tuple[Subscription, ...]:

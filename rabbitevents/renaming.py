@@ -1,4 +1,4 @@
-"""Queues that are given another name: under which of the two each is consumed, as long as both kinds of code run.
+"""The names of queues; and queues that are given another: under which of the two each is consumed, as long as both kinds of code run.
 
 A handler's queue that was called otherwise (``was=``) keeps the name that it has at the broker until an operator leads it
 over. So code of before and after a rename share one queue, and going back is as harmless as going on.
@@ -12,7 +12,7 @@ import msgspec
 
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.routing import Subscription
-from rabbitevents.topology import MOVING
+from rabbitevents.topology import DELAY_LOST, MOVING
 
 Looking = Callable[[str], Awaitable[object | None]]
 """Looks at a queue; None is one that is not there."""
@@ -42,8 +42,24 @@ def renames(subscriptions: Iterable[Subscription]) -> Mapping[str, str]:
     return {each.was: each.name for each in subscriptions if each.was}
 
 
-def check_renames(subscriptions: Collection[Subscription]) -> None:
-    """Raise `ConfigurationError` for a former name that another handler's queue has, or had."""
+def check_names(subscriptions: Collection[Subscription], exchange: str) -> None:
+    """Raise `ConfigurationError` for a handler's queue that would be one of the library's own, or another handler's."""
+    for each in subscriptions:
+        family, _, last = each.name.rpartition(".")
+        if each.name == DELAY_LOST or (family in ("delay", f"{exchange}.delay") and last.isdecimal()):
+            raise ConfigurationError(
+                f"queue {each.name!r} is one that events wait in: give the router or the handler another name"
+            )
+        for end, what in ((".dead", "place of dead letters"), (MOVING, "stand-in")):
+            if any(each.name == f"{other.name}{end}" for other in subscriptions):
+                other = each.name.removesuffix(end)
+                raise ConfigurationError(
+                    f"queue {each.name!r} is the {what} of {other!r}: give its handler another name"
+                )
+    _check_renames(subscriptions)
+
+
+def _check_renames(subscriptions: Collection[Subscription]) -> None:
     known = {name for each in subscriptions for name in (each.name, f"{each.name}.dead")}
     for each in subscriptions:
         if each.was and each.was in known:

@@ -30,6 +30,8 @@ NAME: Final = "rabbitevents topology"
 
 _MAY_NOT: Final = 403
 
+_MAYBE_MORE: Final = "that at least, as AMQP says one of several"
+
 Waits = Sequence[tuple[float, float]]
 """Waiting times for which there are to be queues: from so many seconds to so many."""
 
@@ -138,4 +140,5 @@ async def _probed(site: Worksite, scene: Scene) -> AsyncGenerator[Change]:
         if sides is not None and isinstance(item, Exchange):
             yield otherwise_exchange(item.name, (Differs(*sides),))
         elif sides is not None:
-            yield migrated(scene, item.name, (Differs(*sides),))
+            found = migrated(scene, item.name, (Differs(*sides),))
+            yield msgspec.structs.replace(found, what=f"{found.what}{'; ' * bool(found.what)}{_MAYBE_MORE}")

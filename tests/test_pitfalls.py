@@ -1,0 +1,185 @@
+"""What an operator's commands rest on, and fall over where it is not so: the atomic switch, brokers that restart, names, and 406."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractExchange, AbstractQueue
+
+from rabbitevents import Bus, ConfigurationError, Router
+from rabbitevents.brokers.rabbitmq.altering import Altering, Link
+from rabbitevents.operations.planning import at_work, planned
+from tests.bed.fixtures import NodeFactory
+from tests.bed.rabbitmq import RabbitNode
+from tests.operating import Place, StockReserved, shop
+from tests.renamed import NEW, OLD, Ledger, service
+from tests.shop import eventually
+from tests.test_renaming import stands, step_of_leading_over
+from tests.test_topology_plan import nobody, said
+
+
+@pytest.fixture
+async def place(managed_node: RabbitNode) -> AsyncIterator[Place]:
+    here = Place(managed_node, managed_node.add_vhost())
+    yield here
+    managed_node.delete_vhost(here.url)
+
+
+# --- the switch ------------------------------------------------------------------------------------------------------
+
+
+class Switch:
+    """A fanout exchange with one queue and an alternate exchange, which leads to another: and what came to each."""
+
+    def __init__(self) -> None:
+        self.came: dict[str, list[int]] = {"near": [], "far": []}
+
+    async def declared(self, place: Place, altering: Altering) -> None:
+        """Declare it all, with both queues."""
+        await place.declared("near", "far")
+        await altering.declare_exchange("rest")
+        await altering.declare_exchange("either", alternate="rest")
+        await altering.bind(Link("rest", "far"))
+        await altering.bind(Link("either", "near"))
+
+    async def drained(self, queue: AbstractQueue) -> None:
+        """Read a queue until it is empty."""
+        while (message := await queue.get(fail=False, no_ack=True)) is not None:
+            self.came[queue.name].append(int(message.body))
+
+
+async def published(exchange: AbstractExchange, numbers: range) -> None:
+    """Publish, each mandatory and confirmed: one that no queue gets raises."""
+    for number in numbers:
+        await exchange.publish(aio_pika.Message(str(number).encode()), "")
+
+
+async def test_300_switches_under_four_publishers_lose_double_and_return_nothing_and_keep_the_order(
+    place: Place,
+) -> None:
+    here = Switch()
+    async with at_work(shop(place.url), place.node.http_url) as site:
+        altering = Altering(site.connection)
+        await here.declared(place, altering)
+        async with await aio_pika.connect(place.url) as connection:
+            channels = [await connection.channel(publisher_confirms=True, on_return_raises=True) for _ in range(4)]
+            exchanges = [await channel.get_exchange("either") for channel in channels]
+            publishing = [
+                asyncio.create_task(published(exchange, range(publisher * 1000, publisher * 1000 + 1000)))
+                for publisher, exchange in enumerate(exchanges)
+            ]
+            switches = 0
+            while switches < 300 or not all(task.done() for task in publishing):
+                await altering.unbind(Link("either", "near"))
+                await altering.bind(Link("either", "near"))
+                switches += 2
+            await asyncio.gather(*publishing)
+            for name in here.came:
+                await here.drained(await channels[0].get_queue(name))
+
+    counted = Counter(number for came in here.came.values() for number in came)
+    assert counted == Counter(range(4000))
+    assert min(map(len, here.came.values())) > 100
+    for came in here.came.values():
+        for publisher in range(4):
+            of_one = [number for number in came if number // 1000 == publisher]
+            assert of_one == sorted(of_one)
+
+
+# --- a broker that restarts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(400)  # some forty processes, and five starts of a broker
+async def test_a_queue_is_led_over_while_the_broker_restarts_between_steps(
+    own_node: NodeFactory, tmp_path: Path
+) -> None:
+    node = await own_node(management=True)
+    place, ledger, wanted = Place(node, node.url), Ledger(tmp_path / "ledger"), set[str]()
+    async with service(place.url, ledger, "old"):
+        await node.asettle()
+
+    async with service(place.url, ledger, "new") as bus, Bus(place.url, name="shop", unroutable="raise") as publisher:
+        steps = 0
+        while (step := await step_of_leading_over(place)) != "nothing to do":
+            assert "LOST" not in step
+            steps += 1
+            number = str(steps * 1000)
+            await publisher.publish(StockReserved(number))
+            wanted.add(number)
+            if steps % 6 == 0:
+                await node.asettle()
+                await node.astop()
+                await node.astart()
+                await eventually(lambda: bus.health().ok and publisher.health().ok, "the connections", 60)
+        await eventually(lambda: wanted <= {line[0] for line in ledger.lines}, "all of them", 60)
+
+    assert steps > 25
+    assert await stands(place) == {NEW: 0, f"{NEW}.dead": 0, f"{OLD}.dead": 0}
+
+
+# --- what AMQP says --------------------------------------------------------------------------------------------------
+
+
+async def test_of_two_arguments_that_differ_the_plan_says_without_http_that_there_may_be_more(place: Place) -> None:
+    await place.declared("inventory.note", arguments={"x-delivery-limit": 7, "x-overflow": "drop-head"})
+
+    found = await planned(shop(place.url), http="http://127.0.0.1:1", ask_anew=True)
+
+    [line] = [line for line in said(found) if line.startswith("migrate queue inventory.note: ")]
+    assert line.endswith("; that at least, as AMQP says one of several; 0 ready")
+
+
+async def test_a_quorum_queue_is_deleted_without_a_condition_that_would_end_the_connection(place: Place) -> None:
+    await place.declared("inventory.gone")
+
+    async with at_work(shop(place.url), place.node.http_url) as site:
+        altering = Altering(site.connection)
+        gone = [await altering.delete_queue("inventory.gone"), await altering.delete_queue("inventory.gone")]
+        there = await altering.depth("inventory.gone")
+
+    assert (gone, there, site.connection.lost.done()) == ([0, 0], None, True)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("router", "name", "exchange"),
+    [
+        ("delay", "500", "events"),
+        ("delay", "lost", "events"),
+        ("events.delay", "60000", "events"),
+        ("shop.events.delay", "1", "shop.events"),
+    ],
+)
+def test_a_queue_that_would_be_one_that_events_wait_in_is_refused(router: str, name: str, exchange: str) -> None:
+    routes = Router(router)
+    routes.on("order.placed", name=name)(nobody)
+
+    with pytest.raises(ConfigurationError, match=f"queue '{router}.{name}' is one that events wait in"):
+        _ = Bus("memory://", routes, exchange=exchange).topology
+
+
+@pytest.mark.parametrize("end", ["dead", "moving"])
+def test_a_queue_that_would_be_another_ones_place_of_dead_letters_is_refused(end: str) -> None:
+    routes = Router("shop")
+    routes.on("order.placed", name="charge")(nobody)
+    routes.on("order.placed", name=f"charge.{end}")(nobody)
+
+    with pytest.raises(ConfigurationError, match=f"queue 'shop.charge.{end}' is the .* of 'shop.charge'"):
+        _ = Bus("memory://", routes).topology
+
+
+@pytest.mark.parametrize(
+    ("router", "name"), [("delay", "mail"), ("delays", "500"), ("shop", "delay.500"), ("dead", "x")]
+)
+def test_a_name_that_only_looks_like_one_of_those_is_not(router: str, name: str) -> None:
+    routes = Router(router)
+    routes.on("order.placed", name=name)(nobody)
+
+    assert f"{router}.{name}" in Bus("memory://", routes).topology.queues

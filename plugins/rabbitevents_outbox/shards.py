@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     CursorResult,
+    Text,
     and_,
     bindparam,
+    cast,
     delete,
     exists,
     func,
@@ -38,6 +41,9 @@ DEADLINE: Final = 10.0
 
 COUNTED: Final = 10_000
 """Up to how many rows are counted: a backlog that is larger needs no exact number, and a count has to read them all."""
+
+ENDLESS: Final = 2**63 - 1
+"""A number above that of every row."""
 
 PURGED: Final = 5_000
 """How many rows are deleted at a time, of those that were kept long enough."""
@@ -112,18 +118,23 @@ class Shards:
     # --- rows ---
 
     async def read(
-        self, shard: int, *, after: int, limit: int, known: Collection[int], full: Collection[str]
-    ) -> list[Row]:
-        """Return rows to be sent, in order, with an id above ``after``.
+        self, shard: int, *, after: int, upto: int | None, limit: int, known: Collection[int], full: Collection[str]
+    ) -> tuple[list[Row], int]:
+        """Return rows to be sent, in order, with an id above ``after`` and not above ``upto``; and the newest id there is.
 
         Left out are those that are ``known``, those of entities that are ``full``, those that wait for their next try, and
         those of an entity of which an earlier row has failed.
         """
-        values: dict[str, Any] = {"shard": shard, "after": after, "limit": limit}
+        values: dict[str, Any] = {
+            "shard": shard,
+            "after": after,
+            "upto": ENDLESS if upto is None else upto,
+            "limit": limit,
+        }
         values |= {"known": list(known)} if known else {}
         values |= {"full": list(full)} if full else {}
-        found = await self._execute(self._statement(bool(known), bool(full)), values)
-        return [Row(*each) for each in cast("Iterable[tuple[Any, ...]]", found)]
+        found: list[Any] = list(await self._execute(self._statement(bool(known), bool(full)), values))
+        return [Row(*each[1:]) for each in found], found[0][0] if found else 0
 
     def _statement(self, known: bool, full: bool) -> Executable:
         made = self._reading.get((known, full))
@@ -142,6 +153,7 @@ class Shards:
             row.sent_at.is_(None),
             row.dead_at.is_(None),
             row.id > bindparam("after"),
+            row.id <= bindparam("upto"),
             or_(row.next_try_at.is_(None), row.next_try_at <= now()),
             or_(row.entity.is_(None), ~held),
         ]
@@ -150,13 +162,29 @@ class Shards:
         if full:
             wanted.append(or_(row.entity.is_(None), ~self._among(row.entity, "full")))
         columns = [row[name] for name in Row.__struct_fields__]
-        return select(*columns).where(*wanted).order_by(row.id).limit(bindparam("limit"))
+        other = self._tables.outbox.alias("other").c
+        others = select(other.id).where(
+            other.shard == bindparam("shard"), other.sent_at.is_(None), other.dead_at.is_(None)
+        )
+        newest = others.order_by(other.id.desc()).limit(1).scalar_subquery()
+        return select(newest, *columns).where(*wanted).order_by(row.id).limit(bindparam("limit"))
 
     def _among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """Say that a column is one of several: an array where there are some, so that one statement serves any number."""
         if self._arrays:
             return column == any_of(bindparam(name, type_=ARRAY(column.type)))
         return column.in_(bindparam(name, expanding=True))
+
+    async def transactions(self) -> tuple[int, int]:
+        """Return the oldest transaction that writes, and the first that has not begun. SQLite has but one at a time."""
+        if not self._arrays:
+            return 0, 0
+        seen = func.pg_current_snapshot()
+        oldest, next_one = (
+            cast(cast(of(seen), Text), BigInteger) for of in (func.pg_snapshot_xmin, func.pg_snapshot_xmax)
+        )
+        found = (await self._execute(select(oldest.label("oldest"), next_one.label("next_one")))).one()
+        return found.oldest, found.next_one
 
     async def holds_back(self, shard: int) -> bool:
         """Say whether a row has failed and is not sent yet."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from datetime import timedelta
 from typing import Any, Final
 
@@ -46,11 +45,9 @@ LONGEST_PAUSE: Final = 600.0
 """Seconds before a row that fails by itself is tried again, at most: 1 s at first, twice as long each time."""
 
 FULL_SCAN: Final = 10.0
-"""Seconds between the reads that begin at the first row: they find what was written early and committed late."""
-
-SETTLED: Final = 60.0
-"""Seconds after which the other reads begin where all was sent: an old snapshot that is open somewhere keeps the dead
-entries of the index, and each read would wade through them (NikolayS/PgQue#80: 797 jobs/s became 517)."""
+"""Seconds between the reads that begin at the first row. The others begin where all is sent: an old snapshot that is open
+somewhere keeps the dead entries of the index, and each would wade through them (NikolayS/PgQue#80: 797 jobs/s became
+517)."""
 
 SENDING: Final = 10.0
 """Seconds that sending a message may take."""
@@ -100,12 +97,17 @@ class Tenure:
         self._woken = True
         self._more = False
         """Whether the last read was full, so that the next one goes on where it ended."""
+        self._newest = 0
+        """Up to where one may go on: the newest row when the last read began that began where all is sent. Past it, a row may
+        come before one of its entity that was written in between, by a transaction that had its number earlier."""
         self._left_out = True
         """Whether rows that have been passed over may be read later, those of an entity that was full or held back: then
         each read begins where all before it is sent, or an entity's later rows would be read before its earlier ones."""
         self._last = 0
-        self._floors: deque[tuple[float, int]] = deque()
         self._floor = 0
+        """Up to where all is sent, and nothing more can appear."""
+        self._next_floor: tuple[int, int] | None = None
+        """Up to where all is sent that can be seen, and the first transaction that began later."""
         self._poll = settings.poll
         self._poll_due = self._scan_due = self._send_due = 0.0
         self._renew_due = lease.until - settings.lease * 2 / 3
@@ -170,9 +172,20 @@ class Tenure:
         window.dropped.clear()
         held = self._left_out and await self._shards.holds_back(self.lease.shard)
         full = window.full
-        rows = await self._shards.read(self.lease.shard, after=after, limit=batch, known=window.known, full=full)
+        rows, newest = await self._shards.read(
+            self.lease.shard,
+            after=after,
+            upto=self._newest if goes_on else None,
+            limit=batch,
+            known=window.known,
+            full=full,
+        )
         window.add(rows)
         self._more = len(rows) == batch
+        if not goes_on:
+            self._newest = newest
+        elif not self._more:
+            self._woken = True  # what was written since is read from where all is sent
         if full:
             self._left_out = True
         elif not goes_on and not held and not window.dropped:
@@ -183,7 +196,7 @@ class Tenure:
         self.idle = not window.known and not self._woken
         if scans:
             self._scan_due = now + FULL_SCAN
-            self._raise_floor(now)
+            await self._raise_floor()
 
     def _pause(self, *, found: bool, woken: bool) -> float:
         """Return when to look again. Where there was something that nobody woke us for, others are writing."""
@@ -192,12 +205,15 @@ class Tenure:
             return usual if woken else usual / 10
         return min(self._poll * 2, usual * 10)
 
-    def _raise_floor(self, now: float) -> None:
-        """Note up to where all is sent that is known; after a while, reads begin there."""
-        if not self._more and not self._left_out:
-            self._floors.append((now, min(self._window.known, default=self._last + 1) - 1))
-        while self._floors and self._floors[0][0] <= now - SETTLED:
-            self._floor = self._floors.popleft()[1]
+    async def _raise_floor(self) -> None:
+        """Begin later reads behind what is sent, once all transactions have ended that could still write before that."""
+        if self._more or self._left_out:
+            return
+        oldest, next_one = await self._shards.transactions()
+        if self._next_floor is not None and self._next_floor[1] <= oldest:
+            self._floor, self._next_floor = self._next_floor[0], None
+        if self._next_floor is None:
+            self._next_floor = min(self._window.known, default=self._last + 1) - 1, next_one
 
     # --- sending ---
 

@@ -403,7 +403,7 @@ class Reads:
         monkeypatch.setattr(Shards, "read", noted)
 
 
-async def test_a_number_taken_early_and_committed_late_keeps_its_place_in_the_middle_of_a_backlog(
+async def test_what_commits_while_a_backlog_is_read_keeps_its_place(
     postgres_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions, writer = async_sessionmaker(postgres_engine), Outbox(postgres_engine)
@@ -411,20 +411,38 @@ async def test_a_number_taken_early_and_committed_late_keeps_its_place_in_the_mi
     await early.begin()
     await writer.publish(early, OrderPriced("late", 1))
     async with sessions.begin() as session:
-        await writer.publish(session, *(OrderPriced(f"o-{n}", n) for n in range(100)))
+        await writer.publish(session, *(OrderPriced(f"o-{n}", n) for n in range(50)))
+    await writer.publish(early, OrderPriced("late", 2))
+    async with sessions.begin() as session:
+        await writer.publish(session, *(OrderPriced(f"o-{n}", n) for n in range(50)))
 
-    async def commit_both(after: int) -> None:
+    async def commit(after: int) -> None:
         if after and early.in_transaction():
             await early.commit()
             async with sessions.begin() as session:
-                await writer.publish(session, OrderPriced("late", 2))
+                await writer.publish(session, OrderPriced("late", 3))
 
-    reads = Reads(monkeypatch, commit_both)
+    reads = Reads(monkeypatch, commit)
     async with shop(postgres_engine, batch=20) as (here, _probe, _sessions):
-        await eventually(lambda: len(here.got) == 102, "all events", 30)
+        await eventually(lambda: len(here.got) == 103, "all events", 30)
 
-    assert [each.payload.price for each in here.got if each.payload.order_id == "late"] == [1, 2]
+    assert [each.payload.price for each in here.got if each.payload.order_id == "late"] == [1, 2, 3]
     assert any(reads.begun)
+
+
+async def test_what_was_there_when_a_backlog_was_begun_is_read_on_and_not_from_the_beginning(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with async_sessionmaker(engine).begin() as session:
+        await Outbox(engine).publish(session, *(OrderPriced(f"o-{n}", n) for n in range(400)))
+    reads = Reads(monkeypatch)
+
+    async with shop(engine, batch=20) as (here, _probe, _sessions):
+        await eventually(lambda: len(here.got) == 400, "all events", 30)
+
+    backlog = reads.begun[: reads.begun.index(max(reads.begun)) + 1]
+    assert backlog == sorted(backlog)
+    assert len(set(backlog)) > 10
 
 
 async def test_where_all_is_sent_reads_begin_there_but_never_past_what_may_still_be_committed(
@@ -476,10 +494,10 @@ async def test_of_an_entity_that_has_enough_rows_in_hand_no_more_are_read_before
         hot = [OrderPriced("hot", n) for n in range(100)]
         await Outbox(engine).publish(session, *hot, OrderPriced("other", 1))
     shards, window = Shards(engine, Tables(), 30), Window(full=10)
-    first, _ = await shards.read(0, after=0, upto=None, limit=50, known=(), full=())
+    first, _ = await shards.read(0, after=0, ended=None, limit=50, known=(), full=())
     window.add(first)
 
-    rows, _ = await shards.read(0, after=0, upto=None, limit=50, known=window.known, full=window.full)
+    rows, _ = await shards.read(0, after=0, ended=None, limit=50, known=window.known, full=window.full)
 
     assert window.full == ["order/hot"]
     assert [row.entity for row in rows] == ["order/other"]

@@ -21,6 +21,8 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal,
+    literal_column,
     or_,
     select,
     update,
@@ -42,11 +44,18 @@ DEADLINE: Final = 10.0
 COUNTED: Final = 10_000
 """Up to how many rows are counted: a backlog that is larger needs no exact number, and a count has to read them all."""
 
-ENDLESS: Final = 2**63 - 1
-"""A number above that of every row."""
-
 PURGED: Final = 5_000
 """How many rows are deleted at a time, of those that were kept long enough."""
+
+
+_OLDEST: Final = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger)
+_NEXT: Final = cast(cast(func.pg_snapshot_xmax(func.pg_current_snapshot()), Text), BigInteger)
+
+
+def _before(transaction: ColumnElement[int]) -> ColumnElement[bool]:
+    """Say that a row was written by a transaction before another one: of its number a row keeps 32 bits, which go round."""
+    written_by = cast(cast(literal_column("xmin"), Text), BigInteger)
+    return (written_by - transaction).op("&")(literal_column("4294967295")) >= literal_column("2147483648")
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -69,7 +78,7 @@ class Shards:
         self._rows = tables.outbox.c
         self._lease = lease
         self._arrays = backend_of(engine) == "postgresql"
-        self._reading: dict[tuple[bool, bool], Executable] = {}
+        self._reading: dict[tuple[bool, bool, bool], Executable] = {}
         self._marking: dict[bool, Executable] = {}
 
     async def _execute(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
@@ -118,31 +127,31 @@ class Shards:
     # --- rows ---
 
     async def read(
-        self, shard: int, *, after: int, upto: int | None, limit: int, known: Collection[int], full: Collection[str]
+        self, shard: int, *, after: int, ended: int | None, limit: int, known: Collection[int], full: Collection[str]
     ) -> tuple[list[Row], int]:
-        """Return rows to be sent, in order, with an id above ``after`` and not above ``upto``; and the newest id there is.
+        """Return rows to be sent, in order, with an id above ``after``; and the oldest transaction that was writing.
+
+        With ``ended``, they are of transactions before that one: whatever appeared since is left out.
 
         Left out are those that are ``known``, those of entities that are ``full``, those that wait for their next try, and
         those of an entity of which an earlier row has failed.
         """
-        values: dict[str, Any] = {
-            "shard": shard,
-            "after": after,
-            "upto": ENDLESS if upto is None else upto,
-            "limit": limit,
-        }
+        values: dict[str, Any] = {"shard": shard, "after": after, "limit": limit}
+        values |= {} if ended is None else {"ended": ended}
         values |= {"known": list(known)} if known else {}
         values |= {"full": list(full)} if full else {}
-        found: list[Any] = list(await self._execute(self._statement(bool(known), bool(full)), values))
+        found: list[Any] = list(
+            await self._execute(self._statement(bool(known), bool(full), ended is not None), values)
+        )
         return [Row(*each[1:]) for each in found], found[0][0] if found else 0
 
-    def _statement(self, known: bool, full: bool) -> Executable:
-        made = self._reading.get((known, full))
+    def _statement(self, known: bool, full: bool, ended: bool) -> Executable:
+        made = self._reading.get((known, full, ended))
         if made is None:
-            made = self._reading[known, full] = self._reads(known, full)
+            made = self._reading[known, full, ended] = self._reads(known, full, ended)
         return made
 
-    def _reads(self, known: bool, full: bool) -> Executable:
+    def _reads(self, known: bool, full: bool, ended: bool) -> Executable:
         row = self._rows
         earlier = self._tables.outbox.alias("earlier").c
         held = exists().where(
@@ -153,7 +162,6 @@ class Shards:
             row.sent_at.is_(None),
             row.dead_at.is_(None),
             row.id > bindparam("after"),
-            row.id <= bindparam("upto"),
             or_(row.next_try_at.is_(None), row.next_try_at <= now()),
             or_(row.entity.is_(None), ~held),
         ]
@@ -161,13 +169,11 @@ class Shards:
             wanted.append(~self._among(row.id, "known"))
         if full:
             wanted.append(or_(row.entity.is_(None), ~self._among(row.entity, "full")))
+        if ended and self._arrays:
+            wanted.append(_before(bindparam("ended", type_=BigInteger)))
         columns = [row[name] for name in Row.__struct_fields__]
-        other = self._tables.outbox.alias("other").c
-        others = select(other.id).where(
-            other.shard == bindparam("shard"), other.sent_at.is_(None), other.dead_at.is_(None)
-        )
-        newest = others.order_by(other.id.desc()).limit(1).scalar_subquery()
-        return select(newest, *columns).where(*wanted).order_by(row.id).limit(bindparam("limit"))
+        oldest = select(_OLDEST if self._arrays else literal(0)).scalar_subquery()  # once, and not for each row
+        return select(oldest, *columns).where(*wanted).order_by(row.id).limit(bindparam("limit"))
 
     def _among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """Say that a column is one of several: an array where there are some, so that one statement serves any number."""
@@ -179,11 +185,7 @@ class Shards:
         """Return the oldest transaction that writes, and the first that has not begun. SQLite has but one at a time."""
         if not self._arrays:
             return 0, 0
-        seen = func.pg_current_snapshot()
-        oldest, next_one = (
-            cast(cast(of(seen), Text), BigInteger) for of in (func.pg_snapshot_xmin, func.pg_snapshot_xmax)
-        )
-        found = (await self._execute(select(oldest.label("oldest"), next_one.label("next_one")))).one()
+        found = (await self._execute(select(_OLDEST.label("oldest"), _NEXT.label("next_one")))).one()
         return found.oldest, found.next_one
 
     async def holds_back(self, shard: int) -> bool:

@@ -97,9 +97,9 @@ class Tenure:
         self._woken = True
         self._more = False
         """Whether the last read was full, so that the next one goes on where it ended."""
-        self._newest = 0
-        """Up to where one may go on: the newest row when the last read began that began where all is sent. Past it, a row may
-        come before one of its entity that was written in between, by a transaction that had its number earlier."""
+        self._writing = 0
+        """The oldest transaction that was writing at the last read that began where all is sent. One that goes on leaves out
+        what that and later ones wrote: their rows may lie on both sides of where it begins."""
         self._left_out = True
         """Whether rows that have been passed over may be read later, those of an entity that was full or held back: then
         each read begins where all before it is sent, or an entity's later rows would be read before its earlier ones."""
@@ -172,10 +172,10 @@ class Tenure:
         window.dropped.clear()
         held = self._left_out and await self._shards.holds_back(self.lease.shard)
         full = window.full
-        rows, newest = await self._shards.read(
+        rows, writing = await self._shards.read(
             self.lease.shard,
             after=after,
-            upto=self._newest if goes_on else None,
+            ended=self._writing if goes_on else None,
             limit=batch,
             known=window.known,
             full=full,
@@ -183,7 +183,7 @@ class Tenure:
         window.add(rows)
         self._more = len(rows) == batch
         if not goes_on:
-            self._newest = newest
+            self._writing = writing
         elif not self._more:
             self._woken = True  # what was written since is read from where all is sent
         if full:

@@ -48,8 +48,8 @@ PURGED: Final = 5_000
 """How many rows are deleted at a time, of those that were kept long enough."""
 
 
-_OLDEST: Final = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger)
-_NEXT: Final = cast(cast(func.pg_snapshot_xmax(func.pg_current_snapshot()), Text), BigInteger)
+_OLDEST: Final = func.txid_snapshot_xmin(func.txid_current_snapshot(), type_=BigInteger)
+_NEXT: Final = func.txid_snapshot_xmax(func.txid_current_snapshot(), type_=BigInteger)
 
 
 def _before(transaction: ColumnElement[int]) -> ColumnElement[bool]:

@@ -114,6 +114,9 @@ class Tenure:
         self._failures = 0
         self._failing_since = 0.0
         self._suspect: Row | None = None
+        """The last row that failed when it was sent alone, while nothing went through."""
+        self._accused = 0
+        """The row that was it when others went through again: a second time, and it is at fault itself."""
 
     def wake(self) -> None:
         """Look for rows at once."""
@@ -292,15 +295,20 @@ class Tenure:
         self.trouble = name_of(error)
 
     async def _goes_on(self) -> None:
-        """Note that rows are sent. What failed alone, just before another one went through, is at fault itself."""
+        """Note that rows are sent. What failed alone twice, each time just before another one went through, is at fault itself.
+
+        Once, any row may do so: the last one that was tried before the broker came back.
+        """
         suspect, self._suspect = self._suspect, None
         if self.trouble:
             log.info("the outbox is sent again, after %.1f s", self._time() - self._failing_since)
         self.trouble, self._failures = "", 0
-        if suspect is not None and suspect.id in self._window.known:
-            await self._fail(
-                suspect, OutcomeUnknownError(suspect.message("", 0.0), "sent alone, it ended the connection")
-            )
+        if suspect is None or suspect.id not in self._window.known:
+            return
+        if suspect.id != self._accused:
+            self._accused = suspect.id
+            return
+        await self._fail(suspect, OutcomeUnknownError(suspect.message("", 0.0), "sent alone, it ended the connection"))
 
     async def _fail(self, row: Row, error: Exception) -> None:
         """Note that a row has failed by itself: its entity waits for it, and nobody else."""

@@ -72,6 +72,7 @@ class Shards:
 
     def __init__(self, engine: AsyncEngine, tables: Tables, lease: float) -> None:
         self.me: UUID = uuid4()
+        self.name: str = tables.outbox.name
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = turn_of(engine)
         self._tables = tables
@@ -140,10 +141,11 @@ class Shards:
         values |= {} if ended is None else {"ended": ended}
         values |= {"known": list(known)} if known else {}
         values |= {"full": list(full)} if full else {}
+        now = asyncio.get_running_loop().time()
         found: list[Any] = list(
             await self._execute(self._statement(bool(known), bool(full), ended is not None), values)
         )
-        return [Row(*each[1:]) for each in found], found[0][0] if found else 0
+        return [Row(*(*each[1:-1], now - each[-1])) for each in found], found[0][0] if found else 0
 
     def _statement(self, known: bool, full: bool, ended: bool) -> Executable:
         made = self._reading.get((known, full, ended))
@@ -171,9 +173,9 @@ class Shards:
             wanted.append(or_(row.entity.is_(None), ~self._among(row.entity, "full")))
         if ended and self._arrays:
             wanted.append(_before(bindparam("ended", type_=BigInteger)))
-        columns = [row[name] for name in Row.__struct_fields__]
+        columns = [row[name] for name in Row.__struct_fields__[:-1]]
         oldest = select(_OLDEST if self._arrays else literal(0)).scalar_subquery()  # once, and not for each row
-        return select(oldest, *columns).where(*wanted).order_by(row.id).limit(bindparam("limit"))
+        return select(oldest, *columns, age(row.created_at)).where(*wanted).order_by(row.id).limit(bindparam("limit"))
 
     def _among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """Say that a column is one of several: an array where there are some, so that one statement serves any number."""

@@ -20,6 +20,7 @@ from rabbitevents import (
     NotSentError,
     OutcomeUnknownError,
     UnroutableError,
+    facts,
 )
 from rabbitevents.texts import cut, name_of, printable
 from rabbitevents_outbox.rows import Row
@@ -55,6 +56,10 @@ SENDING: Final = 10.0
 MARKING: Final = 0.02
 """Seconds for which marks wait for others, while more is on its way: a statement and a commit for each row would cost an
 entity's chain more than its sending."""
+
+
+_SAMPLED: Final = tuple("13579bdf")
+"""How a ``traceparent`` ends that somebody records (W3C Trace Context, 3.2.2.5)."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -265,10 +270,11 @@ class Tenure:
                 await self._fail(row, error)
         results = await self._host.send_many(messages)
         troubled: list[Row] = []
-        for row, result in zip(sound, results, strict=True):
+        for row, message, result in zip(sound, messages, results, strict=True):
             if result is None or (isinstance(result, UnroutableError) and not self._told.keeps_unroutable):
                 self._window.confirmed(row)
                 self._confirmed.append(row.id)
+                self._report(row, message)
             elif isinstance(result, EVERYBODYS):
                 troubled.append(row)
                 self._say(result)
@@ -278,6 +284,13 @@ class Tenure:
             self._wait_for_all(troubled, alone=len(rows) == 1)
         elif sound:
             await self._goes_on()
+
+    def _report(self, row: Row, message: Message) -> None:
+        """Report of an event that is traced how long it stood here, for its trace to show."""
+        parent = message.headers.get("traceparent")
+        if isinstance(parent, str) and parent[-1:] in _SAMPLED:
+            waited = self._time() - row.since
+            self._host.report(facts.Relayed(self._shards.name, row.type, message.id, row.entity, waited, parent))
 
     def _wait_for_all(self, rows: list[Row], *, alone: bool) -> None:
         """Let rows be sent again after a while. One that failed when it was sent alone goes to the end, as a suspect."""

@@ -76,7 +76,8 @@ def service(url: str, ledger: Ledger, generation: str, *plugins: Plugin, **setti
         ledger.write(reserved.order_id, generation)
 
     retry = Retry(stop=stop_after_attempt(2), wait=wait_fixed(0.4), inline_below=0)
-    return Bus(url, router, plugins=[DeadLetter(), retry, *plugins], **{"grace": 5, **settings})
+    told: dict[str, Any] = {"grace": 5, **settings}
+    return Bus(url, router, plugins=[DeadLetter(), retry, *plugins], **told)
 
 
 async def lead_over(url: str, http: str) -> None:

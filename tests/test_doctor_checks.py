@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from rabbitevents import Event, Router
 from rabbitevents.brokers.rabbitmq.visiting import Visit
 from rabbitevents.operations.checks import CHECKS
 from rabbitevents.operations.doctor import bare
@@ -130,6 +131,20 @@ def test_only_what_stands_still_in_two_looks_is_said(
     here = scene(standing=queue(consumers=1, **now), before=queue(consumers=1, **before).queues)
 
     assert len(found(here, "D13")) == said
+
+
+@pytest.mark.parametrize(("ready", "single", "said"), [(9, False, 1), (0, False, 0), (9, True, 0)])
+def test_a_consumer_that_has_room_and_takes_nothing_is_said(ready: int, single: bool, said: int) -> None:
+    there = queue(consumers=1, ready=ready, unacked=1, acked=5)
+    router = Router("inventory")
+    router.on("order.placed", name="reserve", single_active_consumer=single)(nobody)
+
+    here = scene(standing=there, before=there.queues, subscriptions=router.subscriptions())
+
+    assert len(found(here, "D13")) == said
+
+
+async def nobody(event: Event) -> None: ...
 
 
 def test_the_fresher_of_two_counts_of_consumers_is_believed_where_it_is_higher() -> None:

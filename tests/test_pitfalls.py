@@ -122,6 +122,34 @@ async def test_a_queue_is_led_over_while_the_broker_restarts_between_steps(
     assert await stands(place) == {NEW: 0, f"{NEW}.dead": 0, f"{OLD}.dead": 0}
 
 
+# --- a consumer that is none -----------------------------------------------------------------------------------------
+
+
+async def test_a_queue_deleted_and_made_anew_under_its_consumer_is_served_or_the_doctor_says_what_ends_that(
+    place: Place, tmp_path: Path
+) -> None:
+    """Before RabbitMQ 4.3 nobody tells the consumer, and what is delivered to it never comes; a new one gets all of it."""
+    ledger = Ledger(tmp_path / "ledger")
+    wanted = {str(number * 100) for number in range(1, 31)}  # more than are handled at a time
+    async with service(place.url, ledger, "old") as bus:
+        await eventually(lambda: bus.health().ok, "the consumer")
+        queue = bus.topology.queue(OLD)
+        assert queue is not None
+        async with place.channel() as channel:
+            await channel.queue_delete(OLD)
+            anew = await channel.declare_queue(OLD, durable=True, arguments=dict(queue.arguments))
+            await anew.bind("events", "stock.reserved")
+        await bus.publish_many([StockReserved(number) for number in wanted])
+        async with asyncio.timeout(60):
+            while wanted != {line[0] for line in ledger.lines}:
+                report = await place.looked_at(service(place.url, ledger, "old"))
+                if any("with a consumer that is none" in each.way_out for each in report.found):
+                    break
+
+    async with service(place.url, ledger, "old"):
+        await eventually(lambda: wanted == {line[0] for line in ledger.lines}, "all of them")
+
+
 # --- what AMQP says --------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingQueue
@@ -55,6 +56,9 @@ def consumers(scene: Scene) -> Iterator[Finding]:
             yield Finding("wrong", each.queue, what, "rabbitevents run MODULE:BUS; its log says why one does not run")
 
 
+_NONE: Final = "with a consumer that is none (its queue was deleted and made anew): restart the service"
+
+
 def unsettled(scene: Scene) -> Iterator[Finding]:
     """Look for deliveries that nobody settles: a window that is full, a handler that hangs, or a consumer that is none."""
     for each, now in scene.queues:
@@ -69,8 +73,12 @@ def unsettled(scene: Scene) -> Iterator[Finding]:
             )
         elif now.unacked > each.options.workers * now.consumers:
             what = f"{now.unacked:,} unacknowledged, more than are handled at a time, and none was settled between two looks"
-            way_out = "held, or with a consumer that is none (its queue was deleted and made anew): restart the service"
-            yield Finding("risk", each.queue, what, way_out)
+            yield Finding("risk", each.queue, what, f"held, or {_NONE}")
+        elif now.ready and before.ready and not each.options.single_active_consumer:
+            what = (
+                f"{now.ready:,} ready, and its consumers take none, which have room: none was settled between two looks"
+            )
+            yield Finding("risk", each.queue, what, _NONE)
 
 
 def _stands_still(before: StandingQueue, now: StandingQueue) -> bool:

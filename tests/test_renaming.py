@@ -248,6 +248,57 @@ async def test_letters_of_before_that_were_moved_are_sent_to_the_queue_of_the_ne
     assert (result.done, await stands(place)) == (1, {NEW: 1, f"{NEW}.dead": 0, f"{OLD}.dead": 0})
 
 
+MODULE = """
+import os
+from pathlib import Path
+
+from tests.renamed import Ledger, service
+
+bus = service(os.environ["AMQP_URL"], Ledger(Path("ledger")), "new")
+"""
+
+
+async def called(place: Place, folder: Path, *words: str) -> tuple[str, str]:
+    """What a command prints of the renamed service."""
+    (folder / "a_shop.py").write_text(MODULE)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "rabbitevents", *words),
+        cwd=folder,
+        env={**environment(), "AMQP_URL": place.url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, errors = await asyncio.wait_for(process.communicate(), 90)
+    return printed.decode(), errors.decode()
+
+
+async def test_dead_letters_are_listed_under_the_name_that_they_have(
+    place: Place, ledger: Ledger, tmp_path: Path
+) -> None:
+    async with service(place.url, ledger, "old") as bus:
+        await given_up(bus)
+
+    before, silent = await called(place, tmp_path, "dlq", "list", "a_shop:bus")
+    async with service(place.url, ledger, "new"):
+        await led_over(place, ledger)
+    after, _ = await called(place, tmp_path, "dlq", "list", "a_shop:bus")
+    named, _ = await called(place, tmp_path, "dlq", "list", "a_shop:bus", "--queue", OLD)
+
+    assert (f"{OLD}.dead" in before, f"{NEW}.dead" in before, silent) == (True, False, "")
+    assert f"{OLD}.dead" in after
+    assert f"{OLD}.dead" in named
+
+
+async def test_explain_says_what_the_queue_was_called_and_whose_the_ids_are(
+    place: Place, ledger: Ledger, tmp_path: Path
+) -> None:
+    printed, _ = await called(place, tmp_path, "explain", "a_shop:bus", NEW)
+
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert f"was {OLD}: that is consumed as long as it stands" in lines
+    assert f"identity {OLD} (derived ids and claims of idempotency use it)" in " ".join(lines)
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -92,6 +92,7 @@ class Projections(Plugin):
         """Look at the tables, and follow the store as long as the bus runs."""
         await self._look(make=True)
         store, checkpoints = self.store, self.checkpoints
+        store.reader.fresh.is_wanted = True
         self._at_work = [Following(store, each, checkpoints, self.lease, host.report) for each in self.projections]
         tasks = [asyncio.create_task(each.run(), name=f"projection {each.name}") for each in self._at_work]
         try:
@@ -105,6 +106,8 @@ class Projections(Plugin):
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
             self._at_work = []
+            store.reader.fresh.is_wanted = False
+            store.reader.fresh.clear()
 
     async def _look(self, *, make: bool = False) -> None:
         """Raise `ConfigurationError` where the database cannot be used."""

@@ -39,6 +39,9 @@ _TRIES: Final = 100
 _MOST: Final = 10_000
 """How many events can be appended at once: as many as a statement has room for the ids of."""
 
+_AT_ONCE: Final = 500
+"""How many events are written by one statement, whatever the driver: SQLAlchemy divides more than 1,000 rows."""
+
 _DEADLINE: Final = 10.0
 """Seconds that the database has at start."""
 
@@ -115,6 +118,8 @@ class EventStore(Plugin):
         self._host: Host | None = None
         self._ledger = Ledger(self.tables)
         statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._statements = statements if outbox is None and backend_of(engine) == "postgresql" else None
+        """By what an append is made that is one statement and nothing else: it commits by itself, two round trips earlier."""
         self.watermark: Watermark = Watermark(
             statements, self.tables, arguments.seconds("EventStore: patience", patience), self._report
         )
@@ -183,12 +188,15 @@ class EventStore(Plugin):
         actual = 0
         for _ in range(_TRIES if version is None else 1):
             try:
-                async with self._part(session) as part:
-                    appended = await self._append(part, entity_type, entity_id, prepared, version)
-                self._wake_after(session)
-                return appended
+                async with self._part(session, len(prepared)) as part:
+                    rows, positions = await self._append(part, entity_type, entity_id, prepared, version)
+                self._committed(rows, positions, session)
+                return [
+                    Stored(at, row["version"], event)
+                    for at, row, (event, _) in zip(positions, rows, prepared, strict=True)
+                ]
             except (IntegrityError, _ConflictError):
-                async with self._part(session) as part:
+                async with self._part(session, 0) as part:
                     same = await self._ledger.same(part, entity_type, entity_id, [event.id for event, _ in prepared])
                     actual = await self._ledger.version(part, entity_type, entity_id)
             if same:
@@ -216,33 +224,43 @@ class EventStore(Plugin):
         entity_id: str,
         prepared: Sequence[tuple[Event[Any], bytes]],
         expected: int | None,
-    ) -> list[Stored[Any]]:
+    ) -> tuple[list[dict[str, Any]], list[int]]:
         if expected and len(prepared) == 1:
-            base, row = expected, self.shelf.row(*prepared[0], expected + 1)
-            positions = await self._ledger.insert_next(session, row, expected)
+            rows = [self.shelf.row(*prepared[0], expected + 1)]
+            positions = await self._ledger.insert_next(session, rows[0], expected)
         else:
             base = await self._ledger.base(session, entity_type, entity_id, expected)
             rows = [self.shelf.row(event, body, base + n) for n, (event, body) in enumerate(prepared, 1)]
             positions = await self._ledger.insert(session, rows)
         if self._outbox is not None:
             await self._outbox.publish(session, *(event for event, _ in prepared))
-        return [Stored(at, base + n, prepared[n - 1][0]) for n, at in enumerate(positions, 1)]
+        return rows, positions
 
-    def _wake_after(self, session: Database | None) -> None:
-        """Wake this process's readers: at once, or once the transaction that the events are part of has committed."""
+    def _committed(self, rows: list[dict[str, Any]], positions: list[int], session: Database | None) -> None:
+        """Wake this process's readers: at once, or once the transaction that the events are part of has committed.
+
+        Of such a transaction it is only known then that it has ended: a savepoint in it may have been rolled back.
+        """
         if session is None:
-            self.watermark.wake()
-        elif isinstance(session, AsyncSession):
-            session.sync_session.info[_WAKE] = self.watermark.wake
+            self.reader.committed(rows, positions)
+            return
+        places = positions[0], positions[-1], len(positions)
+        if isinstance(session, AsyncSession):
+            told = session.sync_session.info.setdefault(_WAKE, [])
+            told.append((session.sync_session.get_transaction(), self.watermark, places))
 
-    def _part(self, session: Database | None) -> AbstractAsyncContextManager[Database]:
-        """Return a transaction of its own, or a savepoint in the one that is given."""
-        return self._own() if session is None else _savepoint(session)
+    def _part(self, session: Database | None, count: int) -> AbstractAsyncContextManager[Database]:
+        """Return a transaction of its own for so many events, or a savepoint in the one that is given."""
+        return self._own(count) if session is None else _savepoint(session)
 
     @asynccontextmanager
-    async def _own(self) -> AsyncGenerator[Database]:
-        async with AsyncSession(self.engine) as session, session.begin():
-            yield session
+    async def _own(self, count: int) -> AsyncGenerator[Database]:
+        if self._statements is not None and count <= _AT_ONCE:
+            async with self._statements.connect() as connection:
+                yield connection
+        else:
+            async with AsyncSession(self.engine) as session, session.begin():
+                yield session
 
     # --- reading ---
 
@@ -392,7 +410,10 @@ class EventStore(Plugin):
 
 def _after_commit(session: Session) -> None:
     if _WAKE in session.info and session.get_nested_transaction() is None:
-        session.info.pop(_WAKE)()
+        ended = session.get_transaction()
+        for transaction, watermark, places in session.info.pop(_WAKE):
+            if transaction is ended:
+                watermark.committed(*places)
 
 
 def _several(decided: Any) -> list[Any]:

@@ -93,6 +93,8 @@ class Watermark:
         """What holds readers back for long, at this moment."""
         self.news: int = 0
         """How often something was appended by this process, as far as is known."""
+        self.waking: asyncio.Event = asyncio.Event()
+        """Set once there is something to look for."""
         self._engine = engine
         self._table = tables.events
         self._named = engine.dialect.identifier_preparer.format_table(self._table)
@@ -103,19 +105,30 @@ class Watermark:
         self._wait: _Wait | None = None
         self._turn = asyncio.Lock()
         self._looked = 0.0
-        self._woken = asyncio.Event()
+
+    def committed(self, first: int, last: int, count: int) -> bool:
+        """Take note of what this process has appended, from one position to another, and let those who rest look at once.
+
+        Where it follows on what is decided it is decided itself, and nobody has to look for it: say whether it does.
+        """
+        follows = first == self.value + 1 and last - first < count
+        self.news += 1
+        self.last = max(self.last, last)
+        if follows:
+            self.value = last
+        self.wake()
+        return follows
 
     def wake(self) -> None:
-        """Let those who rest look at once: something was appended here."""
-        self.news += 1
-        self._woken.set()
-        self._woken = asyncio.Event()
+        """Let those who rest look at once."""
+        self.waking.set()
+        self.waking = asyncio.Event()
 
-    async def rest(self, seconds: float) -> None:
-        """Wait until somebody has something to look for, ``seconds`` at most."""
+    async def rest(self, waking: asyncio.Event, seconds: float) -> None:
+        """Wait for what was `waking` before one looked, ``seconds`` at most: what came since then has set it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._woken.wait()
+                await waking.wait()
 
     async def look(self) -> None:
         """See how far it is, unless somebody has just seen. Raises what the database does."""
@@ -130,13 +143,15 @@ class Watermark:
 
     async def _look_sqlite(self, connection: AsyncConnection) -> None:
         """One transaction writes at a time, so they commit in the order of their positions."""
-        self.last = self.value = (
-            await connection.scalar(select(func.coalesce(func.max(self._table.c.position), 0))) or 0
-        )
+        known = self.value
+        self._drawn(await connection.scalar(select(func.coalesce(func.max(self._table.c.position), 0))) or 0, known)
+        self.value = self.last
 
     async def _look_postgresql(self, connection: AsyncConnection) -> None:
-        last = self.last = await self._last(connection)  # before the locks: see above
-        if self._wait is None and last == self.value:
+        known = self.value
+        last = await self._last(connection)  # before the locks: see above
+        self._drawn(last, known)
+        if self._wait is None and last <= self.value:
             return
         holders = {
             each["owner"]: each for each in (await connection.execute(_HOLDERS, {"table": self._named})).mappings()
@@ -145,7 +160,7 @@ class Watermark:
         if wait is not None and not wait.owners & holders.keys():
             self.value, self._wait = max(self.value, wait.last), None
         if not holders:
-            self.value, self._wait = last, None
+            self.value, self._wait = max(self.value, last), None
         elif self._wait is None and last > self.value:
             self._wait = _Wait(last, frozenset(holders), monotonic())
         if self._wait is None:
@@ -154,7 +169,14 @@ class Watermark:
         self._judge(self._wait, holders)
         reached = await self._without_holes(connection)
         if reached > self.value:  # and so drawn, be it since the last one was asked for
-            self.value, self.last = reached, max(last, reached)
+            self.value, self.last = reached, max(self.last, reached)
+
+    def _drawn(self, last: int, known: int) -> None:
+        """Note the last position that was drawn. Less than was known to be decided when it was asked for: it is an older store.
+
+        What was decided since then, by commits of this process, is not what the answer knows.
+        """
+        self.last = last if last < known else max(last, self.value)
 
     async def _last(self, connection: AsyncConnection) -> int:
         """Return the last position that was drawn. Raises `ConfigurationError` at a replica."""

@@ -15,7 +15,7 @@ from rabbitevents_eventstore.following import Following
 from rabbitevents_eventstore.projection import Projection
 from rabbitevents_eventstore.rebuilding import Progress, Rebuild
 from rabbitevents_eventstore.store import EventStore
-from rabbitevents_sql import AWAY, reason, where
+from rabbitevents_sql import AWAY, Listener, reason, where
 
 STOPPING: Final = 5.0
 """Seconds that projections have to finish what is under way when their bus stops."""
@@ -95,9 +95,15 @@ class Projections(Plugin):
         store.reader.fresh.is_wanted = True
         self._at_work = [Following(store, each, checkpoints, self.lease, host.report) for each in self.projections]
         tasks = [asyncio.create_task(each.run(), name=f"projection {each.name}") for each in self._at_work]
+        listening = (
+            None if store.channel is None else asyncio.create_task(Listener(store.channel, store.watermark.wake).run())
+        )
         try:
             yield
         finally:
+            if listening is not None:
+                listening.cancel()
+                await asyncio.wait({listening})
             for each in self._at_work:
                 each.stop()
             if tasks:

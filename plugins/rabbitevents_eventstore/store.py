@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from time import monotonic
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeVar, cast
 
-from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from rabbitevents import Check, ConfigurationError, Event, Host, Plugin, Writer, arguments
@@ -23,7 +23,7 @@ from rabbitevents_eventstore.reading import Reader
 from rabbitevents_eventstore.stored import Shelf, Stored
 from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_eventstore.watermark import OFTEN, StoreHeldBack, Watermark
-from rabbitevents_sql import AWAY, backend_of, reason, where
+from rabbitevents_sql import AWAY, Channel, Notifier, after_commit, backend_of, reason, where
 
 S = TypeVar("S")
 
@@ -48,8 +48,10 @@ _DEADLINE: Final = 10.0
 _SELDOM: Final = 0.05
 """Seconds between two looks at how far a projection is, at last."""
 
-_WAKE: Final = "rabbitevents_eventstore"
-"""Where a session notes who is to be woken once it has committed."""
+Wake = Literal["process", "notify"]
+"""Whom a commit wakes: the projections of its own process, or those of any, by NOTIFY."""
+
+log: logging.Logger = logging.getLogger("rabbitevents.eventstore")
 
 
 class Transactional(Protocol):
@@ -83,6 +85,9 @@ class EventStore(Plugin):
     :param tables: Where the events are.
     :param name: The events' source: a service's name. By default the bus's, and unknown without one.
     :param patience: For how long an append may be open that readers wait for, until it is said who it is: 10 s.
+    :param wake: Whom a commit wakes: "process" (the default), the readers and projections of its own process; "notify", the
+        projections of any process too, by PostgreSQL's NOTIFY, at most one in 10 ms. To be said where events are appended
+        and where projections run.
 
     Raises `ConfigurationError`; at start too, for tables that are missing or not as they must be.
     """
@@ -98,6 +103,7 @@ class EventStore(Plugin):
         tables: EventTables | None = None,
         name: str | None = None,
         patience: arguments.Seconds = 10,
+        wake: Wake = "process",
     ) -> None:
         self.engine: AsyncEngine = arguments.instance(
             "EventStore: engine",
@@ -125,8 +131,14 @@ class EventStore(Plugin):
         )
         self.checkpoints: Checkpoints = Checkpoints(engine, self.tables)
         self.reader: Reader = Reader(statements, self.tables, self.watermark)
-        if not event.contains(Session, "after_commit", _after_commit):
-            event.listen(Session, "after_commit", _after_commit)
+        self.channel: Channel | None = self._channel(wake)
+        """Where projections listen for what other processes append."""
+        self._notifier = None if self.channel is None else Notifier(self.channel)
+
+    def _channel(self, wake: object) -> Channel | None:
+        if arguments.one_of("EventStore: wake", wake, Wake) == "process":
+            return None
+        return Channel(self.engine, self.tables.events, plugin="EventStore", who="who follows", log=log)
 
     # --- as a plugin ---
 
@@ -241,13 +253,16 @@ class EventStore(Plugin):
 
         Of such a transaction it is only known then that it has ended: a savepoint in it may have been rolled back.
         """
+        notify = None if self._notifier is None else self._notifier.poke
         if session is None:
             self.reader.committed(rows, positions)
-            return
-        places = positions[0], positions[-1], len(positions)
-        if isinstance(session, AsyncSession):
-            told = session.sync_session.info.setdefault(_WAKE, [])
-            told.append((session.sync_session.get_transaction(), self.watermark, places))
+            if notify is not None:
+                notify()
+        elif isinstance(session, AsyncSession):
+            ended = partial(self.watermark.committed, positions[0], positions[-1], len(positions))
+            after_commit(session.sync_session, ended)
+            if notify is not None:
+                after_commit(session.sync_session, notify)
 
     def _part(self, session: Database | None, count: int) -> AbstractAsyncContextManager[Database]:
         """Return a transaction of its own for so many events, or a savepoint in the one that is given."""
@@ -406,14 +421,6 @@ class EventStore(Plugin):
             return await self.append(entity_type, entity_id, decided, expected=version, session=session)
 
         return await again(once)
-
-
-def _after_commit(session: Session) -> None:
-    if _WAKE in session.info and session.get_nested_transaction() is None:
-        ended = session.get_transaction()
-        for transaction, watermark, places in session.info.pop(_WAKE):
-            if transaction is ended:
-                watermark.committed(*places)
 
 
 def _several(decided: Any) -> list[Any]:

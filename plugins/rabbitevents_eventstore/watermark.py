@@ -14,10 +14,10 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import TextClause, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rabbitevents import ConfigurationError, Fact
@@ -33,12 +33,24 @@ PREFIX: Final = 1000
 
 _LOG: Final = logging.getLogger("rabbitevents.eventstore")
 
-_HOLDERS: Final = text(
-    "SELECT l.virtualtransaction AS owner, l.pid, a.application_name AS application FROM pg_locks l "
-    "LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted "
+_HELD: Final = (
+    "l.locktype = 'advisory' AND l.granted "
     "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
     "AND l.classid = :lock AND l.objid = CAST(CAST(:table AS regclass) AS oid) AND l.objsubid = 2"
-).bindparams(bindparam("lock", LOCK))
+)
+"""Which of the server's locks those are."""
+
+_LOOK: Final = (
+    "WITH drawn AS MATERIALIZED (SELECT last_value, is_called FROM {sequence}) "  # noqa: S608 - its own words
+    "SELECT last_value, is_called, pg_is_in_recovery() AS replica, ARRAY(SELECT l.virtualtransaction FROM pg_locks l "
+    "WHERE drawn.last_value > CAST(:known AS bigint) AND " + _HELD + ") AS owners FROM drawn"
+)
+"""Asks for H, and then for S: that is looked for with H in hand, which its condition needs, and not at all where H is known."""
+
+_WHO: Final = text(
+    "SELECT l.pid, a.application_name AS application FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid "  # noqa: S608
+    "WHERE l.virtualtransaction = :owner AND " + _HELD
+)
 
 _SEQUENCE: Final = text("SELECT pg_get_serial_sequence(:table, 'position')")
 
@@ -101,7 +113,7 @@ class Watermark:
         self._patience = patience
         self._report = report
         self._look = self._look_postgresql if backend_of(engine) == "postgresql" else self._look_sqlite
-        self._sequence = ""
+        self._asked: TextClause | None = None
         self._wait: _Wait | None = None
         self._turn = asyncio.Lock()
         self._looked = 0.0
@@ -148,25 +160,21 @@ class Watermark:
         self.value = self.last
 
     async def _look_postgresql(self, connection: AsyncConnection) -> None:
-        known = self.value
-        last = await self._last(connection)  # before the locks: see above
+        known, wait = self.value, self._wait
+        last, owners = await self._last(connection, known if wait is None else -1)
         self._drawn(last, known)
-        if self._wait is None and last <= self.value:
+        if wait is None and last <= self.value:
             return
-        holders = {
-            each["owner"]: each for each in (await connection.execute(_HOLDERS, {"table": self._named})).mappings()
-        }
-        wait = self._wait
-        if wait is not None and not wait.owners & holders.keys():
+        if wait is not None and not wait.owners & owners:
             self.value, self._wait = max(self.value, wait.last), None
-        if not holders:
+        if not owners:
             self.value, self._wait = max(self.value, last), None
         elif self._wait is None and last > self.value:
-            self._wait = _Wait(last, frozenset(holders), monotonic())
+            self._wait = _Wait(last, owners, monotonic())
         if self._wait is None:
             self.held_back = None
             return
-        self._judge(self._wait, holders)
+        await self._judge(connection, self._wait, owners)
         reached = await self._without_holes(connection)
         if reached > self.value:  # and so drawn, be it since the last one was asked for
             self.value, self.last = reached, max(self.last, reached)
@@ -178,17 +186,20 @@ class Watermark:
         """
         self.last = last if last < known else max(last, self.value)
 
-    async def _last(self, connection: AsyncConnection) -> int:
-        """Return the last position that was drawn. Raises `ConfigurationError` at a replica."""
-        if not self._sequence:
-            self._sequence = str(await connection.scalar(_SEQUENCE, {"table": self._named}))
-        found = text(f"SELECT last_value, is_called, pg_is_in_recovery() AS replica FROM {self._sequence}")  # noqa: S608 - its own word
-        row = (await connection.execute(found)).one()
+    async def _last(self, connection: AsyncConnection, known: int) -> tuple[int, frozenset[str]]:
+        """Return the last position that was drawn, and if it is not known yet, the transactions that held the lock then.
+
+        Raises `ConfigurationError` at a replica.
+        """
+        if self._asked is None:
+            sequence = await connection.scalar(_SEQUENCE, {"table": self._named})
+            self._asked = text(_LOOK.format(sequence=sequence))
+        row = (await connection.execute(self._asked, {"lock": LOCK, "table": self._named, "known": known})).one()
         if row.replica:
             raise ConfigurationError(
                 f"{where(self._engine)} is a replica, which does not know what is being appended: read from the primary"
             )
-        return int(row.last_value) if row.is_called else 0
+        return int(row.last_value) if row.is_called else 0, frozenset(row.owners)
 
     async def _without_holes(self, connection: AsyncConnection) -> int:
         """Return up to where every position is there: what is seen is committed, whoever else is still at work."""
@@ -201,13 +212,16 @@ class Watermark:
             reached = found
         return reached
 
-    def _judge(self, wait: _Wait, holders: dict[str, Any]) -> None:
+    async def _judge(self, connection: AsyncConnection, wait: _Wait, owners: frozenset[str]) -> None:
         """Say once that somebody holds readers back, after a while."""
         seconds = monotonic() - wait.since
         if wait.said or seconds < self._patience:
             return
+        told = {"lock": LOCK, "table": self._named, "owner": min(wait.owners & owners)}
+        one = (await connection.execute(_WHO, told)).first()
+        if one is None:  # it has just ended
+            return
         wait.said = True
-        one = holders[min(wait.owners & holders.keys())]
-        self.held_back = StoreHeldBack(one["pid"], one["application"] or "", seconds)
+        self.held_back = StoreHeldBack(one.pid, one.application or "", seconds)
         _LOG.warning("%s", self.held_back.describe())
         self._report(self.held_back)

@@ -9,11 +9,12 @@ from itertools import chain
 from typing import Any
 
 from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from rabbitevents_eventstore import ANY, EventStore
 from rabbitevents_eventstore.fresh import MOST, Fresh
 from rabbitevents_eventstore.watermark import Watermark
+from tests.bed.postgres import PostgresServer
 from tests.projected import EVENTS, Moved, applied_to, batch, made, single
 from tests.shop import eventually
 from tests.test_projections import append, live, projecting, until_status
@@ -121,6 +122,23 @@ async def test_commits_that_the_database_has_lost_are_not_applied_from_memory(po
         await until_status(store, "stopped")
 
     assert await applied_to(postgres_engine) == [1]
+
+
+async def test_what_a_crash_of_the_server_took_of_a_projection_is_applied_again() -> None:
+    """Its commits do not wait for the disk; here the server would write them only after ten seconds."""
+    with PostgresServer(wal_writer_delay="10s") as server:
+        engine = create_async_engine(server.url())
+        store = await made(engine)
+        async with projecting(store, single):
+            appended = await append(store, *range(10))
+            await until(store, appended[-1])
+            await server.akill()
+            await server.astart()
+            appended += await append(store, *range(10))
+            await until(store, appended[-1])
+
+        assert await applied_to(engine) == appended
+        await engine.dispose()
 
 
 async def test_a_wake_between_a_look_and_a_rest_is_not_missed(engine: AsyncEngine) -> None:

@@ -22,7 +22,7 @@ from rabbitevents_sql import AWAY, reason
 STANDBY: Final = 1.0
 """Seconds between two attempts at a projection that another process has, or that stands."""
 
-AT_HOME: Final = 0.02
+AT_HOME: Final = 0.05
 """Seconds before the first look of its own after something was appended by this process, which wakes it."""
 
 NOTING: Final = 0.25

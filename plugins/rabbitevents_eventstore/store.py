@@ -19,16 +19,15 @@ from rabbitevents_eventstore.appending import LAST, Database, Expected, Ledger, 
 from rabbitevents_eventstore.appending import ConflictError as _ConflictError
 from rabbitevents_eventstore.checkpoints import Checkpoints, standing
 from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindError
+from rabbitevents_eventstore.folding import Apply, Folding
 from rabbitevents_eventstore.reading import Reader
+from rabbitevents_eventstore.snapshots import Album, Snapshots
 from rabbitevents_eventstore.stored import Shelf, Stored
 from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_eventstore.watermark import OFTEN, StoreHeldBack, Watermark
 from rabbitevents_sql import AWAY, Channel, Notifier, after_commit, backend_of, reason, where
 
 S = TypeVar("S")
-
-Apply = Callable[[S, Any], S]
-"""What an event makes of a state: a pure function of both, which returns the new state."""
 
 Decision = Callable[[S], Any]
 """What follows from a state: an event, several, or None."""
@@ -131,6 +130,7 @@ class EventStore(Plugin):
         )
         self.checkpoints: Checkpoints = Checkpoints(engine, self.tables)
         self.reader: Reader = Reader(statements, self.tables, self.watermark)
+        self._folding = Folding(self.reader, self.shelf, Album(engine, self.tables))
         self.channel: Channel | None = self._channel(wake)
         """Where projections listen for what other processes append."""
         self._notifier = None if self.channel is None else Notifier(self.channel)
@@ -157,6 +157,7 @@ class EventStore(Plugin):
         try:
             yield
         finally:
+            await self._folding.settled()
             self._host, self._writer = None, Writer(source=self._source)
 
     def health(self) -> Iterable[Check]:
@@ -355,7 +356,14 @@ class EventStore(Plugin):
     # --- state ---
 
     async def rebuild(
-        self, entity_type: str, entity_id: str, apply: Apply[S], initial: S, *, session: Database | None = None
+        self,
+        entity_type: str,
+        entity_id: str,
+        apply: Apply[S],
+        initial: S,
+        *,
+        session: Database | None = None,
+        snapshots: Snapshots | None = None,
     ) -> S:
         """Return an entity's state: ``initial``, and each of its events applied to it.
 
@@ -364,19 +372,13 @@ class EventStore(Plugin):
         :param apply: What an event makes of a state: ``apply(state, payload)`` returns the new state. Must be pure.
         :param initial: The state before the first event.
         :param session: In whose transaction to read. By default in none.
+        :param snapshots: How its state is kept now and then, so that not all events are read. By default it is not.
 
         Raises as `load` does.
         """
-        state, _ = await self._folded(entity_type, entity_id, apply, initial, session)
+        _check_entity(entity_type, entity_id)
+        state, _ = await self._folding.fold(entity_type, entity_id, apply, initial, session, _snapshots(snapshots))
         return state
-
-    async def _folded(
-        self, entity_type: str, entity_id: str, apply: Apply[S], initial: S, session: Database | None
-    ) -> tuple[S, int]:
-        state, version = initial, 0
-        async for stored in self.load(entity_type, entity_id, session=session):
-            state, version = apply(state, stored.payload), stored.version
-        return state, version
 
     async def decide(
         self,
@@ -387,6 +389,7 @@ class EventStore(Plugin):
         apply: Apply[S],
         initial: S,
         session: Database | None = None,
+        snapshots: Snapshots | None = None,
         attempts: int = 3,
     ) -> list[Stored[Any]]:
         """Load an entity, decide on its state, and append what was decided; again where somebody else was faster.
@@ -402,10 +405,13 @@ class EventStore(Plugin):
         :param apply: As for `rebuild`.
         :param initial: The state before the first event.
         :param session: In whose transaction to read and to append. By default in one of its own.
+        :param snapshots: As for `rebuild`.
         :param attempts: How often it is tried: 3.
 
         Returns what was appended. Raises `ConcurrencyError` where others were faster each time, and as `append` and `load`.
         """
+        _check_entity(entity_type, entity_id)
+        kept = _snapshots(snapshots)
         again = AsyncRetrying(
             stop=stop_after_attempt(arguments.whole("decide: attempts", attempts)),
             wait=wait_random_exponential(multiplier=0.01, max=0.5),
@@ -414,7 +420,7 @@ class EventStore(Plugin):
         )
 
         async def once() -> list[Stored[Any]]:
-            state, version = await self._folded(entity_type, entity_id, apply, initial, session)
+            state, version = await self._folding.fold(entity_type, entity_id, apply, initial, session, kept)
             decided = _several(decision(state))
             if not decided:
                 return []
@@ -435,6 +441,10 @@ def _outbox(given: Any) -> Transactional | None:
     if given is not None and not callable(getattr(given, "publish", None)):
         raise arguments.wrong("EventStore: outbox", given, "say Outbox(engine)")
     return cast("Transactional | None", given)
+
+
+def _snapshots(given: object) -> Snapshots | None:
+    return None if given is None else arguments.instance("snapshots", given, Snapshots, "say Snapshots(Order)")
 
 
 def _check_entity(entity_type: object, entity_id: object) -> None:

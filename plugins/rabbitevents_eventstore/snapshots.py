@@ -13,7 +13,7 @@ from hashlib import sha256
 from inspect import get_annotations
 from sys import stdlib_module_names
 from types import CodeType, FunctionType
-from typing import Any, Final, cast, get_args, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -176,11 +176,20 @@ def _named(name: str, value: Any, by: FunctionType, seen: set[Any]) -> Iterator[
 
 def _instructions(code: CodeType) -> Iterator[str]:
     yield f"{code.co_name} {code.co_code.hex()} {code.co_names} {code.co_varnames}"
-    for each in code.co_consts:
+    constants: tuple[Any, ...] = code.co_consts
+    for each in constants:
         if isinstance(each, CodeType):
             yield from _instructions(each)
         else:
-            yield repr(sorted(map(repr, cast("frozenset[Any]", each))) if isinstance(each, frozenset) else each)
+            yield _constant(each)
+
+
+def _constant(value: Any) -> str:
+    """Say what a constant is; a set in the same order everywhere."""
+    if not isinstance(value, frozenset):
+        return repr(value)
+    members: frozenset[Any] = value
+    return repr(sorted(map(repr, members)))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -6,14 +6,14 @@ as none: the fold begins at the first event.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from enum import Enum
 from hashlib import sha256
 from inspect import get_annotations
 from sys import stdlib_module_names
 from types import CodeType, FunctionType
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, cast, get_args, get_type_hints
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -188,8 +188,7 @@ def _constant(value: Any) -> str:
     """Say what a constant is; a set in the same order everywhere."""
     if not isinstance(value, frozenset):
         return repr(value)
-    members: frozenset[Any] = value
-    return repr(sorted(map(repr, members)))
+    return repr(sorted(map(repr, cast("Iterable[object]", value))))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -24,7 +24,8 @@ CONTENDERS = {OURS: "benchmarks.stores.rabbitevents_", "eventsourcing": "benchma
 CPU = Figure("CPU us", "cpu_us", ",.1f")
 RATES = (Figure("events/s", "rate"), CPU)
 REBUILT = (*RATES, Figure("grown MB", "grown_mb", ".1f"))
-DELAYS = (Figure("p50 ms", "p50_ms", ",.1f"), Figure("p99 ms", "p99_ms", ",.1f"), CPU)
+WAITS = (Figure("p50 ms", "p50_ms", ",.1f"), Figure("p99 ms", "p99_ms", ",.1f"))
+DELAYS = (*WAITS, CPU)
 PHASES = (
     Phase("appended by 1 writer", ("--phase", "append", "--writers", "1"), RATES, 2_000, 300),
     Phase("appended by 8 writers", ("--phase", "append", "--writers", "8"), RATES, 8_000, 800),
@@ -32,6 +33,7 @@ PHASES = (
     Phase("read", ("--phase", "read"), RATES, 50_000, 5_000),
     Phase("rebuilt by a projection", ("--phase", "rebuild"), REBUILT, 50_000, 1_000, ways="ways"),
     Phase("append to projection", ("--phase", "latency"), DELAYS, 1_000, 200, ways="ways"),
+    Phase("decided on 10,000 events", ("--phase", "decide"), WAITS, 100, 20, ways="pasts"),
 )
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from rabbitevents import event
 from rabbitevents_eventstore import ANY, EventStore, Stored
-from rabbitevents_outbox import prepare_sqlite
+from rabbitevents_sql import prepare_sqlite, turn_of
 from tests.bed.postgres import PostgresServer
 
 ACCOUNTS = 20
@@ -59,11 +59,15 @@ class Counts(msgspec.Struct):
 async def write(
     store: EventStore, appends: int, events: int, hold: float, kept: dict[int, Any], counts: Counts
 ) -> None:
-    """Append, hold the transaction open for a while, and commit, or not."""
+    """Append, hold the transaction open for a while, and commit, or not.
+
+    On SQLite the writers take turns: at its one lock whoever has waited for long looks seldom, those who come look often, and
+    on a slow machine one of them got there no more within the 30 s that it waits.
+    """
     for _ in range(appends):
         account = f"a-{random.randrange(ACCOUNTS)}"
         moved = [Moved(account, random.getrandbits(60)) for _ in range(random.randint(1, events))]
-        async with AsyncSession(store.engine) as session, session.begin() as transaction:
+        async with turn_of(store.engine), AsyncSession(store.engine) as session, session.begin() as transaction:
             appended = await store.append("account", account, moved, expected=ANY, session=session)
             await asyncio.sleep(random.random() * hold)
             if random.random() < 0.3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import AsyncGenerator
@@ -19,8 +20,8 @@ from sqlalchemy.pool import NullPool
 
 from rabbitevents import ConfigurationError
 from rabbitevents.testing import running
-from rabbitevents_outbox import Outbox, Tables, notify
-from rabbitevents_outbox.notify import Channel
+from rabbitevents_outbox import Outbox, Tables
+from rabbitevents_sql import notify
 from tests.bed.pgbouncer import PgBouncer
 from tests.bed.postgres import PostgresServer
 from tests.shop import eventually
@@ -161,8 +162,9 @@ async def test_a_listener_that_hears_nothing_is_given_up_and_the_poll_goes_on(
 async def overhearing(engine: AsyncEngine) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
     """A connection of the test's own that listens where relays do."""
     url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    channel = notify.Channel(engine, Tables().outbox, plugin="Outbox", who="", log=logging.getLogger())
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as hears:
-        await hears.execute(SQL("LISTEN {}").format(Identifier(Channel(engine, Tables()).name)))
+        await hears.execute(SQL("LISTEN {}").format(Identifier(channel.name)))
         yield hears
 
 

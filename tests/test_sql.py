@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from rabbitevents import ConfigurationError
 from rabbitevents_eventstore import EventTables
 from rabbitevents_outbox import Tables
 from rabbitevents_process import ProcessTables
-from rabbitevents_sql import VersionedTables, age, at, backend_of, now, reason, turn_of, where
+from rabbitevents_sql import VersionedTables, after_commit, age, at, backend_of, now, reason, turn_of, where
 
 
 class NoteTables(VersionedTables):
@@ -222,3 +222,38 @@ async def test_the_clock_is_the_databases(connection: AsyncConnection) -> None:
     assert (bool(found[0]), bool(found[1])) == (True, True)
     assert float(found[2]) == pytest.approx(3600, abs=1)
     assert float(found[3]) == pytest.approx(-3600, abs=1)
+
+
+# --- commits -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_to_follow_a_commit_follows_that_of_its_own_transaction_once(engine: AsyncEngine) -> None:
+    called: list[str] = []
+    async with AsyncSession(engine) as session:
+        async with session.begin():
+            after_commit(session.sync_session, lambda: called.append("rolled back"))
+            await session.rollback()
+        async with session.begin():
+            async with session.begin_nested():
+                after_commit(session.sync_session, lambda: called.append("committed"))
+            async with session.begin_nested():
+                await session.execute(text("SELECT 1"))
+            before = list(called)
+        async with session.begin():
+            await session.execute(text("SELECT 1"))
+
+    assert before == []
+    assert called == ["committed"]
+
+
+async def test_what_is_asked_for_twice_follows_once(engine: AsyncEngine) -> None:
+    called: list[None] = []
+
+    def call() -> None:
+        called.append(None)
+
+    async with AsyncSession(engine) as session, session.begin():
+        for _ in range(2):
+            after_commit(session.sync_session, call)
+
+    assert len(called) == 1

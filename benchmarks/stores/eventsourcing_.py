@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from eventsourcing.application import Application
@@ -12,7 +12,7 @@ from eventsourcing.postgres import PostgresTrackingRecorder
 from eventsourcing.projection import Projection, ProjectionRunner
 from psycopg.sql import SQL, Identifier
 
-from benchmarks.stores.workload import BLOCK, ENTITY, Contender, compete, document
+from benchmarks.stores.workload import BLOCK, ENTITY, PAST, Contender, compete, document
 
 projected: dict[int, float] | None = None
 """When each event was projected, where that is asked."""
@@ -26,6 +26,12 @@ class Order(Aggregate):
     @event("Paid")
     def pay(self, number: int, customer_id: str, total: int, note: str) -> None:
         self.paid += total
+
+
+class Orders(Application[Any]):
+    """Keeps a snapshot of an order as often as rabbitevents does."""
+
+    snapshotting_intervals: ClassVar = {Order: BLOCK}
 
 
 class Customers(PostgresTrackingRecorder):
@@ -155,6 +161,23 @@ class EventSourcing(Contender):
             while len(projected) < events:
                 time.sleep(0.01)
         return [projected[number] - appended[number] for number in range(events)]
+
+    def decide(self, way: str, decisions: int) -> list[float]:
+        app = Orders(env={**self.env, "IS_SNAPSHOTTING_ENABLED": "y"}) if way == "snapshot" else self.app()
+        order = Order(**document(0))
+        for first in range(0, PAST, BLOCK):
+            for number in range(first or 1, first + BLOCK):
+                order.pay(**document(number))
+            app.save(order)
+        delays: list[float] = []
+        for _ in range(decisions):
+            began = time.perf_counter()
+            found: Order = app.repository.get(order.id)
+            found.pay(**document(found.paid))
+            app.save(found)
+            delays.append(time.perf_counter() - began)
+        app.close()
+        return delays
 
     def totals(self) -> tuple[int, int]:
         with self.runner() as runner:

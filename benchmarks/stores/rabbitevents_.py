@@ -13,10 +13,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from benchmarks.stores.workload import BLOCK, ENTITY, Contender, compete, document
+from benchmarks.stores.workload import BLOCK, ENTITY, PAST, Contender, compete, document
 from benchmarks.workload import at_a_rate
 from rabbitevents import Bus, event
-from rabbitevents_eventstore import NEW, EventStore, Projection, Projections, projection
+from rabbitevents_eventstore import NEW, EventStore, Projection, Projections, Snapshots, projection
 
 T = TypeVar("T")
 
@@ -28,6 +28,19 @@ class OrderPaid:
     customer_id: str
     total: int
     note: str
+
+
+@frozen
+class Order:
+    paid: int = 0
+
+
+def apply(order: Order, event: OrderPaid) -> Order:
+    return Order(order.paid + event.total)
+
+
+def pay(order: Order) -> OrderPaid:
+    return OrderPaid(**document(order.paid))
 
 
 class Base(DeclarativeBase):
@@ -143,6 +156,22 @@ class RabbitEvents(Contender):
             while len(projected) < events:  # noqa: ASYNC110 - of the projection, no event tells
                 await asyncio.sleep(0.01)
         return [projected[number] - appended[number] for number in range(events)]
+
+    def decide(self, way: str, decisions: int) -> list[float]:
+        return _run(self._decide(Snapshots(Order) if way == "snapshot" else None, decisions))
+
+    async def _decide(self, snapshots: Snapshots | None, decisions: int) -> list[float]:
+        async with self.store() as store:
+            for first in range(0, PAST, BLOCK):
+                some = [OrderPaid(**document(number)) for number in range(first, first + BLOCK)]
+                await store.append("order", "long", some, expected=first or NEW)
+            await store.rebuild("order", "long", apply, Order(), snapshots=snapshots)
+            delays: list[float] = []
+            for _ in range(decisions):
+                began = time.perf_counter()
+                await store.decide("order", "long", pay, apply=apply, initial=Order(), snapshots=snapshots)
+                delays.append(time.perf_counter() - began)
+            return delays
 
     def totals(self) -> tuple[int, int]:
         return _run(self._totals())

@@ -20,6 +20,8 @@ Document = dict[str, Any]
 CUSTOMERS = 997
 ENTITY = 100
 """How many events an order has that is there before."""
+PAST = 10_000
+"""How many events an entity has that is decided on."""
 BLOCK = 500
 """How many events are written at a time by `fill`."""
 
@@ -41,6 +43,8 @@ class Contender(ABC):
     """The distributions whose versions belong beside the figures."""
     ways: ClassVar[tuple[str, ...]]
     """The forms of a projection that it has."""
+    pasts: ClassVar[tuple[str, ...]] = ("whole", "snapshot")
+    """From where it takes the state that is decided on: from all events, or from a snapshot that is kept of them."""
 
     def __init__(self, postgres: str) -> None:
         self.postgres = postgres
@@ -65,6 +69,10 @@ class Contender(ABC):
     @abstractmethod
     def latency(self, way: str, events: int, rate: int) -> list[float]:
         """Append so many a second, and return for each event the seconds from before its append to its projection."""
+
+    @abstractmethod
+    def decide(self, way: str, decisions: int) -> list[float]:
+        """Load an entity with `PAST` events, and append one to it, so many times; return for each how long it took."""
 
     @abstractmethod
     def totals(self) -> tuple[int, int]:
@@ -115,9 +123,19 @@ def latency(contender: Contender, told: argparse.Namespace) -> Document:
     return {**quantiles(delays, ("p50_ms", "p99_ms")), "cpu_us": cpu}
 
 
+def decide(contender: Contender, told: argparse.Namespace) -> Document:
+    """Decide on an entity with a long past."""
+    delays = contender.decide(told.way, told.events)
+    return quantiles(delays, ("p50_ms", "p99_ms"))
+
+
 def describe(contender: Contender, _told: argparse.Namespace) -> Document:
     """Say what this contender is."""
-    return {"ways": contender.ways, "versions": {package: version_of(package) for package in contender.packages}}
+    return {
+        "ways": contender.ways,
+        "pasts": contender.pasts,
+        "versions": {package: version_of(package) for package in contender.packages},
+    }
 
 
 def memory() -> float:
@@ -131,6 +149,7 @@ PHASES: dict[str, Callable[[Contender, argparse.Namespace], Document]] = {
     "read": read,
     "rebuild": rebuild,
     "latency": latency,
+    "decide": decide,
 }
 
 

@@ -17,6 +17,7 @@ from rabbitevents_eventstore.following import ProjectionStopped
 from rabbitevents_eventstore.projection import Projection, projection
 from rabbitevents_eventstore.projections import Projections
 from rabbitevents_eventstore.rebuilding import Progress, RebuildError
+from rabbitevents_eventstore.snapshots import Snapshots
 from rabbitevents_eventstore.store import EventStore, Transactional
 from rabbitevents_eventstore.stored import Stored
 from rabbitevents_eventstore.tables import EventTables
@@ -35,6 +36,7 @@ __all__ = [
     "ProjectionStopped",
     "Projections",
     "RebuildError",
+    "Snapshots",
     "StoreHeldBack",
     "StoreRestoredError",
     "Stored",

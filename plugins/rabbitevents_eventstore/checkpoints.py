@@ -12,12 +12,12 @@ from sqlalchemy import (
     ColumnElement,
     CursorResult,
     Executable,
-    Update,
     and_,
     bindparam,
     case,
     delete,
     func,
+    literal,
     or_,
     select,
     update,
@@ -25,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_sql import at, backend_of, now
@@ -157,17 +158,23 @@ class Checkpoints:
             "its_version": hold.version,
             "its_owner": hold.owner,
         }
-        return bool((await connection.execute(self._moving, {**which, "old": old, "new": new})).rowcount)
+        return (await connection.execute(self._moving, {**which, "old": old, "new": new})).first() is not None
 
-    def _moves(self) -> Update:
-        """Return what each transaction of a projection begins with, made once."""
+    def _moves(self) -> ReturningUpdate[Any]:
+        """Return what each transaction of a projection begins with, made once.
+
+        On PostgreSQL its commit does not wait for the disk: what a server that crashes has lost of it, rows and how far they
+        are, is applied again.
+        """
         column = self._column
+        unhurried = func.set_config("synchronous_commit", "off", literal(True))
         return (
             update(self._table)
             .where(column.name == bindparam("its_name"), column.building == bindparam("is_building"))
             .where(column.version == bindparam("its_version"), column.owner == bindparam("its_owner"))
             .where(column.status == RUNNING, column.position == bindparam("old"))
             .values(position=bindparam("new"), until=at(self._lease), updated_at=now())
+            .returning(column.position if self._is_sqlite else unhurried)
         )
 
     # --- what stops it ---

@@ -22,7 +22,7 @@ from rabbitevents_sql import AWAY, reason
 STANDBY: Final = 1.0
 """Seconds between two attempts at a projection that another process has, or that stands."""
 
-AT_HOME: Final = 0.02
+AT_HOME: Final = 0.05
 """Seconds before the first look of its own after something was appended by this process, which wakes it."""
 
 NOTING: Final = 0.25
@@ -165,16 +165,20 @@ class Following:
         """Apply what comes, until told to stop. ``position`` is how far it is; it has read up to ``read``."""
         watermark, reader = self._store.watermark, self._store.reader
         read, pause, noted = position, OFTEN, monotonic()
+        reader.fresh.clear()  # of a database that has lost commits, and so it began anew, the table alone is right
         while not self._stopping.is_set():
-            news = watermark.news
+            news, waking = watermark.news, watermark.waking
             page = await reader.page(read, self._names, limit=self._projector.size)
             if page.rows:
                 self._applying_since = monotonic()
                 read = position = await self._projector.advance(self._hold, position, page)
                 self._applying_since = None
                 self._tell(position)
-                pause = OFTEN if news == self._seen else AT_HOME
-                noted = monotonic()
+                is_ours = news != self._seen
+                pause, noted = (AT_HOME if is_ours else OFTEN), monotonic()
+                if is_ours and position >= watermark.last:  # there is no more of it, and no need to look
+                    self._seen = news
+                    await watermark.rest(waking, pause)
                 continue
             is_new, read = page.upto > read, page.upto
             self._tell(read)
@@ -187,7 +191,7 @@ class Following:
                 noted = monotonic()
             if not is_new:
                 self._seen = news
-                await watermark.rest(pause)
+                await watermark.rest(waking, pause)
                 pause = min(SELDOM, pause * 2)
             elif read >= watermark.value:  # others append, and nothing of it is for this one: there is no hurry
                 await asyncio.sleep(OFTEN)

@@ -14,8 +14,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from rabbitevents_eventstore.checkpoints import Checkpoints, Hold
+from rabbitevents_eventstore.fresh import Row
 from rabbitevents_eventstore.projection import Projection
-from rabbitevents_eventstore.reading import Page, Row
+from rabbitevents_eventstore.reading import Page
 from rabbitevents_eventstore.stored import Shelf
 from rabbitevents_sql import backend_of, turn_of
 

@@ -15,7 +15,7 @@ from rabbitevents_eventstore.following import Following
 from rabbitevents_eventstore.projection import Projection
 from rabbitevents_eventstore.rebuilding import Progress, Rebuild
 from rabbitevents_eventstore.store import EventStore
-from rabbitevents_sql import AWAY, reason, where
+from rabbitevents_sql import AWAY, Listener, reason, where
 
 STOPPING: Final = 5.0
 """Seconds that projections have to finish what is under way when their bus stops."""
@@ -92,11 +92,18 @@ class Projections(Plugin):
         """Look at the tables, and follow the store as long as the bus runs."""
         await self._look(make=True)
         store, checkpoints = self.store, self.checkpoints
+        store.reader.fresh.is_wanted = True
         self._at_work = [Following(store, each, checkpoints, self.lease, host.report) for each in self.projections]
         tasks = [asyncio.create_task(each.run(), name=f"projection {each.name}") for each in self._at_work]
+        listening = (
+            None if store.channel is None else asyncio.create_task(Listener(store.channel, store.watermark.wake).run())
+        )
         try:
             yield
         finally:
+            if listening is not None:
+                listening.cancel()
+                await asyncio.wait({listening})
             for each in self._at_work:
                 each.stop()
             if tasks:
@@ -105,6 +112,8 @@ class Projections(Plugin):
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
             self._at_work = []
+            store.reader.fresh.is_wanted = False
+            store.reader.fresh.clear()
 
     async def _look(self, *, make: bool = False) -> None:
         """Raise `ConfigurationError` where the database cannot be used."""

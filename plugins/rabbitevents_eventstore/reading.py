@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, cast
 
-from sqlalchemy import Select, select
+from sqlalchemy import Integer, Select, bindparam, literal, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents_eventstore.appending import Database
 from rabbitevents_eventstore.errors import StoreRestoredError
+from rabbitevents_eventstore.fresh import Fresh, Row
 from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_eventstore.watermark import OFTEN, SELDOM, Watermark
 
@@ -18,9 +19,6 @@ PAGE: Final = 1000
 
 REACH: Final = 50_000
 """How many positions one statement looks through for the types that are wanted: a rare one takes many short statements."""
-
-Row: TypeAlias = Mapping[str, Any]
-"""What a row says, by its columns' names."""
 
 
 class Page(NamedTuple):
@@ -44,7 +42,15 @@ class Reader:
     def __init__(self, engine: AsyncEngine, tables: EventTables, watermark: Watermark) -> None:
         self._engine = engine
         self._table = tables.events
+        self._pages: dict[tuple[tuple[str, ...], bool], Select[Any]] = {}
         self.watermark: Watermark = watermark
+        self.fresh: Fresh = Fresh()
+        """What was appended here, for those who follow here."""
+
+    def committed(self, rows: Sequence[Row], positions: Sequence[int]) -> None:
+        """Take note of rows that this process has committed."""
+        if self.watermark.committed(positions[0], positions[-1], len(positions)):
+            self.fresh.add(positions[0], [{**row, "position": at} for row, at in zip(rows, positions, strict=True)])
 
     async def load(self, entity_type: str, entity_id: str, after: int, session: Database | None) -> AsyncGenerator[Row]:
         """Yield the rows of an entity behind a version, in their order."""
@@ -98,7 +104,15 @@ class Reader:
         if position >= self.watermark.value:
             return Page((), position)
         upper = min(position + REACH, self.watermark.value, self.watermark.value if last is None else last)
-        rows = await self._page(self._between(position, upper, names, entity_type, limit), None)
+        fresh = self.fresh.between(position, upper)
+        if fresh is not None:
+            rows: Sequence[Row] = [
+                row
+                for row in fresh
+                if row["type"] in names and (entity_type is None or row["entity_type"] == entity_type)
+            ][:limit]
+        else:
+            rows = await self._stored(position, upper, names, entity_type, limit)
         return Page(rows, rows[-1]["position"] if len(rows) == limit else upper)
 
     async def _follow(
@@ -106,9 +120,10 @@ class Reader:
     ) -> AsyncGenerator[Row]:
         pause = OFTEN
         while last is None or position < last:
+            waking = self.watermark.waking
             page = await self.page(position, names, last=last, entity_type=entity_type)
             if page.upto == position:
-                await self.watermark.rest(pause)
+                await self.watermark.rest(waking, pause)
                 pause = min(SELDOM, pause * 2)
                 continue
             pause = OFTEN
@@ -116,20 +131,37 @@ class Reader:
                 yield row
             position = page.upto
 
-    def _between(
+    async def _stored(
         self, position: int, upper: int, names: Sequence[str], entity_type: str | None, limit: int
-    ) -> Select[Any]:
-        column = self._table.c
-        wanted = select(self._table).where(column.position > position, column.position <= upper, column.type.in_(names))
+    ) -> Sequence[Row]:
+        told: dict[str, Any] = {"behind": position, "upto": upper, "most": limit}
         if entity_type is not None:
-            wanted = wanted.where(column.entity_type == entity_type)
-        return wanted.order_by(column.position).limit(limit)
+            told["its_type"] = entity_type
+        return await self._page(self._between(tuple(names), "its_type" in told), None, told)
 
-    async def _page(self, statement: Select[Any], session: Database | None) -> Sequence[Row]:
+    def _between(self, names: tuple[str, ...], entity_type: bool) -> Select[Any]:
+        """Return what reads a page, made once for the types that are asked for."""
+        made = self._pages.get((names, entity_type))
+        if made is None:
+            column = self._table.c
+            made = select(self._table).where(
+                column.position > bindparam("behind"),
+                column.position <= bindparam("upto"),
+                column.type.in_([literal(name) for name in names]),
+            )
+            if entity_type:
+                made = made.where(column.entity_type == bindparam("its_type"))
+            made = made.order_by(column.position).limit(bindparam("most", type_=Integer))
+            self._pages[names, entity_type] = made
+        return made
+
+    async def _page(
+        self, statement: Select[Any], session: Database | None, told: Mapping[str, Any] | None = None
+    ) -> Sequence[Row]:
         if session is not None:
-            return cast("Sequence[Row]", (await session.execute(statement)).mappings().all())
+            return cast("Sequence[Row]", (await session.execute(statement, told)).mappings().all())
         async with self._engine.connect() as connection:
-            return cast("Sequence[Row]", (await connection.execute(statement)).mappings().all())
+            return cast("Sequence[Row]", (await connection.execute(statement, told)).mappings().all())
 
     def _check(self, position: int) -> None:
         """Raise `StoreRestoredError` for a reader that has read what is not there."""

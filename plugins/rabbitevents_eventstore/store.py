@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from time import monotonic
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeVar, cast
 
-from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from rabbitevents import Check, ConfigurationError, Event, Host, Plugin, Writer, arguments
@@ -19,16 +19,15 @@ from rabbitevents_eventstore.appending import LAST, Database, Expected, Ledger, 
 from rabbitevents_eventstore.appending import ConflictError as _ConflictError
 from rabbitevents_eventstore.checkpoints import Checkpoints, standing
 from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindError
+from rabbitevents_eventstore.folding import Apply, Folding
 from rabbitevents_eventstore.reading import Reader
+from rabbitevents_eventstore.snapshots import Album, Snapshots
 from rabbitevents_eventstore.stored import Shelf, Stored
 from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_eventstore.watermark import OFTEN, StoreHeldBack, Watermark
-from rabbitevents_sql import AWAY, backend_of, reason, where
+from rabbitevents_sql import AWAY, Channel, Notifier, after_commit, backend_of, reason, where
 
 S = TypeVar("S")
-
-Apply = Callable[[S, Any], S]
-"""What an event makes of a state: a pure function of both, which returns the new state."""
 
 Decision = Callable[[S], Any]
 """What follows from a state: an event, several, or None."""
@@ -39,14 +38,19 @@ _TRIES: Final = 100
 _MOST: Final = 10_000
 """How many events can be appended at once: as many as a statement has room for the ids of."""
 
+_AT_ONCE: Final = 500
+"""How many events are written by one statement, whatever the driver: SQLAlchemy divides more than 1,000 rows."""
+
 _DEADLINE: Final = 10.0
 """Seconds that the database has at start."""
 
 _SELDOM: Final = 0.05
 """Seconds between two looks at how far a projection is, at last."""
 
-_WAKE: Final = "rabbitevents_eventstore"
-"""Where a session notes who is to be woken once it has committed."""
+Wake = Literal["process", "notify"]
+"""Whom a commit wakes: the projections of its own process, or those of any, by NOTIFY."""
+
+log: logging.Logger = logging.getLogger("rabbitevents.eventstore")
 
 
 class Transactional(Protocol):
@@ -80,6 +84,9 @@ class EventStore(Plugin):
     :param tables: Where the events are.
     :param name: The events' source: a service's name. By default the bus's, and unknown without one.
     :param patience: For how long an append may be open that readers wait for, until it is said who it is: 10 s.
+    :param wake: Whom a commit wakes: "process" (the default), the readers and projections of its own process; "notify", the
+        projections of any process too, by PostgreSQL's NOTIFY, at most one in 10 ms. To be said where events are appended
+        and where projections run.
 
     Raises `ConfigurationError`; at start too, for tables that are missing or not as they must be.
     """
@@ -95,6 +102,7 @@ class EventStore(Plugin):
         tables: EventTables | None = None,
         name: str | None = None,
         patience: arguments.Seconds = 10,
+        wake: Wake = "process",
     ) -> None:
         self.engine: AsyncEngine = arguments.instance(
             "EventStore: engine",
@@ -115,13 +123,22 @@ class EventStore(Plugin):
         self._host: Host | None = None
         self._ledger = Ledger(self.tables)
         statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._statements = statements if outbox is None and backend_of(engine) == "postgresql" else None
+        """By what an append is made that is one statement and nothing else: it commits by itself, two round trips earlier."""
         self.watermark: Watermark = Watermark(
             statements, self.tables, arguments.seconds("EventStore: patience", patience), self._report
         )
         self.checkpoints: Checkpoints = Checkpoints(engine, self.tables)
         self.reader: Reader = Reader(statements, self.tables, self.watermark)
-        if not event.contains(Session, "after_commit", _after_commit):
-            event.listen(Session, "after_commit", _after_commit)
+        self._folding = Folding(self.reader, self.shelf, Album(engine, self.tables))
+        self.channel: Channel | None = self._channel(wake)
+        """Where projections listen for what other processes append."""
+        self._notifier = None if self.channel is None else Notifier(self.channel)
+
+    def _channel(self, wake: object) -> Channel | None:
+        if arguments.one_of("EventStore: wake", wake, Wake) == "process":
+            return None
+        return Channel(self.engine, self.tables.events, plugin="EventStore", who="who follows", log=log)
 
     # --- as a plugin ---
 
@@ -140,6 +157,7 @@ class EventStore(Plugin):
         try:
             yield
         finally:
+            await self._folding.settled()
             self._host, self._writer = None, Writer(source=self._source)
 
     def health(self) -> Iterable[Check]:
@@ -183,12 +201,15 @@ class EventStore(Plugin):
         actual = 0
         for _ in range(_TRIES if version is None else 1):
             try:
-                async with self._part(session) as part:
-                    appended = await self._append(part, entity_type, entity_id, prepared, version)
-                self._wake_after(session)
-                return appended
+                async with self._part(session, len(prepared)) as part:
+                    rows, positions = await self._append(part, entity_type, entity_id, prepared, version)
+                self._committed(rows, positions, session)
+                return [
+                    Stored(at, row["version"], event)
+                    for at, row, (event, _) in zip(positions, rows, prepared, strict=True)
+                ]
             except (IntegrityError, _ConflictError):
-                async with self._part(session) as part:
+                async with self._part(session, 0) as part:
                     same = await self._ledger.same(part, entity_type, entity_id, [event.id for event, _ in prepared])
                     actual = await self._ledger.version(part, entity_type, entity_id)
             if same:
@@ -216,33 +237,46 @@ class EventStore(Plugin):
         entity_id: str,
         prepared: Sequence[tuple[Event[Any], bytes]],
         expected: int | None,
-    ) -> list[Stored[Any]]:
+    ) -> tuple[list[dict[str, Any]], list[int]]:
         if expected and len(prepared) == 1:
-            base, row = expected, self.shelf.row(*prepared[0], expected + 1)
-            positions = await self._ledger.insert_next(session, row, expected)
+            rows = [self.shelf.row(*prepared[0], expected + 1)]
+            positions = await self._ledger.insert_next(session, rows[0], expected)
         else:
             base = await self._ledger.base(session, entity_type, entity_id, expected)
             rows = [self.shelf.row(event, body, base + n) for n, (event, body) in enumerate(prepared, 1)]
             positions = await self._ledger.insert(session, rows)
         if self._outbox is not None:
             await self._outbox.publish(session, *(event for event, _ in prepared))
-        return [Stored(at, base + n, prepared[n - 1][0]) for n, at in enumerate(positions, 1)]
+        return rows, positions
 
-    def _wake_after(self, session: Database | None) -> None:
-        """Wake this process's readers: at once, or once the transaction that the events are part of has committed."""
+    def _committed(self, rows: list[dict[str, Any]], positions: list[int], session: Database | None) -> None:
+        """Wake this process's readers: at once, or once the transaction that the events are part of has committed.
+
+        Of such a transaction it is only known then that it has ended: a savepoint in it may have been rolled back.
+        """
+        notify = None if self._notifier is None else self._notifier.poke
         if session is None:
-            self.watermark.wake()
+            self.reader.committed(rows, positions)
+            if notify is not None:
+                notify()
         elif isinstance(session, AsyncSession):
-            session.sync_session.info[_WAKE] = self.watermark.wake
+            ended = partial(self.watermark.committed, positions[0], positions[-1], len(positions))
+            after_commit(session.sync_session, ended)
+            if notify is not None:
+                after_commit(session.sync_session, notify)
 
-    def _part(self, session: Database | None) -> AbstractAsyncContextManager[Database]:
-        """Return a transaction of its own, or a savepoint in the one that is given."""
-        return self._own() if session is None else _savepoint(session)
+    def _part(self, session: Database | None, count: int) -> AbstractAsyncContextManager[Database]:
+        """Return a transaction of its own for so many events, or a savepoint in the one that is given."""
+        return self._own(count) if session is None else _savepoint(session)
 
     @asynccontextmanager
-    async def _own(self) -> AsyncGenerator[Database]:
-        async with AsyncSession(self.engine) as session, session.begin():
-            yield session
+    async def _own(self, count: int) -> AsyncGenerator[Database]:
+        if self._statements is not None and count <= _AT_ONCE:
+            async with self._statements.connect() as connection:
+                yield connection
+        else:
+            async with AsyncSession(self.engine) as session, session.begin():
+                yield session
 
     # --- reading ---
 
@@ -322,7 +356,14 @@ class EventStore(Plugin):
     # --- state ---
 
     async def rebuild(
-        self, entity_type: str, entity_id: str, apply: Apply[S], initial: S, *, session: Database | None = None
+        self,
+        entity_type: str,
+        entity_id: str,
+        apply: Apply[S],
+        initial: S,
+        *,
+        session: Database | None = None,
+        snapshots: Snapshots | None = None,
     ) -> S:
         """Return an entity's state: ``initial``, and each of its events applied to it.
 
@@ -331,19 +372,13 @@ class EventStore(Plugin):
         :param apply: What an event makes of a state: ``apply(state, payload)`` returns the new state. Must be pure.
         :param initial: The state before the first event.
         :param session: In whose transaction to read. By default in none.
+        :param snapshots: How its state is kept now and then, so that not all events are read. By default it is not.
 
         Raises as `load` does.
         """
-        state, _ = await self._folded(entity_type, entity_id, apply, initial, session)
+        _check_entity(entity_type, entity_id)
+        state, _ = await self._folding.fold(entity_type, entity_id, apply, initial, session, _snapshots(snapshots))
         return state
-
-    async def _folded(
-        self, entity_type: str, entity_id: str, apply: Apply[S], initial: S, session: Database | None
-    ) -> tuple[S, int]:
-        state, version = initial, 0
-        async for stored in self.load(entity_type, entity_id, session=session):
-            state, version = apply(state, stored.payload), stored.version
-        return state, version
 
     async def decide(
         self,
@@ -354,6 +389,7 @@ class EventStore(Plugin):
         apply: Apply[S],
         initial: S,
         session: Database | None = None,
+        snapshots: Snapshots | None = None,
         attempts: int = 3,
     ) -> list[Stored[Any]]:
         """Load an entity, decide on its state, and append what was decided; again where somebody else was faster.
@@ -369,10 +405,13 @@ class EventStore(Plugin):
         :param apply: As for `rebuild`.
         :param initial: The state before the first event.
         :param session: In whose transaction to read and to append. By default in one of its own.
+        :param snapshots: As for `rebuild`.
         :param attempts: How often it is tried: 3.
 
         Returns what was appended. Raises `ConcurrencyError` where others were faster each time, and as `append` and `load`.
         """
+        _check_entity(entity_type, entity_id)
+        kept = _snapshots(snapshots)
         again = AsyncRetrying(
             stop=stop_after_attempt(arguments.whole("decide: attempts", attempts)),
             wait=wait_random_exponential(multiplier=0.01, max=0.5),
@@ -381,18 +420,13 @@ class EventStore(Plugin):
         )
 
         async def once() -> list[Stored[Any]]:
-            state, version = await self._folded(entity_type, entity_id, apply, initial, session)
+            state, version = await self._folding.fold(entity_type, entity_id, apply, initial, session, kept)
             decided = _several(decision(state))
             if not decided:
                 return []
             return await self.append(entity_type, entity_id, decided, expected=version, session=session)
 
         return await again(once)
-
-
-def _after_commit(session: Session) -> None:
-    if _WAKE in session.info and session.get_nested_transaction() is None:
-        session.info.pop(_WAKE)()
 
 
 def _several(decided: Any) -> list[Any]:
@@ -407,6 +441,10 @@ def _outbox(given: Any) -> Transactional | None:
     if given is not None and not callable(getattr(given, "publish", None)):
         raise arguments.wrong("EventStore: outbox", given, "say Outbox(engine)")
     return cast("Transactional | None", given)
+
+
+def _snapshots(given: object) -> Snapshots | None:
+    return None if given is None else arguments.instance("snapshots", given, Snapshots, "say Snapshots(Order)")
 
 
 def _check_entity(entity_type: object, entity_id: object) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
@@ -55,7 +56,8 @@ class EventTables(VersionedTables):
     :param metadata: The SQLAlchemy metadata that they are added to; by default one of their own.
     """
 
-    number: ClassVar[int] = 1
+    number: ClassVar[int] = 2
+    added: ClassVar[Mapping[int, Sequence[str]]] = MappingProxyType({2: ("snapshots",)})
     noted_in: ClassVar[str] = "events_version"
     made_by: ClassVar[str] = "EventTables(...).sql({backend!r})"
     said_as: ClassVar[str] = "says version"
@@ -68,6 +70,8 @@ class EventTables(VersionedTables):
         """What happened, in the order in which it was written."""
         self.projections: Table = self._projections()
         """How far projections are: a row for each, and another one while it is built anew."""
+        self.snapshots: Table = self._snapshots()
+        """What entities' events come to. Rows may be deleted at any time."""
         event.listen(self.events, "after_create", self._created)
 
     def _events(self) -> Table:
@@ -102,6 +106,18 @@ class EventTables(VersionedTables):
             Column("failed_event", Uuid),
             Column("error", Text),
             Column("updated_at", DateTime(timezone=True), nullable=False),
+        )
+
+    def _snapshots(self) -> Table:
+        return self._table(
+            "snapshots",
+            Column("entity_type", Text, primary_key=True),
+            Column("entity_id", Text, primary_key=True),
+            Column("mark", Text, primary_key=True),
+            Column("version", BigInteger, nullable=False),
+            Column("event_id", Uuid, nullable=False),
+            Column("state", LargeBinary, nullable=False),
+            Column("taken_at", DateTime(timezone=True), nullable=False),
         )
 
     @property

@@ -14,10 +14,10 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import TextClause, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rabbitevents import ConfigurationError, Fact
@@ -33,12 +33,24 @@ PREFIX: Final = 1000
 
 _LOG: Final = logging.getLogger("rabbitevents.eventstore")
 
-_HOLDERS: Final = text(
-    "SELECT l.virtualtransaction AS owner, l.pid, a.application_name AS application FROM pg_locks l "
-    "LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted "
+_HELD: Final = (
+    "l.locktype = 'advisory' AND l.granted "
     "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
     "AND l.classid = :lock AND l.objid = CAST(CAST(:table AS regclass) AS oid) AND l.objsubid = 2"
-).bindparams(bindparam("lock", LOCK))
+)
+"""Which of the server's locks those are."""
+
+_LOOK: Final = (
+    "WITH drawn AS MATERIALIZED (SELECT last_value, is_called FROM {sequence}) "  # noqa: S608 - its own words
+    "SELECT last_value, is_called, pg_is_in_recovery() AS replica, ARRAY(SELECT l.virtualtransaction FROM pg_locks l "
+    "WHERE drawn.last_value > CAST(:known AS bigint) AND " + _HELD + ") AS owners FROM drawn"
+)
+"""Asks for H, and then for S: that is looked for with H in hand, which its condition needs, and not at all where H is known."""
+
+_WHO: Final = text(
+    "SELECT l.pid, a.application_name AS application FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid "  # noqa: S608
+    "WHERE l.virtualtransaction = :owner AND " + _HELD
+)
 
 _SEQUENCE: Final = text("SELECT pg_get_serial_sequence(:table, 'position')")
 
@@ -93,29 +105,42 @@ class Watermark:
         """What holds readers back for long, at this moment."""
         self.news: int = 0
         """How often something was appended by this process, as far as is known."""
+        self.waking: asyncio.Event = asyncio.Event()
+        """Set once there is something to look for."""
         self._engine = engine
         self._table = tables.events
         self._named = engine.dialect.identifier_preparer.format_table(self._table)
         self._patience = patience
         self._report = report
         self._look = self._look_postgresql if backend_of(engine) == "postgresql" else self._look_sqlite
-        self._sequence = ""
+        self._asked: TextClause | None = None
         self._wait: _Wait | None = None
         self._turn = asyncio.Lock()
         self._looked = 0.0
-        self._woken = asyncio.Event()
+
+    def committed(self, first: int, last: int, count: int) -> bool:
+        """Take note of what this process has appended, from one position to another, and let those who rest look at once.
+
+        Where it follows on what is decided it is decided itself, and nobody has to look for it: say whether it does.
+        """
+        follows = first == self.value + 1 and last - first < count
+        self.news += 1
+        self.last = max(self.last, last)
+        if follows:
+            self.value = last
+        self.wake()
+        return follows
 
     def wake(self) -> None:
-        """Let those who rest look at once: something was appended here."""
-        self.news += 1
-        self._woken.set()
-        self._woken = asyncio.Event()
+        """Let those who rest look at once."""
+        self.waking.set()
+        self.waking = asyncio.Event()
 
-    async def rest(self, seconds: float) -> None:
-        """Wait until somebody has something to look for, ``seconds`` at most."""
+    async def rest(self, waking: asyncio.Event, seconds: float) -> None:
+        """Wait for what was `waking` before one looked, ``seconds`` at most: what came since then has set it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._woken.wait()
+                await waking.wait()
 
     async def look(self) -> None:
         """See how far it is, unless somebody has just seen. Raises what the database does."""
@@ -130,43 +155,51 @@ class Watermark:
 
     async def _look_sqlite(self, connection: AsyncConnection) -> None:
         """One transaction writes at a time, so they commit in the order of their positions."""
-        self.last = self.value = (
-            await connection.scalar(select(func.coalesce(func.max(self._table.c.position), 0))) or 0
-        )
+        known = self.value
+        self._drawn(await connection.scalar(select(func.coalesce(func.max(self._table.c.position), 0))) or 0, known)
+        self.value = self.last
 
     async def _look_postgresql(self, connection: AsyncConnection) -> None:
-        last = self.last = await self._last(connection)  # before the locks: see above
-        if self._wait is None and last == self.value:
+        known, wait = self.value, self._wait
+        last, owners = await self._last(connection, known if wait is None else -1)
+        self._drawn(last, known)
+        if wait is None and last <= self.value:
             return
-        holders = {
-            each["owner"]: each for each in (await connection.execute(_HOLDERS, {"table": self._named})).mappings()
-        }
-        wait = self._wait
-        if wait is not None and not wait.owners & holders.keys():
+        if wait is not None and not wait.owners & owners:
             self.value, self._wait = max(self.value, wait.last), None
-        if not holders:
-            self.value, self._wait = last, None
+        if not owners:
+            self.value, self._wait = max(self.value, last), None
         elif self._wait is None and last > self.value:
-            self._wait = _Wait(last, frozenset(holders), monotonic())
+            self._wait = _Wait(last, owners, monotonic())
         if self._wait is None:
             self.held_back = None
             return
-        self._judge(self._wait, holders)
+        await self._judge(connection, self._wait, owners)
         reached = await self._without_holes(connection)
         if reached > self.value:  # and so drawn, be it since the last one was asked for
-            self.value, self.last = reached, max(last, reached)
+            self.value, self.last = reached, max(self.last, reached)
 
-    async def _last(self, connection: AsyncConnection) -> int:
-        """Return the last position that was drawn. Raises `ConfigurationError` at a replica."""
-        if not self._sequence:
-            self._sequence = str(await connection.scalar(_SEQUENCE, {"table": self._named}))
-        found = text(f"SELECT last_value, is_called, pg_is_in_recovery() AS replica FROM {self._sequence}")  # noqa: S608 - its own word
-        row = (await connection.execute(found)).one()
+    def _drawn(self, last: int, known: int) -> None:
+        """Note the last position that was drawn. Less than was known to be decided when it was asked for: it is an older store.
+
+        What was decided since then, by commits of this process, is not what the answer knows.
+        """
+        self.last = last if last < known else max(last, self.value)
+
+    async def _last(self, connection: AsyncConnection, known: int) -> tuple[int, frozenset[str]]:
+        """Return the last position that was drawn, and if it is not known yet, the transactions that held the lock then.
+
+        Raises `ConfigurationError` at a replica.
+        """
+        if self._asked is None:
+            sequence = await connection.scalar(_SEQUENCE, {"table": self._named})
+            self._asked = text(_LOOK.format(sequence=sequence))
+        row = (await connection.execute(self._asked, {"lock": LOCK, "table": self._named, "known": known})).one()
         if row.replica:
             raise ConfigurationError(
                 f"{where(self._engine)} is a replica, which does not know what is being appended: read from the primary"
             )
-        return int(row.last_value) if row.is_called else 0
+        return int(row.last_value) if row.is_called else 0, frozenset(row.owners)
 
     async def _without_holes(self, connection: AsyncConnection) -> int:
         """Return up to where every position is there: what is seen is committed, whoever else is still at work."""
@@ -179,13 +212,16 @@ class Watermark:
             reached = found
         return reached
 
-    def _judge(self, wait: _Wait, holders: dict[str, Any]) -> None:
+    async def _judge(self, connection: AsyncConnection, wait: _Wait, owners: frozenset[str]) -> None:
         """Say once that somebody holds readers back, after a while."""
         seconds = monotonic() - wait.since
         if wait.said or seconds < self._patience:
             return
+        told = {"lock": LOCK, "table": self._named, "owner": min(wait.owners & owners)}
+        one = (await connection.execute(_WHO, told)).first()
+        if one is None:  # it has just ended
+            return
         wait.said = True
-        one = holders[min(wait.owners & holders.keys())]
-        self.held_back = StoreHeldBack(one["pid"], one["application"] or "", seconds)
+        self.held_back = StoreHeldBack(one.pid, one.application or "", seconds)
         _LOG.warning("%s", self.held_back.describe())
         self._report(self.held_back)

@@ -14,14 +14,13 @@ from sqlalchemy.orm import Session
 from rabbitevents import Check, ConfigurationError, Event, Finding, Host, Limits, Look, Message, Plugin, Publish, Writer
 from rabbitevents.arguments import Seconds, flag, instance, one_of, span, text, whole
 from rabbitevents_outbox.diagnosis import diagnose
-from rabbitevents_outbox.notify import Channel, Notifier
 from rabbitevents_outbox.relay import Relay
 from rabbitevents_outbox.rows import Style, row_of, statement_of
 from rabbitevents_outbox.shards import DEADLINE
 from rabbitevents_outbox.tables import Tables
-from rabbitevents_outbox.tenure import Settings
-from rabbitevents_outbox.transaction import CURRENT, TransactionError, collecting, wake_after
-from rabbitevents_sql import AWAY, backend_of, reason, where
+from rabbitevents_outbox.tenure import Settings, log
+from rabbitevents_outbox.transaction import CURRENT, TransactionError, collecting
+from rabbitevents_sql import AWAY, Channel, Notifier, after_commit, backend_of, reason, where
 
 P = TypeVar("P")
 
@@ -112,7 +111,8 @@ class Outbox(Plugin):
         self._host: Host | None = None
         self._relay: Relay | None = None
         notifies = one_of("Outbox: wake", wake, Wake) == "notify"
-        self._channel = Channel(engine, self.tables) if notifies else None
+        told: dict[str, Any] = {"plugin": "Outbox", "who": "the relay of", "log": log}
+        self._channel = Channel(engine, self.tables.outbox, **told) if notifies else None
         self._notifier = None if self._channel is None else Notifier(self._channel)
 
     # --- as a plugin ---
@@ -304,7 +304,7 @@ class Outbox(Plugin):
 
     def _wake_after(self, session: Session) -> None:
         if self._relay is not None or self._notifier is not None:
-            wake_after(session, self._wake)
+            after_commit(session, self._wake)
 
     def _wake(self) -> None:
         """Have what was committed sent: by the relay here, or by that of another process."""

@@ -12,11 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import Check, Host, facts
 from rabbitevents.texts import name_of
-from rabbitevents_outbox.notify import Channel, Listener
 from rabbitevents_outbox.shards import Shards
 from rabbitevents_outbox.tables import Tables
 from rabbitevents_outbox.tenure import Settings, Tenure, log
-from rabbitevents_sql import AWAY, reason, where
+from rabbitevents_sql import AWAY, Channel, Listener, reason, where
 
 STANDBY: Final = 1.0
 """Seconds between two attempts at a shard that another relay has."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-from sqlalchemy import event
-from sqlalchemy.orm import Session
 
 from rabbitevents import RabbitEventsError
 
@@ -44,19 +42,3 @@ def collecting() -> Generator[Transaction]:
     finally:
         transaction.over = True
         CURRENT.reset(token)
-
-
-_WAKE: Final = "rabbitevents_outbox"
-"""Where a session notes what is to be woken once it has committed."""
-
-
-def wake_after(session: Session, wake: Callable[[], None]) -> None:
-    """Call ``wake`` once what is under way on a session has committed."""
-    if not event.contains(Session, "after_commit", _after_commit):
-        event.listen(Session, "after_commit", _after_commit)
-    session.info[_WAKE] = wake
-
-
-def _after_commit(session: Session) -> None:
-    if _WAKE in session.info and session.get_nested_transaction() is None:
-        session.info.pop(_WAKE)()

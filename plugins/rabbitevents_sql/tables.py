@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import Column, Connection, Dialect, Index, Integer, MetaData, Table, insert, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    Dialect,
+    Index,
+    Insert,
+    Integer,
+    MetaData,
+    Table,
+    Update,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -39,6 +53,9 @@ class VersionedTables:
 
     said_as: ClassVar[str] = "is of version"
     """How errors say the version that was found."""
+
+    added: ClassVar[Mapping[int, Sequence[str]]] = MappingProxyType({})
+    """Which tables came with a version, as they are called behind the prefix, where nothing else did: `sql` leads there."""
 
     def __init__(
         self, prefix: str = "rabbitevents_", *, schema: str | None = None, metadata: MetaData | None = None
@@ -76,21 +93,42 @@ class VersionedTables:
         """The tables, in the order of their making."""
         return tuple(self._made)
 
-    def sql(self, backend: Backend) -> str:
+    def sql(self, backend: Backend, *, since: int = 0) -> str:
         """Return what makes the tables, as SQL.
 
         :param backend: "postgresql" or "sqlite".
+        :param since: The version that the tables are of already, to which what is missing is added; 0: there are none.
+
+        Raises `ConfigurationError` for a version from which no addition of tables leads to this one.
         """
         one_of(f"{type(self).__name__}.sql: backend", backend, Backend)
         dialect = _DIALECTS[backend].dialect()
+        if since:
+            version: Insert | Update = update(self.version).values(version=self.number)
+            return self._statements(dialect, self._since(since), [], version)
+        version = insert(self.version).values(version=self.number)
+        return self._statements(dialect, self.all, self._besides(dialect), version)
+
+    def _since(self, version: int) -> Sequence[Table]:
+        """Return the tables that came after a version."""
+        after = range(version + 1, self.number + 1)
+        if not after or any(each not in self.added for each in after):
+            raise ConfigurationError(
+                f"{type(self).__name__}.sql: from version {version} nothing leads to version {self.number}"
+            )
+        names = {self.prefix + name for each in after for name in self.added[each]}
+        return [table for table in self.all if table.name in names]
+
+    def _statements(
+        self, dialect: Dialect, tables: Sequence[Table], besides: Sequence[str], version: Insert | Update
+    ) -> str:
         made: list[CreateTable | CreateIndex] = []
-        for table in self.all:
+        for table in tables:
             indexes = sorted(table.indexes, key=lambda index: str(index.name))
             made += [CreateTable(table), *map(CreateIndex, indexes)]
         statements = [str(each.compile(dialect=dialect)).strip() for each in made]
-        version = insert(self.version).values(version=self.number)
         noted = str(version.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-        return "".join(f"{statement};\n\n" for statement in (*statements, *self._besides(dialect), noted))
+        return "".join(f"{statement};\n\n" for statement in (*statements, *besides, noted))
 
     async def create(self, engine: AsyncEngine) -> None:
         """Make the tables that are missing: for tests and first steps; a service has them made by its migrations.
@@ -102,8 +140,13 @@ class VersionedTables:
 
     def _create(self, connection: Connection) -> None:
         self.metadata.create_all(connection, tables=self.all, checkfirst=True)
-        if connection.scalar(select(self.version.c.version)) is None:
+        found = connection.scalar(select(self.version.c.version))
+        if found is None:
             connection.execute(insert(self.version).values(version=self.number))
+        elif all(each in self.added for each in range(found + 1, self.number + 1)):
+            connection.execute(
+                update(self.version).where(self.version.c.version < self.number).values(version=self.number)
+            )
 
     def check(self, connection: Connection, *tables: Table) -> None:
         """Raise `ConfigurationError`, which says the way out, where the tables are missing, or of another version.
@@ -116,7 +159,7 @@ class VersionedTables:
             said = "says no version" if found is None else f"{self.said_as} {found}"
             raise ConfigurationError(
                 f"table {self.version.fullname!r} of {where(connection.engine)} {said}, and this version of rabbitevents needs "
-                f"{self.number}: bring the tables up to date ({self._way_out(connection)} has them all)"
+                f"{self.number}: bring the tables up to date ({self._way_on(connection, found)})"
             )
         for table in tables:
             self._read(connection, table, 0)  # its columns alone
@@ -130,6 +173,13 @@ class VersionedTables:
                 f"table {table.fullname!r} of {where(connection.engine)} cannot be read; {self._way_out(connection)} makes it: "
                 f"{reason(error)}"
             ) from error
+
+    def _way_on(self, connection: Connection, found: Any) -> str:
+        if isinstance(found, int) and all(
+            each in self.added for each in range(found + 1, max(found + 2, self.number + 1))
+        ):
+            return f"{type(self).__name__}(...).sql({backend_of(connection.engine)!r}, since={found}) leads there"
+        return f"{self._way_out(connection)} has them all"
 
     def _way_out(self, connection: Connection) -> str:
         return self.made_by.format(backend=backend_of(connection.engine))

@@ -1,4 +1,4 @@
-"""NOTIFY, which wakes the relays of other processes once a transaction has committed: PostgreSQL's own, on top of the poll.
+"""NOTIFY, which wakes who waits in other processes once a transaction has committed: PostgreSQL's own, on top of the poll.
 
 It is never sent in the transaction itself, where one waits for the other to commit (10,421 appends/s became 3,774). What is
 heard shortens the poll, and nothing depends on it: such connections die without a word.
@@ -7,21 +7,20 @@ heard shortens the poll, and nothing depends on it: such connections die without
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 from uuid import uuid4
 from zlib import crc32
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitevents import ConfigurationError
-from rabbitevents_outbox.tables import Tables
-from rabbitevents_outbox.tenure import log
-from rabbitevents_sql import AWAY, backend_of, reason, where
+from rabbitevents_sql.databases import AWAY, backend_of, reason, where
 
 PAUSE: Final = 0.01
-"""Seconds between two NOTIFYs of a process, and between two that wake a relay."""
+"""Seconds between two NOTIFYs of a process, and between two that wake somebody."""
 
 PROBING: Final = 10.0
 """Seconds between two looks whether a NOTIFY still arrives."""
@@ -37,29 +36,47 @@ DRIVERS: Final = ("asyncpg", "psycopg")
 
 
 class Channel:
-    """Where the relays of one outbox listen. Raises `ConfigurationError` for an engine on which nobody can."""
+    """Where those listen who wait for the rows of one table.
 
-    def __init__(self, engine: AsyncEngine, tables: Tables) -> None:
+    :param engine: The engine that leads to it.
+    :param table: The table.
+    :param plugin: What the plugin is called whose rows those are, as its errors say it: "Outbox".
+    :param who: Who listens, as the log says it: "the relay of".
+    :param log: Where it is said that nothing is heard, and that it is again.
+
+    Raises `ConfigurationError` for an engine on which nobody can listen.
+    """
+
+    def __init__(self, engine: AsyncEngine, table: Table, *, plugin: str, who: str, log: logging.Logger) -> None:
         if backend_of(engine) != "postgresql":
             raise ConfigurationError(
-                "Outbox: wake='notify' needs PostgreSQL, SQLite has no NOTIFY: leave it out, and the relay looks every 0.1 s"
+                f"{plugin}: wake='notify' needs PostgreSQL, SQLite has no NOTIFY: leave it out, and what other processes write "
+                "is looked for now and then"
             )
         if engine.dialect.driver not in DRIVERS:
             raise ConfigurationError(
-                f"Outbox: wake='notify' listens by {' or '.join(DRIVERS)}, not by {engine.dialect.driver}"
+                f"{plugin}: wake='notify' listens by {' or '.join(DRIVERS)}, not by {engine.dialect.driver}"
             )
-        self.name: str = f"rabbitevents_outbox_{crc32(tables.outbox.fullname.encode()):08x}"
+        self.name: str = f"rabbitevents_{plugin.lower()}_{crc32(table.fullname.encode()):08x}"
+        """What it is called in the database."""
         self.engine: AsyncEngine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self.where: str = f"{tables.outbox.name} in {where(engine)}"
+        self.who: str = f"{who} {table.name} in {where(engine)}"
+        self.log: logging.Logger = log
 
     async def notify(self, text: str = "") -> None:
-        """Send one NOTIFY, by a connection of the pool, committed by itself. Raises what the database does."""
+        """Send one NOTIFY, by a connection of the pool, committed by itself. Raises what the database does.
+
+        :param text: What it says; by default nothing, which wakes everybody.
+        """
         async with asyncio.timeout(ANSWER), self.engine.connect() as connection:
             await connection.execute(select(func.pg_notify(self.name, text)))
 
 
 class Notifier:
-    """Send a NOTIFY after commits: at once for the first one, and one for all that follow within `PAUSE`."""
+    """Send a NOTIFY after commits: at once for the first one, and one for all that follow within 10 ms.
+
+    :param channel: Where to.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -81,7 +98,7 @@ class Notifier:
             return
         self._wanted = True
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
-            self._task = loop.create_task(self._run(), name="rabbitevents outbox notify")
+            self._task = loop.create_task(self._run(), name="rabbitevents notify")
 
     async def _run(self) -> None:
         while self._wanted:
@@ -89,12 +106,16 @@ class Notifier:
             try:
                 await self._channel.notify()
             except AWAY as error:
-                log.debug("no NOTIFY was sent, and the relay finds the rows by itself: %s", reason(error))
+                self._channel.log.debug("no NOTIFY was sent, and the rows are found without: %s", reason(error))
             await asyncio.sleep(PAUSE)
 
 
 class Listener:
-    """Call ``wake`` at each NOTIFY, by a connection that is its own, and made anew whenever nothing arrives there."""
+    """Call something at each NOTIFY, by a connection that is its own, and made anew whenever nothing arrives there.
+
+    :param channel: Where from.
+    :param wake: What is called, in this event loop, at most once in 10 ms.
+    """
 
     def __init__(self, channel: Channel, wake: Callable[[], None]) -> None:
         self._channel = channel
@@ -120,7 +141,7 @@ class Listener:
 
     async def _listen(self) -> None:
         driver = await self._connect()
-        hearing = self._loop.create_task(self._hear(driver), name="rabbitevents outbox listen")
+        hearing = self._loop.create_task(self._hear(driver), name="rabbitevents listen")
         hearing.add_done_callback(lambda _: self._arrived.set())
         try:
             await self._probe(hearing)
@@ -195,13 +216,13 @@ class Listener:
 
     def _is_there(self) -> None:
         if self._failures:
-            log.info("the relay of %s is woken by NOTIFY again", self._channel.where)
+            self._channel.log.info("%s is woken by NOTIFY again", self._channel.who)
             self._wake()  # for what was notified meanwhile
         self._failures = 0
 
     def _say(self, error: Exception) -> None:
         self._failures += 1
         if self._failures == 1:
-            log.warning(
-                "the relay of %s polls only, until NOTIFY is heard again: %s", self._channel.where, reason(error)
+            self._channel.log.warning(
+                "%s polls only, until NOTIFY is heard again: %s", self._channel.who, reason(error)
             )

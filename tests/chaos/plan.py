@@ -26,7 +26,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
 def fits(fault: type[Fault], load: str) -> bool:
     """Whether a fault makes sense for a load."""
-    return not fault.loads or load in fault.loads
+    return (not fault.loads or load in fault.loads) and (not fault.uses or fault.uses in LOADS[load].uses)
 
 
 def singles() -> list[Scenario]:

@@ -76,13 +76,13 @@ async def one(servers: Servers, scenario: Scenario, seed: str, sources: Path = R
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         async with world(servers, folder, seed) as there:
-            await there.begin(scenario.load, sources)
+            await there.begin(LOADS[scenario.load], sources)
             try:
                 for _ in range(scenario.injections):
                     await inject(there, scenario, count)
             except TimeoutError as error:  # nothing flows: what there is is judged all the same
                 count.error = str(error)
-            await there.end(QUIET, LOADS[scenario.load].dies)
+            await there.end(QUIET, LOADS[scenario.load].promises.dies)
             count.verdict = verdict_of(there, scenario)
     except Exception as error:
         # Whatever keeps a scenario from its end is said, and the next one is run: the run is a night's.
@@ -120,7 +120,7 @@ async def inject(there: World, scenario: Scenario, count: Count) -> None:
 def verdict_of(there: World, scenario: Scenario) -> Verdict:
     return judge(
         there.tail.read().records,
-        LOADS[scenario.load],
+        LOADS[scenario.load].promises,
         crashes=there.crashes,
         late=there.late,
         forfeit_until=there.forfeit_until,

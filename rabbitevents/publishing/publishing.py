@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from rabbitevents.brokers import Broker
-from rabbitevents.errors import OutcomeUnknownError, UnroutableError
+from rabbitevents.errors import BrokerError, OutcomeUnknownError, UnroutableError
 from rabbitevents.facts import Report, Returned
 from rabbitevents.fields import event_fields
 from rabbitevents.message import Message
@@ -17,6 +17,7 @@ from rabbitevents.plugin import Publish
 from rabbitevents.publishing.checks import check_message
 from rabbitevents.publishing.delay import Delays
 from rabbitevents.publishing.writer import Writer
+from rabbitevents.topology import Topology
 
 log: logging.Logger = logging.getLogger("rabbitevents.publish")
 
@@ -25,7 +26,11 @@ Unroutable = Literal["warn", "raise", "ignore"]
 
 
 class Publishing:
-    """Sends what its ``writer`` writes. ``timeout`` is how long publishing may take, in seconds."""
+    """Sends what its ``writer`` writes.
+
+    ``timeout`` is how long publishing may take, in seconds. ``home`` says what is declared for one of the bus's own queues:
+    nothing for any other one.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class Publishing:
         timeout: float,
         unroutable: Unroutable,
         passive: bool,
+        home: Callable[[str], Topology],
         report: Report,
     ) -> None:
         self.unroutable: Counter[str] = Counter()
@@ -43,6 +49,7 @@ class Publishing:
         self._writer = writer
         self._broker = broker
         self._delays = Delays(broker, exchange, passive=passive)
+        self._home = None if passive else home
         self._timeout = timeout
         self._on_unroutable: Unroutable = unroutable
         self._report = report
@@ -84,18 +91,40 @@ class Publishing:
         return results
 
     async def forward(self, message: Message) -> None:
-        """Publish a copy of a delivery; one that reaches no queue is an error here. Raises a `PublishError`."""
-        if not await self._delays.publish(message, self._deadline(message)):
+        """Publish a copy of a delivery; one that reaches no queue is an error here. Raises a `PublishError`.
+
+        A queue of the bus's own that is gone, such as that of its dead letters, is declared again.
+        """
+        deadline = self._deadline(message)
+        if await self._delays.publish(message, deadline):
+            return
+        if not await self._is_home_again(message) or not await self._delays.publish(message, deadline):
             raise UnroutableError(message)
+
+    async def _is_home_again(self, message: Message) -> bool:
+        """Declare the queue that a copy is for, if it is ours; say whether that was done."""
+        home = self._home(message.routing_key) if self._home is not None and not message.exchange else None
+        if home is None or not home.queue(message.routing_key):
+            return False
+        log.warning("queue %r is gone, and is declared again", message.routing_key)
+        try:
+            await self._broker.declare(home)
+        except BrokerError:
+            return False
+        return True
 
     async def forward_all(self, messages: Sequence[Message]) -> list[Exception | None]:
         """Publish messages as `forward` does, in flight together; return for each what kept it from being confirmed."""
         now = [message for message in messages if message.after is None]
-        later = [message for message in messages if message.after is not None]
-        sent = await self._broker.publish_many(now, self._deadline(now[0])) if now else []
-        waiting = await asyncio.gather(*map(self.forward, later), return_exceptions=True)
-        at_once, in_time = iter(sent), iter(waiting)
-        return [_kept(next(at_once), each) if each.after is None else _kept(next(in_time), each) for each in messages]
+        at_once = iter(await self._broker.publish_many(now, self._deadline(now[0])) if now else [])
+        sent = [next(at_once) if each.after is None else False for each in messages]
+        alone = [each for each, result in zip(messages, sent, strict=True) if result is False]
+        singly = iter(await asyncio.gather(*map(self.forward, alone), return_exceptions=True))
+        results = [next(singly) if result is False else result for result in sent]
+        return [
+            _as_error(result, each) if isinstance(result, BaseException) else None
+            for each, result in zip(messages, results, strict=True)
+        ]
 
     def close(self) -> None:
         """Declare no waiting queues any more."""
@@ -133,10 +162,3 @@ async def _send_one(message: Message, chain: Publish) -> list[tuple[Message, Exc
 def _as_error(result: BaseException, message: Message) -> Exception:
     """Return what kept a publish from being confirmed; one that was cancelled has an unknown outcome."""
     return result if isinstance(result, Exception) else OutcomeUnknownError(message, "it was cancelled")
-
-
-def _kept(result: bool | BaseException | None, message: Message) -> Exception | None:
-    """Return what kept a message from being confirmed in a queue; None where nothing did."""
-    if result is False:
-        return UnroutableError(message)
-    return _as_error(result, message) if isinstance(result, BaseException) else None

@@ -12,13 +12,23 @@ from tests.chaos.judge import Promises
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What is run (a function of a module of this package that returns a bus), who publishes, and what is promised."""
+    """What is run: a function of this package that returns a bus, or a program of others; who publishes; what is promised."""
 
     bus: str
     promises: Promises = Promises(dies=crashes)
     publisher: str = "publish"
     uses: frozenset[str] = frozenset()
-    """Which servers it needs, beside the broker."""
+    """What it needs beside the broker: servers, or the environment of others."""
+
+    @property
+    def serving(self) -> list[str]:
+        """The module and its words that handle."""
+        return [self.bus, "serve"] if "peers" in self.uses else ["rabbitevents", "run", f"tests.chaos.{self.bus}"]
+
+    @property
+    def publishing(self) -> list[str]:
+        """The module and its words that publish."""
+        return [self.bus, "publish"] if "peers" in self.uses else ["tests.chaos.publishers", self.publisher]
 
 
 def _or_crashes(dies: Callable[[str], bool]) -> Callable[[str], bool]:

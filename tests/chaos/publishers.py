@@ -6,13 +6,8 @@ What comes of each attempt is written into the ledger.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import random
-import signal
 import sys
-import threading
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -23,56 +18,28 @@ from rabbitevents import Bus, SyncBus
 from rabbitevents.errors import NotSentError, PublishError
 from rabbitevents_eventstore import ANY
 from rabbitevents_outbox import Outbox
+from tests.chaos import lanes
 from tests.chaos.events import Struck, engine, ledger, url, waits
-from tests.chaos.ledger import Ledger
 from tests.chaos.stored import store_of
 
-PAUSE = 0.05
-"""Seconds between two events of a lane, on average."""
 TWICE = 0.2
 """Which share of the events is published twice, under one id, where handlers are idempotent."""
 AWAY = (PublishError, DBAPIError, OSError, TimeoutError)
-"""What leaves an outcome unknown."""
+"""What says that an event is not published, or that nobody knows."""
 
 Send = Callable[[Struck], Awaitable[object]]
 
 
-class Publishing:
-    """Lanes that publish one event after the other, each when the one before it was answered, until told to stop.
-
-    A lane whose event got no answer goes on under another name: it could still come after the next one.
-    """
-
-    def __init__(self, ledger: Ledger, send: Send, *, lanes: int) -> None:
-        self._ledger = ledger
-        self._send = send
-        self._lanes = lanes
-        self._stopped = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stopped.set)
-
-    async def run(self) -> None:
-        """Publish until SIGTERM; return when all were answered."""
-        await asyncio.gather(*(self._lane(number) for number in range(self._lanes)))
-
-    async def _lane(self, lane: int) -> None:
-        life = number = 0
-        while not self._stopped.is_set():
-            struck = Struck(f"{os.getpid()}-{lane}-{life}", number)
-            number += 1
-            await self._ledger.note("attempt", struck.id)
-            answer = await self._answer(struck)
-            await self._ledger.note(answer, struck.id)
-            if answer != "confirmed":
-                life, number = life + 1, 0
-                await asyncio.sleep(0.1)
-            await asyncio.sleep(random.uniform(0, 2 * PAUSE))
-
-    async def _answer(self, struck: Struck) -> str:
+async def _publishing(send: Send, *, number: int) -> None:
+    async def answer(lane: str, number: int) -> str:
+        struck = Struck(lane, number)
         try:
-            await self._send(struck)
+            await send(struck)
         except AWAY as error:
             return _outcome(struck, error)
         return "confirmed"
+
+    await lanes.publish(ledger(), answer, lanes=number)
 
 
 def _outcome(struck: Struck, error: BaseException) -> str:
@@ -85,7 +52,7 @@ def _outcome(struck: Struck, error: BaseException) -> str:
 async def publish() -> None:
     """Publish at the broker."""
     async with Bus(url(), name="publisher", unroutable="raise") as bus:
-        await Publishing(ledger(), bus.publish, lanes=20).run()
+        await _publishing(bus.publish, number=20)
 
 
 async def publish_some_twice() -> None:
@@ -98,7 +65,7 @@ async def publish_some_twice() -> None:
                 with suppress(PublishError):  # it was confirmed already
                     await bus.publish(envelope)
 
-        await Publishing(ledger(), send, lanes=20).run()
+        await _publishing(send, number=20)
 
 
 async def delay() -> None:
@@ -108,7 +75,7 @@ async def delay() -> None:
         async def send(struck: Struck) -> None:
             await bus.publish(struck, delay=waits(struck.id) or None)
 
-        await Publishing(ledger(), send, lanes=30).run()
+        await _publishing(send, number=30)
 
 
 async def commit() -> None:
@@ -120,7 +87,7 @@ async def commit() -> None:
         async with asyncio.timeout(20), sessions.begin() as session:
             await outbox.publish(session, struck)
 
-    await Publishing(ledger(), send, lanes=8).run()
+    await _publishing(send, number=8)
     await database.dispose()
 
 
@@ -133,35 +100,23 @@ async def append() -> None:
         async with asyncio.timeout(20):
             await store.append("lane", struck.lane, [struck], expected=ANY)
 
-    await Publishing(ledger(), send, lanes=8).run()
+    await _publishing(send, number=8)
     await database.dispose()
 
 
 def publish_from_threads() -> None:
     """Publish from eight threads."""
-    stopped, notes = threading.Event(), ledger()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     with SyncBus(url(), name="publisher", unroutable="raise") as bus:
-        threads = [threading.Thread(target=_lane, args=(bus, notes, lane, stopped)) for lane in range(8)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
 
+        def answer(lane: str, number: int) -> str:
+            struck = Struck(lane, number)
+            try:
+                bus.publish(struck)
+            except PublishError as error:
+                return _outcome(struck, error)
+            return "confirmed"
 
-def _lane(bus: SyncBus, notes: Ledger, lane: int, stopped: threading.Event) -> None:
-    for number in itertools.count():
-        if stopped.is_set():
-            return
-        struck = Struck(f"{os.getpid()}-{lane}-0", number)
-        notes.write("attempt", [struck.id])
-        try:
-            bus.publish(struck)
-            answer = "confirmed"
-        except PublishError as error:
-            answer = _outcome(struck, error)
-        notes.write(answer, [struck.id])
-        time.sleep(random.uniform(0, PAUSE))
+        lanes.publish_from_threads(ledger(), answer, threads=8)
 
 
 PUBLISHERS = (publish, publish_some_twice, delay, commit, append)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 
 import aio_pika
@@ -30,6 +31,7 @@ from tests.bed.redis import ON_DISK, RedisServer
 from tests.chaos.events import EFFECTS, GRACE, JUNK
 from tests.chaos.ledger import Ledger, Tail
 from tests.chaos.loads import Load
+from tests.chaos.peers import environment
 from tests.committed import until
 
 HEARTBEAT = 4
@@ -46,9 +48,11 @@ _SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]"
 class Process:
     """One of our processes, which can be started again. It ends with us."""
 
-    def __init__(self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path) -> None:
+    def __init__(
+        self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path, python: str
+    ) -> None:
         self.output = output
-        self._command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", *words]
+        self._command = ["setpriv", "--pdeathsig", "KILL", "--", python, "-m", *words]
         paths = {"PYTHONPATH": f"{sources}{os.pathsep}{sources / 'plugins'}", "PYTHONDONTWRITEBYTECODE": "1"}
         self._environment = {**os.environ, **environment, **paths}
         self._sources = sources
@@ -115,6 +119,11 @@ class Servers:
         if self._redis is None:
             self._redis = self._stack.enter_context(RedisServer(**ON_DISK))
         return self._redis
+
+    @cached_property
+    def peers(self) -> Path:
+        """The interpreter of those that we are compared with."""
+        return environment()
 
     @property
     def postgres(self) -> PostgresServer:
@@ -186,14 +195,17 @@ class World:
             environment["REDIS_PORT"] = str(self.servers.redis.port)
         if "postgres" in load.uses:
             environment["DATABASE_URL"] = self.database = await self._make_database()
-        words = ["rabbitevents", "run", f"tests.chaos.{load.bus}"]
-        self.services = [Process(words, environment, self.folder / f"service-{n}.log", sources) for n in range(2)]
+        python = str(self.servers.peers) if "peers" in load.uses else sys.executable
+
+        def process(words: list[str], name: str) -> Process:
+            return Process(words, environment, self.folder / f"{name}.log", sources, python)
+
+        self.services = [process(load.serving, f"service-{number}") for number in range(2)]
         for service in self.services:
             await service.start()
         await until(lambda: all("runs on" in each.said for each in self.services), "the services", 60, every=0.05)
         await asyncio.to_thread(self.node.settle)
-        words = ["tests.chaos.publishers", load.publisher]
-        self.publisher = Process(words, environment, self.folder / "publisher.log", sources)
+        self.publisher = process(load.publishing, "publisher")
         await self.publisher.start()
         await self.flowing()
 
@@ -286,6 +298,9 @@ def _id_of(message: AbstractIncomingMessage) -> str:
     if str(message.message_id).startswith(JUNK):  # which cannot be read, and is called so
         return str(message.message_id)
     document = msgspec.json.decode(message.body)
+    if isinstance(document, list):  # Celery's: arguments come first
+        lane, number = document[0]
+        return f"{lane}/{number}"
     return f"{document['lane']}/{document['number']}"
 
 

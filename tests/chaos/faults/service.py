@@ -7,7 +7,7 @@ import signal
 import time
 
 from tests.chaos.events import GRACE, POISON, Struck
-from tests.chaos.faults.fault import Fault, start_again
+from tests.chaos.faults.fault import Fault, comes, start_again
 from tests.chaos.intruder import slip_in, slip_in_junk
 from tests.chaos.world import Process, World
 
@@ -66,12 +66,9 @@ class ServiceSuspended(Fault):
         world.crashes += 1
 
     async def observed(self, world: World) -> bool:
-        end = time.monotonic() + world.random.uniform(6, 14)
-        while given_up := await asyncio.to_thread(world.connections) >= self.connections:
-            if time.monotonic() > end:
-                break
-            await asyncio.sleep(0.25)
-        return not given_up
+        given_up = await comes(lambda: world.connections() < self.connections, 16)
+        await asyncio.sleep(world.random.uniform(0, 3))
+        return given_up
 
     async def after(self, world: World) -> float:
         self.victim.send(signal.SIGCONT)

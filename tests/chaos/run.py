@@ -109,7 +109,7 @@ async def inject(there: World, scenario: Scenario, count: Count) -> None:
     under_way = there.tail.read().under_way
     for fault in faults:
         await fault.inflict(there)
-        await asyncio.sleep(there.random.uniform(0, 0.3) if len(faults) > 1 else 0)
+        await asyncio.sleep(there.random.uniform(0, 1.5) if len(faults) > 1 else 0)
     seen = [await fault.observed(there) for fault in faults]
     healed = max([await fault.after(there) for fault in faults])
     if under_way and all(seen):

@@ -35,9 +35,9 @@ class QueueFull(Fault):
     name, touches = "queue-full", "queue"
 
     async def inflict(self, world: World) -> None:
-        definition = '{"max-length": 5, "overflow": "reject-publish"}'
-        words = ("set_policy", "-p", world.vhost, "full", "^chaos.take$", definition, "--apply-to", "queues")
-        await world.node.actl(*words)
+        definition = '[{<<"max-length">>, 5}, {<<"overflow">>, <<"reject-publish">>}]'
+        words = f'<<"{world.vhost}">>, <<"full">>, <<"^chaos.take$">>, {definition}, 0, <<"queues">>, <<"test">>'
+        await world.node.aeval(f"ok = rabbit_policy:set({words})")
         for each in world.services:
             each.send(signal.SIGSTOP)
 
@@ -50,7 +50,7 @@ class QueueFull(Fault):
         return seen
 
     async def after(self, world: World) -> float:
-        await world.node.actl("clear_policy", "-p", world.vhost, "full")
+        await world.node.aeval(f'ok = rabbit_policy:delete(<<"{world.vhost}">>, <<"full">>, <<"test">>)')
         return time.monotonic()
 
 

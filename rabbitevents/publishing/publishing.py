@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from rabbitevents.brokers import Broker
-from rabbitevents.errors import BrokerError, OutcomeUnknownError, UnroutableError
+from rabbitevents.errors import BrokerError, OutcomeUnknownError, RabbitEventsError, UnroutableError
 from rabbitevents.facts import Report, Returned
 from rabbitevents.fields import event_fields
 from rabbitevents.message import Message
@@ -98,13 +98,39 @@ class Publishing:
         deadline = self._deadline(message)
         if await self._delays.publish(message, deadline):
             return
-        if not await self._is_home_again(message) or not await self._delays.publish(message, deadline):
+        if not await self._declared_again(message) or not await self._delays.publish(message, deadline):
             raise UnroutableError(message)
 
-    async def _is_home_again(self, message: Message) -> bool:
+    async def forward_all(self, messages: Sequence[Message]) -> list[Exception | None]:
+        """Publish messages as `forward` does, in flight together; return for each what kept it from being confirmed."""
+        now = [message for message in messages if message.after is None]
+        later = [message for message in messages if message.after is not None]
+        sent = await self._broker.publish_many(now, self._deadline(now[0])) if now else []
+        waiting = await asyncio.gather(*map(self.forward, later), return_exceptions=True)
+        at_once, in_time = iter([await self._or_again(*each) for each in zip(now, sent, strict=True)]), iter(waiting)
+        return [next(at_once) if each.after is None else _kept(next(in_time), each) for each in messages]
+
+    async def _or_again(self, message: Message, result: bool | Exception) -> Exception | None:
+        """Return what kept a message from being confirmed in a queue, which may be declared again first."""
+        if result is not False or self._home_of(message) is None:
+            return _kept(result, message)
+        try:
+            await self.forward(message)
+        except RabbitEventsError as error:
+            return error
+        return None
+
+    def _home_of(self, message: Message) -> Topology | None:
+        """Return what is declared for the queue that a copy is for; None where that is not ours."""
+        if self._home is None or message.exchange:
+            return None
+        home = self._home(message.routing_key)
+        return home if home.queue(message.routing_key) else None
+
+    async def _declared_again(self, message: Message) -> bool:
         """Declare the queue that a copy is for, if it is ours; say whether that was done."""
-        home = self._home(message.routing_key) if self._home is not None and not message.exchange else None
-        if home is None or not home.queue(message.routing_key):
+        home = self._home_of(message)
+        if home is None:
             return False
         log.warning("queue %r is gone, and is declared again", message.routing_key)
         try:
@@ -112,19 +138,6 @@ class Publishing:
         except BrokerError:
             return False
         return True
-
-    async def forward_all(self, messages: Sequence[Message]) -> list[Exception | None]:
-        """Publish messages as `forward` does, in flight together; return for each what kept it from being confirmed."""
-        now = [message for message in messages if message.after is None]
-        at_once = iter(await self._broker.publish_many(now, self._deadline(now[0])) if now else [])
-        sent = [next(at_once) if each.after is None else False for each in messages]
-        alone = [each for each, result in zip(messages, sent, strict=True) if result is False]
-        singly = iter(await asyncio.gather(*map(self.forward, alone), return_exceptions=True))
-        results = [next(singly) if result is False else result for result in sent]
-        return [
-            _as_error(result, each) if isinstance(result, BaseException) else None
-            for each, result in zip(messages, results, strict=True)
-        ]
 
     def close(self) -> None:
         """Declare no waiting queues any more."""
@@ -162,3 +175,10 @@ async def _send_one(message: Message, chain: Publish) -> list[tuple[Message, Exc
 def _as_error(result: BaseException, message: Message) -> Exception:
     """Return what kept a publish from being confirmed; one that was cancelled has an unknown outcome."""
     return result if isinstance(result, Exception) else OutcomeUnknownError(message, "it was cancelled")
+
+
+def _kept(result: bool | BaseException | None, message: Message) -> Exception | None:
+    """Return what kept a message from being confirmed in a queue; None where nothing did."""
+    if result is False:
+        return UnroutableError(message)
+    return _as_error(result, message) if isinstance(result, BaseException) else None

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import msgspec
@@ -297,10 +298,9 @@ def is_dead(queue: str) -> bool:
 def _id_of(message: AbstractIncomingMessage) -> str:
     if str(message.message_id).startswith(JUNK):  # which cannot be read, and is called so
         return str(message.message_id)
-    document = msgspec.json.decode(message.body)
-    if isinstance(document, list):  # Celery's: arguments come first
-        lane, number = document[0]
-        return f"{lane}/{number}"
+    document: Any = msgspec.json.decode(message.body)
+    if message.content_encoding and "argsrepr" in message.headers:  # Celery's: arguments come first
+        return "/".join(map(str, document[0]))
     return f"{document['lane']}/{document['number']}"
 
 

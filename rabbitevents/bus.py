@@ -351,6 +351,7 @@ class Bus:
             timeout=told.publish_timeout,
             unroutable=told.unroutable,
             passive=told.declare != "active",
+            home=lambda queue: self.topology.part(queue),
             report=self.report,
         )
 

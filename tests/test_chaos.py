@@ -11,7 +11,8 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.judge import Promises, Verdict, judge
 from tests.chaos.ledger import Ledger, Record, Tail
 from tests.chaos.loads import LOADS
-from tests.chaos.plan import Scenario, fits, pairs, planned, singles
+from tests.chaos.peers import COMPARED, PEERS
+from tests.chaos.plan import Scenario, compared, fits, pairs, planned, singles
 from tests.chaos.run import run
 from tests.chaos.selftest import MUTATIONS, Mutation
 from tests.chaos.world import ROOT
@@ -102,6 +103,20 @@ def test_an_event_that_is_first_handled_after_a_later_one_of_its_lane_is_an_inve
     assert found(text).inversions == 0
 
 
+def test_an_effect_before_its_time_is_unexpected() -> None:
+    text = "attempt a/0, confirmed a/0, effect a/0"
+
+    assert found(text, Promises(waits=lambda id: 2.0)).unexpected == 0  # a line is a second
+    assert found(text, Promises(waits=lambda id: 2.5)).unexpected == 1
+
+
+def test_each_kind_of_record_that_is_there_once_counts() -> None:
+    text = "attempt a/0, confirmed a/0, effect a/0, passed a/0, passed a/0"
+
+    assert found(text, Promises(per_crash=0)).excess == 0
+    assert found(text, Promises(once=("effect", "passed"), per_crash=0)).excess == 1
+
+
 def test_what_was_in_a_deleted_queue_is_forfeited_and_what_came_later_is_not() -> None:
     verdict = found("attempt a/0, confirmed a/0, attempt a/1, confirmed a/1", forfeit_until=1.5)
 
@@ -166,6 +181,13 @@ def test_names_narrow_a_plan_and_an_unknown_one_is_said() -> None:
         planned(1, 5, only=["link-rest"])
     with pytest.raises(ValueError, match="nothing has all of"):
         planned(1, 5, only=["handle", "redis-killed"])
+
+
+def test_we_and_the_others_meet_the_same_faults_as_often() -> None:
+    met = {(scenario.load, scenario.faults, scenario.injections) for scenario in compared(48)}
+
+    assert met == {(load, (fault,), 2) for load in ("handle", *PEERS) for fault in COMPARED}
+    assert {scenario.load for scenario in compared(48, ["celery"])} == {"celery"}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

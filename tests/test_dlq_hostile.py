@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rabbitevents import Bus, HeaderValue, Limits, Message, Properties, Router
-from rabbitevents_deadletter import DeadLetterMessage
+from rabbitevents import Batch, Bus, HeaderValue, Limits, Message, Properties, Router
+from rabbitevents_deadletter import DeadLetter, DeadLetterMessage
 from tests.bed.rabbitmq import RabbitNode
 from tests.deadletters import DEAD, QUEUE, PaymentError, letters, raw, ready, service, until
 from tests.shop import Effects, OrderPlaced, eventually
@@ -245,7 +245,40 @@ async def _nothing() -> None:
     """Handle nothing."""
 
 
-async def test_a_dead_letter_queue_that_is_gone_keeps_its_events_until_it_is_there_again(
+def failing() -> Router:
+    router = Router("shop")
+
+    @router.on(OrderPlaced)
+    async def record(order: OrderPlaced) -> None:
+        raise PaymentError
+
+    return router
+
+
+def failing_together() -> Router:
+    router = Router("shop")
+
+    @router.on(OrderPlaced, batch=Batch(size=5, within=0.1))
+    async def record(orders: list[OrderPlaced]) -> None:
+        raise PaymentError
+
+    return router
+
+
+@pytest.mark.parametrize("router", [failing(), failing_together()], ids=["single", "batch"])
+async def test_a_dead_letter_queue_that_is_gone_is_declared_again_by_what_dies(
+    router: Router, rabbit_url: str, rabbit_node: RabbitNode
+) -> None:
+    async with service(rabbit_url, router) as bus:
+        await rabbit_node.adelete_queue(DEAD, rabbit_url)
+        await bus.publish_many([OrderPlaced(f"o-{number}") for number in range(5)])
+        await until(bus, 5)
+
+    assert {each.error for each in await letters(rabbit_url)} == {"tests.deadletters.PaymentError"}
+    assert await ready(rabbit_url, QUEUE) == 0
+
+
+async def test_a_dead_letter_queue_that_is_not_ours_to_declare_keeps_its_events_until_it_is_there_again(
     rabbit_url: str, rabbit_node: RabbitNode
 ) -> None:
     ran: list[str] = []
@@ -256,14 +289,16 @@ async def test_a_dead_letter_queue_that_is_gone_keeps_its_events_until_it_is_the
         ran.append(order.order_id)
         raise PaymentError
 
-    async with service(rabbit_url, router) as bus:
-        await rabbit_node.adelete_queue(DEAD, rabbit_url)
-        await bus.publish(OrderPlaced("o"))
-        await eventually(lambda: bus.load[QUEUE].held == 1, "it to be held")
-        async with Bus(rabbit_url, picky(Effects()), name="declares") as other:
-            await other.pause(QUEUE)
-            await until(bus, 1)
-            await eventually(lambda: bus.load[QUEUE].held == 0, "its settlement")
+    async with Bus(rabbit_url, picky(Effects()), name="declares") as other:
+        await other.pause(QUEUE)
+        async with Bus(rabbit_url, router, plugins=[DeadLetter()], declare="passive") as bus:
+            await rabbit_node.adelete_queue(DEAD, rabbit_url)
+            await bus.publish(OrderPlaced("o"))
+            await eventually(lambda: bus.load[QUEUE].held == 1, "it to be held")
+            async with Bus(rabbit_url, picky(Effects()), name="declares again") as again:
+                await again.pause(QUEUE)
+                await until(bus, 1)
+                await eventually(lambda: bus.load[QUEUE].held == 0, "its settlement")
 
     assert ran == ["o"]
     assert [each.error for each in await letters(rabbit_url)] == ["tests.deadletters.PaymentError"]

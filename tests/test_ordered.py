@@ -137,6 +137,32 @@ async def test_what_waits_for_its_retry_holds_up_its_entity_alone_and_no_worker(
     assert book.of["a"] == [0, 1, 2]
 
 
+async def test_what_fails_while_its_process_stops_is_handled_again_before_the_later_ones_of_its_entity() -> None:
+    broker, book = EmbeddedBroker(), Book()
+    begun, fails = asyncio.Event(), asyncio.Event()
+
+    async def fail(step: Step) -> None:
+        begun.set()
+        await fails.wait()
+        raise TimeoutError
+
+    async def record(step: Step) -> None:
+        await book.handle(step)
+
+    retry = Retry(stop=stop_after_attempt(5), wait=wait_fixed(60))
+    async with running(bus_with(fail, DeadLetter(), retry), broker=broker) as first:
+        await first.bus.publish_many(Step("a", number) for number in range(5))
+        await begun.wait()
+        stopping = asyncio.create_task(first.bus.stop())
+        await eventually(lambda: first.bus.stopping, "the stop", 5)
+        fails.set()
+        await stopping
+    async with running(bus_with(record), broker=broker) as second:
+        await second.settled()
+
+    assert book.of["a"] == [0, 1, 2, 3, 4]
+
+
 async def test_attempts_are_counted_across_the_waits_and_a_dead_letter_lets_the_next_go_on() -> None:
     book = Book()
     attempts: list[int] = []

@@ -425,15 +425,18 @@ class Workers:
     def _waits_here(self, work: Work, settlement: Settlement) -> bool:
         """Keep what would wait at the broker, where an order is kept: those behind it wait too, and hold no worker.
 
-        What would stay for longer than the broker lets it goes there all the same, and loses its place.
+        What would stay for longer than the broker lets it goes there all the same, and loses its place. While stopping, it is
+        the broker's again as the channel closes, with those behind it: a copy would come after them.
         """
         copy, broker = settlement.message, self._broker
         if self._lanes is None or broker is None or copy is None or copy.after is None:
             return False
-        if self._stopping or work.delivery.stale:
+        if work.delivery.stale or copy.exchange or copy.routing_key != work.delivery.queue:
             return False
-        if copy.exchange or copy.routing_key != work.delivery.queue:
-            return False
+        if self._stopping:
+            self._return(work)
+            self._done(work)
+            return True
         now, wait = self._loop.time(), copy.after.total_seconds()
         work.held_since = work.held_since or now
         if now + wait - work.held_since > self._too_long:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from rabbitevents.brokers import Broker
-from rabbitevents.errors import OutcomeUnknownError, UnroutableError
+from rabbitevents.errors import BrokerError, OutcomeUnknownError, RabbitEventsError, UnroutableError
 from rabbitevents.facts import Report, Returned
 from rabbitevents.fields import event_fields
 from rabbitevents.message import Message
@@ -19,7 +19,7 @@ from rabbitevents.plugin import Publish
 from rabbitevents.publishing.checks import check_message
 from rabbitevents.publishing.delay import Delays
 from rabbitevents.publishing.writer import Writer
-from rabbitevents.topology import DELAY_DUE
+from rabbitevents.topology import DELAY_DUE, Topology
 
 log: logging.Logger = logging.getLogger("rabbitevents.publish")
 
@@ -28,7 +28,11 @@ Unroutable = Literal["warn", "raise", "ignore"]
 
 
 class Publishing:
-    """Sends what its ``writer`` writes. ``timeout`` is how long publishing may take, in seconds."""
+    """Sends what its ``writer`` writes.
+
+    ``timeout`` is how long publishing may take, in seconds. ``home`` says what is declared for one of the bus's own queues:
+    nothing for any other one.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Publishing:
         timeout: float,
         unroutable: Unroutable,
         passive: bool,
+        home: Callable[[str], Topology],
         report: Report,
     ) -> None:
         self.unroutable: Counter[str] = Counter()
@@ -48,6 +53,7 @@ class Publishing:
         self._writer = writer
         self._broker = broker
         self._delays = Delays(broker, exchange, passive=passive)
+        self._home = None if passive else home
         self._timeout = timeout
         self._on_unroutable: Unroutable = unroutable
         self._report = report
@@ -89,17 +95,22 @@ class Publishing:
         return results
 
     async def forward(self, message: Message) -> None:
-        """Publish a copy of a delivery; one that reaches no queue is an error here. Raises a `PublishError`."""
+        """Publish a copy of a delivery; one that reaches no queue is an error here. Raises a `PublishError`.
+
+        A queue of the bus's own that is gone, such as that of its dead letters, is declared again.
+        """
         deadline = self._deadline(message)
-        if await self._delays.publish(message, deadline):
+        if await self._delays.publish(message, deadline) or await self._by_its_new_name(message, deadline):
             return
-        due = msgspec.structs.replace(message, exchange=DELAY_DUE, after=None)
-        if (
-            message.exchange
-            or message.routing_key not in self.old_names
-            or not await self._broker.publish(due, deadline)
-        ):
+        if not await self._declared_again(message) or not await self._delays.publish(message, deadline):
             raise UnroutableError(message)
+
+    async def _by_its_new_name(self, message: Message, deadline: float) -> bool:
+        """Publish a copy to its queue where that has just been given another name; say whether that took it."""
+        if message.exchange or message.routing_key not in self.old_names:
+            return False
+        due = msgspec.structs.replace(message, exchange=DELAY_DUE, after=None)
+        return await self._broker.publish(due, deadline)
 
     async def forward_all(self, messages: Sequence[Message]) -> list[Exception | None]:
         """Publish messages as `forward` does, in flight together; return for each what kept it from being confirmed."""
@@ -107,8 +118,37 @@ class Publishing:
         later = [message for message in messages if message.after is not None]
         sent = await self._broker.publish_many(now, self._deadline(now[0])) if now else []
         waiting = await asyncio.gather(*map(self.forward, later), return_exceptions=True)
-        at_once, in_time = iter(sent), iter(waiting)
-        return [_kept(next(at_once), each) if each.after is None else _kept(next(in_time), each) for each in messages]
+        at_once, in_time = iter([await self._or_again(*each) for each in zip(now, sent, strict=True)]), iter(waiting)
+        return [next(at_once) if each.after is None else _kept(next(in_time), each) for each in messages]
+
+    async def _or_again(self, message: Message, result: bool | Exception) -> Exception | None:
+        """Return what kept a message from being confirmed in a queue, which may be declared again first."""
+        if result is not False or self._home_of(message) is None:
+            return _kept(result, message)
+        try:
+            await self.forward(message)
+        except RabbitEventsError as error:
+            return error
+        return None
+
+    def _home_of(self, message: Message) -> Topology | None:
+        """Return what is declared for the queue that a copy is for; None where that is not ours."""
+        if self._home is None or message.exchange:
+            return None
+        home = self._home(message.routing_key)
+        return home if home.queue(message.routing_key) else None
+
+    async def _declared_again(self, message: Message) -> bool:
+        """Declare the queue that a copy is for, if it is ours; say whether that was done."""
+        home = self._home_of(message)
+        if home is None:
+            return False
+        log.warning("queue %r is gone, and is declared again", message.routing_key)
+        try:
+            await self._broker.declare(home)
+        except BrokerError:
+            return False
+        return True
 
     def close(self) -> None:
         """Declare no waiting queues any more."""

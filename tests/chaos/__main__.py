@@ -10,7 +10,7 @@ import sys
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.loads import LOADS
-from tests.chaos.plan import planned
+from tests.chaos.plan import compared, planned
 from tests.chaos.run import run, summary
 from tests.chaos.selftest import selftest
 
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
         "--with", metavar="NAME", action="append", default=[], dest="meets", help="and with this one too"
     )
     asked.add_argument("--pairwise", action="store_true", help="every two faults besides, at the same time")
+    asked.add_argument("--peers", action="store_true", help="the same for others: aio-pika, FastStream, Celery")
     asked.add_argument("--minutes", type=float, help="begin no scenario after so long")
     asked.add_argument("--json", action="store_true", help="one JSON object alone, for programs; else it is indented")
     asked.add_argument("--self-test", action="store_true", help="does the judge see defects that are built in?")
@@ -35,8 +36,12 @@ def main() -> int:
     told = parser().parse_args()
     if told.self_test:
         return asyncio.run(selftest(told.seed, told.only))
+    names = [*told.only, *told.meets]
     try:
-        scenarios = planned(told.seed, told.injections, only=[*told.only, *told.meets], pairwise=told.pairwise)
+        if told.peers:
+            scenarios = compared(told.injections, names)
+        else:
+            scenarios = planned(told.seed, told.injections, only=names, pairwise=told.pairwise)
     except ValueError as error:
         parser().error(str(error))
     counts, version = asyncio.run(run(scenarios, told.seed, minutes=told.minutes))

@@ -14,19 +14,25 @@ def _never(id: str) -> bool:
     return False
 
 
+def _at_once(id: str) -> float:
+    return 0.0
+
+
 class Promises(msgspec.Struct, frozen=True):
     """What a load promises.
 
     ``stages`` are the records that each confirmed event must have. ``dies`` says which events end among the dead, and no
-    others do. ``once``: an event has one effect, and one more at most for each of ``per_crash`` events that were being
-    handled when a process crashed; None: at least once. ``in_order``: no event of a lane has its first effect after a
-    later one's.
+    others do. An event has one record of each kind of ``once``, and one more at most for each of ``per_crash`` events that
+    were being handled when a process crashed; None: at least once. ``in_order``: no event of a lane has its first effect
+    after a later one's. ``waits``: seconds from the attempt to publish it before which an event has no effect.
     """
 
     stages: tuple[str, ...] = ("effect",)
     dies: Callable[[str], bool] = _never
+    once: tuple[str, ...] = ("effect",)
     per_crash: int | None = None
     in_order: bool = False
+    waits: Callable[[str], float] = _at_once
 
 
 class Verdict(msgspec.Struct):
@@ -42,7 +48,8 @@ class Verdict(msgspec.Struct):
     forfeited: int = 0
     """Lost by nature: they were in a queue that was deleted."""
     unexpected: int = 0
-    """Effects of what was never published, or certainly not; dead letters of what does not fail, and the other way round."""
+    """Effects of what was never published, or certainly not, or before its time; dead letters of what does not fail, and the
+    other way round."""
     duplicate_deliveries: int = 0
     duplicate_effects: int = 0
     excess: int = 0
@@ -78,11 +85,6 @@ def judge(
     missing = {id for id in by["confirmed"] if not _ended(id, by, promises)} - left.keys()
     times = {record.id: record.at for record in records if record.what == "attempt"}
     forfeited = {id for id in missing if times.get(id, 0.0) < forfeit_until}
-    duplicates = effects.total() - len(effects)
-    repeated = sum(count - 1 - crashes for count in effects.values() if count > 1 + crashes)
-    excess = 0
-    if promises.per_crash is not None:
-        excess = max(repeated, duplicates - crashes * promises.per_crash, 0)
     return Verdict(
         confirmed=len(by["confirmed"]),
         handled=len(effects),
@@ -91,14 +93,28 @@ def judge(
         recovered=len(by["unknown"].keys() & effects.keys()),
         lost=len(missing) - len(forfeited),
         forfeited=len(forfeited),
-        unexpected=_unexpected(by, promises),
+        unexpected=_unexpected(by, promises) + _early(records, promises),
         duplicate_deliveries=by["start"].total() - len(by["start"]),
-        duplicate_effects=duplicates,
-        excess=excess,
+        duplicate_effects=effects.total() - len(effects),
+        excess=sum(_excess(by[kind], promises.per_crash, crashes) for kind in promises.once),
         stuck=left.total() + late,
         silent=len(attempted.keys() - answers.keys()),
         inversions=_inversions(records) if promises.in_order else 0,
     )
+
+
+def _excess(counts: Counter[str], per_crash: int | None, crashes: int) -> int:
+    """Count what came again beyond what is promised."""
+    if per_crash is None:
+        return 0
+    repeated = sum(count - 1 - crashes for count in counts.values() if count > 1 + crashes)
+    return max(repeated, counts.total() - len(counts) - crashes * per_crash, 0)
+
+
+def _early(records: Iterable[Record], promises: Promises) -> int:
+    """Count events that were to wait, and did not."""
+    due = {each.id: each.at + promises.waits(each.id) for each in records if each.what == "attempt"}
+    return len({each.id for each in records if each.what == "effect" and each.at < due.get(each.id, 0.0)})
 
 
 def _by_kind(records: Iterable[Record]) -> defaultdict[str, Counter[str]]:

@@ -3,7 +3,8 @@
 A line is ``WHAT ID PID SECONDS``, the last one on the machine's monotonic clock, which all processes share:
 
 * ``attempt``, then ``confirmed``, ``failed`` (certainly not published) or ``unknown``: who publishes;
-* ``start``, then ``effect``, and ``passed`` for what a later service saw of it: who handles;
+* ``start``, then ``effect``, and ``passed`` for what a later service saw of it: who handles; ``came`` where these two are
+  rows, which are read at the end;
 * ``dead``, ``left``: what lay in a dead letter queue, or in any other, when all had ended.
 
 An id is ``LANE/NUMBER``: what was published in one lane was published in the order of its numbers.
@@ -66,6 +67,8 @@ class Tail:
         self.done: dict[str, float] = {}
         """When each event had its first effect."""
         self.answered: set[str] = set()
+        self.refused = 0
+        """How many attempts were answered, and not confirmed."""
         self.begun: list[float] = []
         """When handlings began."""
         self._path = path
@@ -93,15 +96,21 @@ class Tail:
             self.answered.add(record.id)
             if record.what == "confirmed":
                 self.confirmed[record.id] = record.at
+            else:
+                self.refused += 1
         elif record.what == "start":
             self.begun.append(record.at)
-        elif record.what in ("effect", "passed", "dead"):
+        elif record.what in ("effect", "passed", "came", "dead"):
             self.done.setdefault(record.id, record.at)
 
     @property
     def under_way(self) -> int:
-        """How many events are published and not answered, or confirmed and not handled."""
-        return len(self.attempted.keys() - self.answered) + len(self.confirmed.keys() - self.done.keys())
+        """How many events of the last ten seconds are published and not answered, or confirmed and not handled."""
+        since = time.monotonic() - 10
+        unanswered, unhandled = self.attempted.keys() - self.answered, self.confirmed.keys() - self.done.keys()
+        return sum(self.attempted[id] > since for id in unanswered) + sum(
+            self.confirmed[id] > since for id in unhandled
+        )
 
     def flows(self, since: float) -> bool:
         """Say whether an event that was confirmed after ``since`` was handled, and another handling has begun."""

@@ -1,18 +1,63 @@
-"""The loads, each by its name, and what each promises. What they do is in `tests.chaos.services`."""
+"""The loads, each by its name, and what each promises. What they do is in `tests.chaos.services` and its neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from tests.chaos.judge import Promises
-from tests.chaos.services import CONCURRENCY, dies
+import msgspec
 
-LOADS: Final[Mapping[str, Promises]] = {
-    "handle": Promises(),
-    "retries": Promises(dies=dies),
-    "ordered": Promises(in_order=True),
-    "batches": Promises(),
-    "idempotent": Promises(per_crash=CONCURRENCY),  # those that were between their effect and their mark
-    "transactions": Promises(stages=("effect", "passed"), per_crash=0),
+from tests.chaos.events import CONCURRENCY, crashes, dies, incurable, waits
+from tests.chaos.judge import Promises
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What is run: a function of this package that returns a bus, or a program of others; who publishes; what is promised."""
+
+    bus: str
+    promises: Promises = Promises(dies=crashes)
+    publisher: str = "publish"
+    uses: frozenset[str] = frozenset()
+    """What it needs beside the broker: servers, or the environment of others."""
+
+    @property
+    def serving(self) -> list[str]:
+        """The module and its words that handle."""
+        return [self.bus, "serve"] if "peers" in self.uses else ["rabbitevents", "run", f"tests.chaos.{self.bus}"]
+
+    @property
+    def publishing(self) -> list[str]:
+        """The module and its words that publish."""
+        return [self.bus, "publish"] if "peers" in self.uses else ["tests.chaos.publishers", self.publisher]
+
+
+def _or_crashes(dies: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda id: crashes(id) or dies(id)
+
+
+_REDIS, _POSTGRES = frozenset({"redis"}), frozenset({"postgres"})
+_ONE_EACH = Promises(stages=("effect", "passed"), per_crash=0)
+
+LOADS: Final[Mapping[str, Load]] = {
+    "handle": Load("services:handle"),
+    "sync": Load("services:handle", publisher="publish_from_threads"),
+    "delayed": Load("services:handle", Promises(dies=crashes, waits=waits), publisher="delay"),
+    "retries": Load("services:retries", Promises(dies=_or_crashes(dies))),
+    "replayed": Load("tended:replayed", Promises(dies=_or_crashes(incurable))),
+    "ordered": Load("services:ordered", Promises(dies=crashes, in_order=True)),
+    "batches": Load("services:batches"),
+    # Those that were between their effect and their mark:
+    "idempotent": Load(
+        "services:idempotent",
+        Promises(dies=crashes, per_crash=CONCURRENCY),
+        publisher="publish_some_twice",
+        uses=_REDIS,
+    ),
+    "transactions": Load("services:transactions", _ONE_EACH, publisher="commit", uses=_POSTGRES),
+    "stored": Load(
+        "stored:stored",
+        Promises(stages=("effect", "passed"), once=("effect", "passed"), per_crash=0),
+        publisher="append",
+        uses=_POSTGRES,
+    ),
 }

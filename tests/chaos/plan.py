@@ -10,6 +10,7 @@ import msgspec
 
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.loads import LOADS
+from tests.chaos.peers import COMPARED, PEERS
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -26,7 +27,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
 def fits(fault: type[Fault], load: str) -> bool:
     """Whether a fault makes sense for a load."""
-    return not fault.loads or load in fault.loads
+    return (not fault.loads or load in fault.loads) and (not fault.uses or fault.uses in LOADS[load].uses)
 
 
 def singles() -> list[Scenario]:
@@ -42,6 +43,13 @@ def pairs(seed: int) -> list[Scenario]:
         if one.touches != other.touches and one.lossless and other.lossless and loads:
             found.append(Scenario(chosen.choice(loads), (one.name, other.name)))
     return found
+
+
+def compared(injections: int, only: Sequence[str] = ()) -> list[Scenario]:
+    """Return what we and the others meet, each as often; ``only`` are names that each scenario must have."""
+    found = [Scenario(load, (fault,)) for fault in COMPARED for load in ("handle", *PEERS)]
+    found = [each for each in found if set(only) <= {each.load, *each.faults}]
+    return [Scenario(each.load, each.faults, max(1, injections // len(found))) for each in found]
 
 
 def planned(seed: int, injections: int, *, only: Sequence[str] = (), pairwise: bool = False) -> list[Scenario]:

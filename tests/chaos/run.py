@@ -19,11 +19,14 @@ import msgspec
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.judge import Verdict, judge
 from tests.chaos.loads import LOADS
+from tests.chaos.peers import PEERS
 from tests.chaos.plan import Scenario
 from tests.chaos.world import ROOT, Servers, World, world
 
 QUIET = 45.0
 """Seconds after the last publish in which all has to be handled."""
+
+ALL = {**LOADS, **PEERS}
 
 ENOUGH = 500
 """How many faults of a kind are named."""
@@ -76,13 +79,13 @@ async def one(servers: Servers, scenario: Scenario, seed: str, sources: Path = R
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         async with world(servers, folder, seed) as there:
-            await there.begin(scenario.load, sources)
+            await there.begin(ALL[scenario.load], sources)
             try:
                 for _ in range(scenario.injections):
                     await inject(there, scenario, count)
             except TimeoutError as error:  # nothing flows: what there is is judged all the same
                 count.error = str(error)
-            await there.end(QUIET, LOADS[scenario.load].dies)
+            await there.end(QUIET, ALL[scenario.load].promises.dies)
             count.verdict = verdict_of(there, scenario)
     except Exception as error:
         # Whatever keeps a scenario from its end is said, and the next one is run: the run is a night's.
@@ -106,7 +109,7 @@ async def inject(there: World, scenario: Scenario, count: Count) -> None:
     under_way = there.tail.read().under_way
     for fault in faults:
         await fault.inflict(there)
-        await asyncio.sleep(there.random.uniform(0, 0.3) if len(faults) > 1 else 0)
+        await asyncio.sleep(there.random.uniform(0, 1.5) if len(faults) > 1 else 0)
     seen = [await fault.observed(there) for fault in faults]
     healed = max([await fault.after(there) for fault in faults])
     if under_way and all(seen):
@@ -120,7 +123,7 @@ async def inject(there: World, scenario: Scenario, count: Count) -> None:
 def verdict_of(there: World, scenario: Scenario) -> Verdict:
     return judge(
         there.tail.read().records,
-        LOADS[scenario.load],
+        ALL[scenario.load].promises,
         crashes=there.crashes,
         late=there.late,
         forfeit_until=there.forfeit_until,

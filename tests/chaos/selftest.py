@@ -77,6 +77,24 @@ MUTATIONS = (
         "lost",
     ),
     Mutation(
+        "a dead letter is let go before its replay is confirmed",
+        "plugins/rabbitevents_deadletter/workbench/deadletters.py",
+        "            await self._bus.send(message)\n            if look is not None:\n"
+        "                look.acknowledge(letter.delivery)\n",
+        "            if look is not None:\n                look.acknowledge(letter.delivery)\n"
+        "            await self._bus.send(message)\n",
+        Scenario("replayed", ("memory-alarm", "service-killed"), 4),
+        "lost",
+    ),
+    Mutation(
+        "a delayed event does not wait",
+        "rabbitevents/publishing/delay.py",
+        "        if message.after is None or message.after <= timedelta():\n",
+        "        if True:\n",
+        Scenario("delayed", ("link-reset",), 1),
+        "unexpected",
+    ),
+    Mutation(
         "an order is not kept",
         "rabbitevents/consuming/workers.py",
         "        if self._lanes is None or broker is None or copy is None or copy.after is None:\n",

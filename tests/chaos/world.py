@@ -12,20 +12,27 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import msgspec
+from aio_pika.abc import AbstractIncomingMessage
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from rabbitevents_eventstore import EventTables
 from rabbitevents_outbox import Tables
+from rabbitevents_process import ProcessTables
 from tests.bed.postgres import PostgresServer
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
 from tests.bed.redis import ON_DISK, RedisServer
+from tests.chaos.events import EFFECTS, GRACE, JUNK
 from tests.chaos.ledger import Ledger, Tail
-from tests.chaos.services import EFFECTS, GRACE
+from tests.chaos.loads import Load
+from tests.chaos.peers import environment
 from tests.committed import until
 
 HEARTBEAT = 4
@@ -35,12 +42,18 @@ ROOT = Path(__file__).parents[2]
 """The sources that are run, unless others are."""
 
 
+_SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]"
+"""What falls due while its queue is full comes 5 s later, and not three minutes, which is the broker's default."""
+
+
 class Process:
     """One of our processes, which can be started again. It ends with us."""
 
-    def __init__(self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path) -> None:
+    def __init__(
+        self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path, python: str
+    ) -> None:
         self.output = output
-        self._command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", *words]
+        self._command = ["setpriv", "--pdeathsig", "KILL", "--", python, "-m", *words]
         paths = {"PYTHONPATH": f"{sources}{os.pathsep}{sources / 'plugins'}", "PYTHONDONTWRITEBYTECODE": "1"}
         self._environment = {**os.environ, **environment, **paths}
         self._sources = sources
@@ -96,7 +109,7 @@ class Servers:
     """The servers that all scenarios of a run share, each started when it is first needed."""
 
     def __init__(self, stack: AsyncExitStack, root: str | None) -> None:
-        self.node: RabbitNode = stack.enter_context(RabbitNode(root=root))
+        self.node: RabbitNode = stack.enter_context(RabbitNode(advanced=_SOON, root=root))
         self._stack = stack
         self._redis: RedisServer | None = None
         self._postgres: PostgresServer | None = None
@@ -107,6 +120,11 @@ class Servers:
         if self._redis is None:
             self._redis = self._stack.enter_context(RedisServer(**ON_DISK))
         return self._redis
+
+    @cached_property
+    def peers(self) -> Path:
+        """The interpreter of those that we are compared with."""
+        return environment()
 
     @property
     def postgres(self) -> PostgresServer:
@@ -137,6 +155,11 @@ class World:
         """How many processes did not end in time when they were asked to."""
         self.forfeit_until = 0.0
 
+    @property
+    def vhost(self) -> str:
+        """The virtual host's name."""
+        return self.url.rpartition("/")[2]
+
     # --- what is said of it ---
 
     def confirmed_since(self, at: float) -> int:
@@ -148,49 +171,55 @@ class World:
         return int(self.node.eval("length(rabbit_networking:connections())"))
 
     def queues(self) -> dict[str, int]:
-        """Count what lies in each queue of this scenario, delivered or not. A queue without a leader has -1."""
-        vhost = self.url.rpartition("/")[2]
+        """Count what lies in each queue of this scenario, delivered or not, or due and on its way to another one.
+
+        A queue without a leader has -1.
+        """
         printed = self.node.eval(f"""
             [begin
                 {{resource, _, _, Name}} = amqqueue:get_name(Q),
                 {{Name, case catch ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1) of
-                    {{ok, {{_, #{{num_messages := N}}}}, _}} -> N;
+                    {{ok, {{_, #{{num_messages := N}} = O}}, _}} ->
+                        N + maps:get(num_discarded, O, 0) + maps:get(num_discard_checked_out, O, 0);
                     _ -> case catch rabbit_amqqueue:info(Q, [messages]) of [{{_, N}}] -> N; _ -> -1 end
                 end}}
-            end || Q <- rabbit_amqqueue:list(<<"{vhost}">>)]""")
+            end || Q <- rabbit_amqqueue:list(<<"{self.vhost}">>)]""")
         return {name: int(number) for name, number in re.findall(r'<<"([^"]+)">>,(-?\d+)', printed)}
 
     # --- its processes ---
 
-    async def begin(self, load: str, sources: Path) -> None:
+    async def begin(self, load: Load, sources: Path) -> None:
         """Start two services and a publisher, and wait until events flow."""
-        if load == "transactions":
-            await self._make_database()
         through = f"{self.proxy.url_for(self.url)}?heartbeat={HEARTBEAT}"
-        environment = {"AMQP_URL": through, "LEDGER": str(self.folder / "ledger"), "LOAD": load}
-        if load == "idempotent":
+        environment = {"AMQP_URL": through, "LEDGER": str(self.folder / "ledger")}
+        if "redis" in load.uses:
             environment["REDIS_PORT"] = str(self.servers.redis.port)
-        if self.database is not None:
-            environment["DATABASE_URL"] = self.database
-        words = ["rabbitevents", "run", f"tests.chaos.services:{load}"]
-        self.services = [Process(words, environment, self.folder / f"service-{n}.log", sources) for n in range(2)]
+        if "postgres" in load.uses:
+            environment["DATABASE_URL"] = self.database = await self._make_database()
+        python = str(self.servers.peers) if "peers" in load.uses else sys.executable
+
+        def process(words: list[str], name: str) -> Process:
+            return Process(words, environment, self.folder / f"{name}.log", sources, python)
+
+        self.services = [process(load.serving, f"service-{number}") for number in range(2)]
         for service in self.services:
             await service.start()
         await until(lambda: all("runs on" in each.said for each in self.services), "the services", 60, every=0.05)
         await asyncio.to_thread(self.node.settle)
-        how = "write" if load == "transactions" else "publish"
-        self.publisher = Process(["tests.chaos.services", how], environment, self.folder / "publisher.log", sources)
+        self.publisher = process(load.publishing, "publisher")
         await self.publisher.start()
         await self.flowing()
 
-    async def _make_database(self) -> None:
+    async def _make_database(self) -> str:
         server = self.servers.postgres
-        self.database = server.url(database=await asyncio.to_thread(server.database))
-        engine = create_async_engine(self.database)
-        await Tables().create(engine)
+        url = server.url(database=await asyncio.to_thread(server.database))
+        engine = create_async_engine(url)
+        for tables in (Tables(), EventTables(), ProcessTables()):
+            await tables.create(engine)
         async with engine.begin() as connection:
             await connection.run_sync(EFFECTS.metadata.create_all)
         await engine.dispose()
+        return url
 
     async def flowing(self, since: float | None = None, seconds: float = 120) -> None:
         """Wait until an event that was confirmed after ``since`` (now) is handled. Raises TimeoutError."""
@@ -247,14 +276,15 @@ class World:
                 async with queue.iterator(no_ack=True, timeout=2) as messages:
                     with contextlib.suppress(TimeoutError):
                         async for message in messages:
-                            ledger.write(what, [_id_of(message.body)])
+                            ledger.write(what, [_id_of(message)])
 
     async def _read_effects(self) -> None:
         """Note the rows that handlers have committed, and what was never sent."""
         assert self.database is not None
         ledger, engine = Ledger(self.folder / "ledger"), create_async_engine(self.database)
         async with engine.connect() as connection:
-            ledger.write("effect", [row.id for row in await connection.execute(select(EFFECTS))])
+            for row in await connection.execute(select(EFFECTS).order_by(EFFECTS.c.number)):
+                ledger.write(row.what, [row.id])
             outbox = Tables().outbox
             ledger.write("left", [f"outbox/{row.id}" for row in await connection.execute(select(outbox.c.id))])
         await engine.dispose()
@@ -265,8 +295,12 @@ def is_dead(queue: str) -> bool:
     return queue.endswith(".dead") or queue == "delay.lost"
 
 
-def _id_of(body: bytes) -> str:
-    document = msgspec.json.decode(body)
+def _id_of(message: AbstractIncomingMessage) -> str:
+    if str(message.message_id).startswith(JUNK):  # which cannot be read, and is called so
+        return str(message.message_id)
+    document: Any = msgspec.json.decode(message.body)
+    if message.content_encoding and "argsrepr" in message.headers:  # Celery's: arguments come first
+        return "/".join(map(str, document[0]))
     return f"{document['lane']}/{document['number']}"
 
 

@@ -1,0 +1,124 @@
+"""What the processes under test have in common: the events, how they fail, and where everything is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+from attrs import frozen
+from sqlalchemy import Column, Integer, MetaData, Table, Text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from rabbitevents import event
+from tests.chaos.ledger import Ledger
+
+CONCURRENCY = 10
+PREFETCH = 50
+LEASE = 3.0
+"""Seconds: short, so that a process that was killed is soon replaced."""
+GRACE = 5.0
+"""Seconds that a stop has; the library may take 5 more."""
+LONGEST = 0.02
+"""Seconds that a handler takes at most."""
+DELIVERY_LIMIT = 12
+"""How often the broker delivers what crashes its processes, in the load that meets such events."""
+POISON, JUNK = "poison", "junk"
+"""How the lanes are called whose events crash whoever handles them, and cannot be read."""
+
+EFFECTS = Table(
+    "chaos_effects",
+    MetaData(),
+    Column("number", Integer, primary_key=True),
+    Column("what", Text),
+    Column("id", Text),
+)
+"""One row for each handling, in their order: nothing in it is unique but its number, so that a second one is seen."""
+
+
+@event("chaos.struck", entity="lane", key="lane")
+@frozen
+class Struck:
+    lane: str
+    number: int
+    mended: bool = False
+    """Whether somebody has edited it, as a dead letter."""
+
+    @property
+    def id(self) -> str:
+        """What the ledger calls it."""
+        return f"{self.lane}/{self.number}"
+
+
+@event("chaos.passed", entity="lane", key="lane")
+@frozen
+class Passed:
+    lane: str
+    number: int
+
+    @property
+    def id(self) -> str:
+        """What the ledger calls it."""
+        return f"{self.lane}/{self.number}"
+
+
+class FailsError(Exception):
+    """The handler fails."""
+
+
+def number_of(id: str) -> int:
+    """Return an event's number in its lane."""
+    return int(id.rpartition("/")[2])
+
+
+def failures(id: str) -> int:
+    """Return how often an event fails before it is handled, in a load with retries; 9: it dies."""
+    number = number_of(id)
+    return {3: 1, 7: 2}.get(number % 10, 0) if number % 50 != 12 else 9
+
+
+def dies(id: str) -> bool:
+    """Whether an event fails for good, in a load with retries."""
+    return failures(id) > 3
+
+
+def needs_mending(id: str) -> bool:
+    """Whether an event fails until it is edited, in the load whose dead letters are tended."""
+    return number_of(id) % 10 == 3
+
+
+def incurable(id: str) -> bool:
+    """Whether an event fails in that load however often it is replayed."""
+    return number_of(id) % 100 == 42
+
+
+def crashes(id: str) -> bool:
+    """Whether an event ends whoever handles it, or cannot be read: it ends among the dead."""
+    return id.startswith((POISON, JUNK))
+
+
+def waits(id: str) -> float:
+    """Return how long an event waits at the broker, in the load that delays, in seconds."""
+    return (0.0, 0.3, 0.0, 1.2, 2.0, 4.5)[number_of(id) % 6]
+
+
+async def work(ledger: Ledger, struck: Struck) -> None:
+    """Have one effect, after a while."""
+    await ledger.note("start", struck.id)
+    await asyncio.sleep(random.uniform(0, LONGEST))
+    await ledger.note("effect", struck.id)
+
+
+def url() -> str:
+    """Return where the broker is."""
+    return os.environ["AMQP_URL"]
+
+
+def ledger() -> Ledger:
+    """Open the ledger."""
+    return Ledger(os.environ["LEDGER"])
+
+
+def engine() -> AsyncEngine:
+    """Return an engine for the database."""
+    return create_async_engine(os.environ["DATABASE_URL"], pool_size=30)

@@ -1,0 +1,69 @@
+"""What a fault is, and what several of them need."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from tests.bed.loopback import LOOPBACK
+from tests.chaos.world import Process, World
+from tests.committed import until
+
+
+class Fault:
+    """What happens to a world. ``touches`` says which part of it: two faults meet where they touch different ones."""
+
+    name: ClassVar[str]
+    touches: ClassVar[str]
+    loads: ClassVar[tuple[str, ...]] = ()
+    """The loads that it makes sense for; none: all."""
+    uses: ClassVar[str] = ""
+    """The server that a load must need for it."""
+    lossless: ClassVar[bool] = True
+    """Whether nothing may be lost by it."""
+
+    async def inflict(self, world: World) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+    async def observed(self, world: World) -> bool:
+        """Say, while it lasts, whether it had its effect."""
+        raise NotImplementedError
+
+    async def after(self, world: World) -> float:
+        """Heal it, and return, when all stands again, since when it was there (the ledger's clock)."""
+        return time.monotonic()
+
+
+async def accepts(port: int) -> float:
+    """Wait until a port takes connections; return when that was."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
+        except OSError:
+            await asyncio.sleep(0.02)
+            continue
+        writer.close()
+        return time.monotonic()
+
+
+def blocked(world: World, since: float) -> bool:
+    """Say whether nobody could publish; commits need no broker, so they say nothing."""
+    return world.confirmed_since(since) == 0 or world.database is not None
+
+
+async def start_again(victim: Process) -> None:
+    """Start a process, and wait until it runs."""
+    await victim.start()
+    await until(lambda: "runs on" in victim.said, "the service", 60, every=0.05)
+
+
+async def comes(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition; say whether it came in time."""
+    try:
+        await until(condition, "it", seconds, every=0.05)
+    except TimeoutError:
+        return False
+    return True

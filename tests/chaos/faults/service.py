@@ -1,0 +1,127 @@
+"""What happens to the processes that handle."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from tests.chaos.events import GRACE, POISON, Struck
+from tests.chaos.faults.fault import Fault, comes, start_again
+from tests.chaos.intruder import slip_in, slip_in_junk
+from tests.chaos.world import Process, World
+
+
+class ServiceKilled(Fault):
+    """A process that handles is killed by SIGKILL with a full window, and started again."""
+
+    name, touches = "service-killed", "service"
+
+    async def inflict(self, world: World) -> None:
+        self.victim: Process = world.random.choice(world.services)
+        await self.victim.kill()
+        world.crashes += 1
+
+    async def observed(self, world: World) -> bool:
+        return self.victim.status == -signal.SIGKILL
+
+    async def after(self, world: World) -> float:
+        await start_again(self.victim)
+        return time.monotonic()
+
+
+class ServiceStopped(Fault):
+    """A process that handles is asked to stop (SIGTERM), and started again when it has ended."""
+
+    name, touches = "service-stopped", "service"
+
+    async def inflict(self, world: World) -> None:
+        self.victim: Process = world.random.choice(world.services)
+        self.victim.send(signal.SIGTERM)
+
+    async def observed(self, world: World) -> bool:
+        in_time = await self.victim.ended(GRACE + 5 + 2)
+        if not in_time:
+            world.late += 1
+            await self.victim.kill()
+        # What was handled and cannot be marked before the stop ends is acknowledged without a mark, which is documented.
+        world.crashes += world.store_away or not in_time
+        return in_time and self.victim.status == 0
+
+    async def after(self, world: World) -> float:
+        await start_again(self.victim)
+        return time.monotonic()
+
+
+class ServiceSuspended(Fault):
+    """A process that handles stands still (SIGSTOP) for longer than its heartbeats and leases: it is given up, and goes on."""
+
+    name, touches = "service-suspended", "service"
+    connections = 0
+
+    async def inflict(self, world: World) -> None:
+        self.victim: Process = world.random.choice(world.services)
+        self.connections = await asyncio.to_thread(world.connections)
+        self.victim.send(signal.SIGSTOP)
+        world.crashes += 1
+
+    async def observed(self, world: World) -> bool:
+        given_up = await comes(lambda: world.connections() < self.connections, 16)
+        await asyncio.sleep(world.random.uniform(0, 3))
+        return given_up
+
+    async def after(self, world: World) -> float:
+        self.victim.send(signal.SIGCONT)
+        return time.monotonic()
+
+
+class Poison(Fault):
+    """An event crashes each process that handles it, and these are started again, until it is among the dead."""
+
+    name, touches, loads = "poison", "service", ("handle",)
+
+    async def inflict(self, world: World) -> None:
+        self.dead = (await asyncio.to_thread(world.queues)).get("chaos.take.dead", 0)
+        await slip_in(world, Struck(f"{POISON}-{world.random.getrandbits(40)}", 0))
+
+    async def observed(self, world: World) -> bool:
+        self.crashes = 0
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            for each in world.services:
+                if each.status == -signal.SIGKILL:
+                    self.crashes += 1
+                    world.crashes += 1
+                    await start_again(each)
+            if (await asyncio.to_thread(world.queues)).get("chaos.take.dead", 0) > self.dead:
+                return self.crashes > 1
+            await asyncio.sleep(0.1)
+        return False
+
+    async def after(self, world: World) -> float:
+        for each in world.services:
+            if each.status is not None:
+                await start_again(each)
+        return time.monotonic()
+
+
+class Junk(Fault):
+    """What cannot be read comes in between: no JSON, another type, an unknown one, forged headers, too large a number."""
+
+    name, touches, loads = (
+        "junk",
+        "messages",
+        ("handle", "retries", "replayed", "delayed", "batches", "idempotent", "ordered"),
+    )
+
+    async def inflict(self, world: World) -> None:
+        self.dead = (await asyncio.to_thread(world.queues)).get("chaos.take.dead", 0)
+        self.number = await slip_in_junk(world)
+
+    async def observed(self, world: World) -> bool:
+        end = time.monotonic() + 20
+        while (await asyncio.to_thread(world.queues)).get("chaos.take.dead", 0) < self.dead + self.number:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.2)
+        return True

@@ -1,0 +1,130 @@
+"""What happens to Redis and to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.bed.loopback import LOOPBACK
+from tests.bed.redis import RedisError
+from tests.chaos.faults.fault import Fault
+from tests.chaos.world import World
+
+
+class RedisKilled(Fault):
+    """Redis is killed by SIGKILL, and started again after up to 3 s with all that it answered."""
+
+    name, touches, uses = "redis-killed", "redis", "redis"
+
+    async def inflict(self, world: World) -> None:
+        world.store_away = True
+        await asyncio.to_thread(world.servers.redis.kill)
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(world.random.uniform(0, 3))
+        return not world.servers.redis.running
+
+    async def after(self, world: World) -> float:
+        await world.servers.redis.astart()
+        world.store_away = False
+        return time.monotonic()
+
+
+class RedisStopped(RedisKilled):
+    """Redis shuts down in order, and is started again."""
+
+    name = "redis-stopped"
+
+    async def inflict(self, world: World) -> None:
+        world.store_away = True
+        await world.servers.redis.astop()
+
+
+class RedisSuspended(Fault):
+    """Redis stands still (SIGSTOP) for 5 s, longer than a lease of the services: its sockets stay open."""
+
+    name, touches, uses = "redis-suspended", "redis", "redis"
+    at = 0.0
+
+    async def inflict(self, world: World) -> None:
+        world.store_away = True
+        await asyncio.to_thread(world.servers.redis.suspend)
+        self.at = time.monotonic()
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(5)
+        return not any(at > self.at + 0.5 for at in world.tail.read().begun)
+
+    async def after(self, world: World) -> float:
+        await asyncio.to_thread(world.servers.redis.resume)
+        world.store_away = False
+        return time.monotonic()
+
+
+class PostgresKilled(Fault):
+    """PostgreSQL is killed by SIGKILL with all of its processes, and started again after up to 2 s."""
+
+    name, touches, uses = "postgres-killed", "postgres", "postgres"
+
+    async def inflict(self, world: World) -> None:
+        await world.servers.postgres.akill()
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(world.random.uniform(0, 2))
+        return not world.servers.postgres.running
+
+    async def after(self, world: World) -> float:
+        await world.servers.postgres.astart()
+        return time.monotonic()
+
+
+class PostgresSuspended(Fault):
+    """PostgreSQL stands still (SIGSTOP) for 5 s, longer than a relay's lease."""
+
+    name, touches, uses = "postgres-suspended", "postgres", "postgres"
+    at = 0.0
+
+    async def inflict(self, world: World) -> None:
+        await asyncio.to_thread(world.servers.postgres.suspend)
+        self.at = time.monotonic()
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(5)
+        return world.confirmed_since(self.at + 0.5) == 0
+
+    async def after(self, world: World) -> float:
+        await asyncio.to_thread(world.servers.postgres.resume)
+        return time.monotonic()
+
+
+class RedisFull(Fault):
+    """Redis has no room for more and refuses what would write, for up to 4 s."""
+
+    name, touches, uses = "redis-full", "redis", "redis"
+    refusing, willing = ("CONFIG SET maxmemory 1",), ("CONFIG SET maxmemory 0",)
+
+    async def inflict(self, world: World) -> None:
+        world.store_away = True
+        for command in self.refusing:
+            await asyncio.to_thread(world.servers.redis.command, command)
+
+    async def observed(self, world: World) -> bool:
+        try:
+            await asyncio.to_thread(world.servers.redis.command, "SET chaos 1")
+        except RedisError:
+            await asyncio.sleep(world.random.uniform(1, 4))
+            return True
+        return False
+
+    async def after(self, world: World) -> float:
+        for command in self.willing:
+            await asyncio.to_thread(world.servers.redis.command, command)
+        world.store_away = False
+        return time.monotonic()
+
+
+class RedisReadOnly(RedisFull):
+    """Redis is made a replica (of one that is not there), and reads alone, for up to 4 s."""
+
+    name = "redis-read-only"
+    refusing, willing = (f"REPLICAOF {LOOPBACK} 1",), ("REPLICAOF NO ONE",)

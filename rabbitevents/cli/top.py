@@ -147,7 +147,7 @@ def table(found: Glance, width: int, *, hint: str = "", held: bool = False) -> R
     for head in heads:
         shown.add_column(head, justify="right", no_wrap=True)
     for each in found.rows:
-        figures = dict(zip(_HEADS, _figures(each), strict=True))
+        figures: dict[str, str] = dict(zip(_HEADS, _figures(each), strict=True))
         shown.add_row(each.queue, *(figures[head] for head in heads))
     over = f"{found.bus} on {found.broker}, vhost {found.vhost}, {time.strftime('%H:%M:%S')}"
     under = f"waiting {_whole(found.waiting)}, lost {_whole(found.lost)}, stuck {_whole(found.stuck)}"

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ class RabbitEvents(Contender):
     ways = ("single", "batch")
 
     @asynccontextmanager
-    async def store(self) -> AsyncIterator[EventStore]:
+    async def store(self) -> AsyncGenerator[EventStore]:
         engine = create_async_engine(self.postgres.replace("postgresql:", "postgresql+asyncpg:"), pool_size=30)
         store = EventStore(engine, events=[OrderPaid])
         await store.tables.create(engine)

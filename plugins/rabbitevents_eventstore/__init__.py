@@ -12,13 +12,14 @@ all in one order in which nothing that commits late is ever passed over; and the
 """
 
 from rabbitevents_eventstore.appending import ANY, NEW, Expected
+from rabbitevents_eventstore.asking import Transactional
 from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindError, StoreRestoredError
 from rabbitevents_eventstore.following import ProjectionStopped
 from rabbitevents_eventstore.projection import Projection, projection
 from rabbitevents_eventstore.projections import Projections
 from rabbitevents_eventstore.rebuilding import Progress, RebuildError
 from rabbitevents_eventstore.snapshots import Snapshots
-from rabbitevents_eventstore.store import EventStore, Transactional
+from rabbitevents_eventstore.store import EventStore
 from rabbitevents_eventstore.stored import Stored
 from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_eventstore.watermark import StoreHeldBack

@@ -8,15 +8,24 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from time import monotonic
-from typing import Any, ClassVar, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Final, Literal, TypeVar, cast
 
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from rabbitevents import Check, ConfigurationError, Event, Host, Plugin, Writer, arguments
 from rabbitevents_eventstore.appending import LAST, Database, Expected, Ledger, conflict, version_of
 from rabbitevents_eventstore.appending import ConflictError as _ConflictError
+from rabbitevents_eventstore.asking import (
+    Transactional,
+    check_entity,
+    check_session,
+    check_word,
+    outbox_of,
+    several,
+    snapshots_of,
+)
 from rabbitevents_eventstore.checkpoints import Checkpoints, standing
 from rabbitevents_eventstore.errors import ConcurrencyError, ProjectionBehindError
 from rabbitevents_eventstore.folding import Apply, Folding
@@ -51,18 +60,6 @@ Wake = Literal["process", "notify"]
 """Whom a commit wakes: the projections of its own process, or those of any, by NOTIFY."""
 
 log: logging.Logger = logging.getLogger("rabbitevents.eventstore")
-
-
-class Transactional(Protocol):
-    """What writes events into a transaction, to be sent once it has committed: `rabbitevents_outbox.Outbox`."""
-
-    async def publish(self, session: Any, /, *events: Any) -> Any:
-        """Write events into the transaction that is under way on ``session``.
-
-        :param session: An `AsyncSession` or `AsyncConnection`.
-        :param events: The events in their envelopes.
-        """
-        ...
 
 
 class EventStore(Plugin):
@@ -116,7 +113,7 @@ class EventStore(Plugin):
             if tables is None
             else arguments.instance("EventStore: tables", tables, EventTables, "say EventTables(schema='events')")
         )
-        self._outbox = _outbox(outbox)
+        self._outbox = outbox_of(outbox)
         self.shelf: Shelf = Shelf(arguments.several("EventStore: events", events, type, "[OrderPlaced, OrderPaid]"))
         self._source = None if name is None else arguments.text("EventStore: name", name, such_as="shop")
         self._writer = Writer(source=self._source)
@@ -197,7 +194,7 @@ class EventStore(Plugin):
         """
         version = version_of(expected)
         prepared = self._prepared(entity_type, entity_id, events)
-        _check_session(session, self.engine)
+        check_session(session, self.engine)
         actual = 0
         for _ in range(_TRIES if version is None else 1):
             try:
@@ -217,7 +214,7 @@ class EventStore(Plugin):
         raise conflict(entity_type, entity_id, version, actual)
 
     def _prepared(self, entity_type: str, entity_id: str, events: object) -> list[tuple[Event[Any], bytes]]:
-        _check_entity(entity_type, entity_id)
+        check_entity(entity_type, entity_id)
         if not isinstance(events, (list, tuple)):
             raise arguments.wrong("append: events", events, "say a list of at least one event")
         given = cast("Sequence[Any]", events)
@@ -292,7 +289,7 @@ class EventStore(Plugin):
 
         Raises `DecodeError` for one that cannot be read, be it that the store does not know its type.
         """
-        _check_entity(entity_type, entity_id)
+        check_entity(entity_type, entity_id)
         arguments.whole("load: after", after, least=0, most=LAST)
         async for row in self.reader.load(entity_type, entity_id, after, session):
             yield self.shelf.stored(row)
@@ -319,7 +316,7 @@ class EventStore(Plugin):
             None if types is None else arguments.several("read: types", types, type, "[OrderPaid]")
         )
         if entity_type is not None:
-            _check_word("entity_type", entity_type, "order")
+            check_word("entity_type", entity_type, "order")
         async for row in (self.reader.live if live else self.reader.until)(after, names, entity_type):
             yield self.shelf.stored(row)
 
@@ -376,8 +373,8 @@ class EventStore(Plugin):
 
         Raises as `load` does.
         """
-        _check_entity(entity_type, entity_id)
-        state, _ = await self._folding.fold(entity_type, entity_id, apply, initial, session, _snapshots(snapshots))
+        check_entity(entity_type, entity_id)
+        state, _ = await self._folding.fold(entity_type, entity_id, apply, initial, session, snapshots_of(snapshots))
         return state
 
     async def decide(
@@ -410,8 +407,8 @@ class EventStore(Plugin):
 
         Returns what was appended. Raises `ConcurrencyError` where others were faster each time, and as `append` and `load`.
         """
-        _check_entity(entity_type, entity_id)
-        kept = _snapshots(snapshots)
+        check_entity(entity_type, entity_id)
+        kept = snapshots_of(snapshots)
         again = AsyncRetrying(
             stop=stop_after_attempt(arguments.whole("decide: attempts", attempts)),
             wait=wait_random_exponential(multiplier=0.01, max=0.5),
@@ -421,61 +418,12 @@ class EventStore(Plugin):
 
         async def once() -> list[Stored[Any]]:
             state, version = await self._folding.fold(entity_type, entity_id, apply, initial, session, kept)
-            decided = _several(decision(state))
+            decided = several(decision(state))
             if not decided:
                 return []
             return await self.append(entity_type, entity_id, decided, expected=version, session=session)
 
         return await again(once)
-
-
-def _several(decided: Any) -> list[Any]:
-    if decided is None:
-        return []
-    if isinstance(decided, (list, tuple)):
-        return list(cast("Sequence[Any]", decided))
-    return [decided]
-
-
-def _outbox(given: Any) -> Transactional | None:
-    if given is not None and not callable(getattr(given, "publish", None)):
-        raise arguments.wrong("EventStore: outbox", given, "say Outbox(engine)")
-    return cast("Transactional | None", given)
-
-
-def _snapshots(given: object) -> Snapshots | None:
-    return None if given is None else arguments.instance("snapshots", given, Snapshots, "say Snapshots(Order)")
-
-
-def _check_entity(entity_type: object, entity_id: object) -> None:
-    _check_word("entity_type", entity_type, "order")
-    _check_word("entity_id", entity_id, "42")
-
-
-def _check_word(name: str, word: object, such_as: str) -> None:
-    """Raise `ConfigurationError` for what is no text, or one that a database cannot hold."""
-    said = arguments.text(name, word, such_as=such_as)
-    if "\0" in said or (not said.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in said)):
-        raise ConfigurationError(f"{name} has a NUL or half a surrogate pair in it, which no database can hold")
-
-
-def _check_session(session: object, engine: AsyncEngine) -> None:
-    """Raise `ConfigurationError` where no transaction is under way on the store's database."""
-    if session is None:
-        return
-    if not isinstance(session, (AsyncSession, AsyncConnection)):
-        raise arguments.wrong("append: session", session, "say an AsyncSession or an AsyncConnection, or leave it out")
-    if not session.in_transaction():
-        raise ConfigurationError(
-            "append(session=...): no transaction is under way on this session, so nothing would be committed; append inside "
-            "`async with sessions.begin() as session:`"
-        )
-    theirs = (session.get_bind() if isinstance(session, AsyncSession) else session.sync_connection or engine).engine.url
-    if (theirs.get_backend_name(), theirs.database) != (engine.url.get_backend_name(), engine.url.database):
-        raise ConfigurationError(
-            f"append(session=...): the session is of {theirs.render_as_string()}, and the store's tables are in "
-            f"{where(engine)}: one transaction is in one database"
-        )
 
 
 @asynccontextmanager

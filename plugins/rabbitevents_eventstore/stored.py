@@ -50,11 +50,9 @@ class Shelf:
                 if name in self._codecs:
                     raise ConfigurationError(f"EventStore: events has two classes for {name!r}: leave one of them out")
                 self._codecs[name] = codec
-
-    @property
-    def versions(self) -> str:
-        """Say which types there are, in which versions: what is made of them is made of those."""
-        return ", ".join(sorted(f"{name} {codec.spec.version}" for name, codec in self._codecs.items()))
+        told = sorted(f"{name} {codec.spec.version}" for name, codec in self._codecs.items())
+        self.versions: str = ", ".join(told)
+        """Which types there are, in which versions: what is made of their events depends on those."""
 
     def names(self, classes: Iterable[type] | None) -> list[str]:
         """Return the names under which classes are stored; all that are known for None."""

@@ -86,7 +86,7 @@ class _Wait(msgspec.Struct):
 
 
 class Watermark:
-    """Up to where all readers of a process may read. Looking costs two statements, made once for all of them.
+    """Up to where all readers of a process may read. A look is one statement, made once for all of them.
 
     :param engine: The store's, by which each statement is a transaction.
     :param tables: The store's.

@@ -140,7 +140,7 @@ def _sorted(found: Glance, order: int) -> Glance:
 def table(found: Glance, width: int, *, hint: str = "", held: bool = False) -> RenderableType:
     """Return a glance as a table, within ``width`` columns; ``held``: with what processes hold, since they were asked."""
     narrow = width < NARROW
-    told = ("IN/S", "OUT/S", "READY", "HELD", "DEAD") if narrow else _HEADS
+    told: tuple[str, ...] = ("IN/S", "OUT/S", "READY", "HELD", "DEAD") if narrow else _HEADS
     heads = [head for head in told if held or head != "HELD"]
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False, width=width if narrow else None)
     shown.add_column("QUEUE", overflow="fold", style="bold")
@@ -161,7 +161,7 @@ def table(found: Glance, width: int, *, hint: str = "", held: bool = False) -> R
     return Group(*lines)
 
 
-_HEADS: Final = ("IN/S", "OUT/S", "READY", "UNACKED", "HELD", "DEAD", "CONSUMERS", "LAG")
+_HEADS: Final[tuple[str, ...]] = ("IN/S", "OUT/S", "READY", "UNACKED", "HELD", "DEAD", "CONSUMERS", "LAG")
 
 
 def _figures(row: Row) -> tuple[str, ...]:

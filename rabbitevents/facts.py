@@ -202,6 +202,20 @@ class Backlog(Fact, frozen=True):
     dead: int
 
 
+class Relayed(Fact, frozen=True):
+    """An outbox has sent an event that is traced, ``waited`` seconds after it was written there.
+
+    ``traceparent`` is what it carries of its trace (W3C Trace Context, sampled); ``entity`` is "order/42".
+    """
+
+    outbox: str
+    type: str
+    id: str
+    entity: str | None
+    waited: float
+    traceparent: str
+
+
 class Projected(Fact, frozen=True):
     """How far a projection is: how many of its store's positions are ``behind`` it still, and whether it has ``stopped``.
 

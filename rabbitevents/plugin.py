@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from datetime import timedelta
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from rabbitevents.errors import ConfigurationError
@@ -392,16 +391,3 @@ def at_work(plugin: Plugin, host: Host) -> Generator[None]:
         yield
     finally:
         del _AT_WORK[which]
-
-
-COMMANDS = "rabbitevents.commands"
-"""The entry point group by which a plugin, anybody's, brings commands for the command line."""
-
-
-def commands() -> dict[str, EntryPoint]:
-    """Return the commands that installed packages bring, by name; ``.load()`` gives one. Raises nothing.
-
-    Where two packages bring the same name, the first in the order of their names has it.
-    """
-    found = sorted(entry_points(group=COMMANDS), key=lambda each: (each.name, each.value), reverse=True)
-    return {each.name: each for each in found}

@@ -19,7 +19,7 @@ from sqlalchemy.schema import CreateSchema
 
 from rabbitevents import Bus, ConfigurationError, EncodeError, Event, Fact, Plugin, Router, event, facts
 from rabbitevents.testing import EmbeddedBroker, Probe, running
-from rabbitevents_outbox import Outbox, Tables, TransactionError
+from rabbitevents_outbox import Outbox, Tables, TransactionError, tenure
 from rabbitevents_outbox.shards import Shards
 from rabbitevents_outbox.window import Window
 from rabbitevents_sql import at
@@ -387,6 +387,106 @@ async def test_an_entitys_events_come_in_order_however_many_there_are(engine: As
         assert prices == sorted(prices)
 
 
+class Reads:
+    """Every read of a relay: where it began, and something that is done before one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, before: Callable[[int], Awaitable[None]] | None = None) -> None:
+        self.begun: list[int] = []
+        read = Shards.read
+
+        async def noted(shards: Shards, *which: int, after: int, **told: Any) -> Any:
+            if before is not None:
+                await before(after)
+            self.begun.append(after)
+            return await read(shards, *which, after=after, **told)
+
+        monkeypatch.setattr(Shards, "read", noted)
+
+
+async def test_what_commits_while_a_backlog_is_read_keeps_its_place(
+    postgres_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, writer = async_sessionmaker(postgres_engine), Outbox(postgres_engine)
+    early = sessions()
+    await early.begin()
+    await writer.publish(early, OrderPriced("late", 1))
+    async with sessions.begin() as session:
+        await writer.publish(session, *(OrderPriced(f"o-{n}", n) for n in range(50)))
+    await writer.publish(early, OrderPriced("late", 2))
+    async with sessions.begin() as session:
+        await writer.publish(session, *(OrderPriced(f"o-{n}", n) for n in range(50)))
+
+    async def commit(after: int) -> None:
+        if after and early.in_transaction():
+            await early.commit()
+            async with sessions.begin() as session:
+                await writer.publish(session, OrderPriced("late", 3))
+
+    reads = Reads(monkeypatch, commit)
+    async with shop(postgres_engine, batch=20) as (here, _probe, _sessions):
+        await eventually(lambda: len(here.got) == 103, "all events", 30)
+
+    assert [each.payload.price for each in here.got if each.payload.order_id == "late"] == [1, 2, 3]
+    assert any(reads.begun)
+
+
+async def test_what_was_there_when_a_backlog_was_begun_is_read_on_and_not_from_the_beginning(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with async_sessionmaker(engine).begin() as session:
+        await Outbox(engine).publish(session, *(OrderPriced(f"o-{n}", n) for n in range(400)))
+    reads = Reads(monkeypatch)
+
+    async with shop(engine, batch=20) as (here, _probe, _sessions):
+        await eventually(lambda: len(here.got) == 400, "all events", 30)
+
+    backlog = reads.begun[: reads.begun.index(max(reads.begun)) + 1]
+    assert backlog == sorted(backlog)
+    assert len(set(backlog)) > 10
+
+
+async def test_where_all_is_sent_reads_begin_there_but_never_past_what_may_still_be_committed(
+    postgres_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, writer = async_sessionmaker(postgres_engine), Outbox(postgres_engine)
+    reads = Reads(monkeypatch)
+    monkeypatch.setattr(tenure, "FULL_SCAN", 0.1)
+    async with shop(postgres_engine, poll=0.05) as (here, _probe, _sessions), sessions() as early:
+        await early.begin()
+        await here.outbox.publish(early, OrderPriced("late", 1))
+        async with sessions.begin() as session:
+            await writer.publish(session, OrderPriced("o-1", 1))
+        await eventually(lambda: len(here.got) == 1, "the event", 20)
+        begun = len(reads.begun)
+        await eventually(lambda: len(reads.begun) > begun + 10, "some reads", 20)
+        monkeypatch.setattr(tenure, "FULL_SCAN", 1000.0)
+        begun = len(reads.begun)
+        await eventually(lambda: len(reads.begun) > begun + 3, "the last scan", 20)
+        meanwhile = list(reads.begun)
+
+        await early.commit()
+        async with sessions.begin() as session:
+            await writer.publish(session, OrderPriced("late", 2))
+        await eventually(lambda: len(here.got) == 3, "all events", 20)
+
+    assert not any(meanwhile)
+    assert here.prices == [1, 1, 2]
+
+
+async def test_where_all_is_sent_reads_begin_there(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch)
+    monkeypatch.setattr(tenure, "FULL_SCAN", 0.1)
+    async with shop(engine, poll=0.05) as (here, _probe, sessions):
+        async with sessions.begin() as session:
+            await here.outbox.publish(session, *(OrderPriced(f"o-{n}", n) for n in range(7)))
+        await eventually(lambda: len(here.got) == 7, "the events", 20)
+        begun = len(reads.begun)
+        await eventually(lambda: len(reads.begun) > begun + 10, "some reads", 20)
+        monkeypatch.setattr(tenure, "FULL_SCAN", 1000.0)
+
+        await eventually(lambda: 7 in reads.begun, "a read behind them", 20)
+
+
 async def test_of_an_entity_that_has_enough_rows_in_hand_no_more_are_read_before_those_of_others(
     engine: AsyncEngine,
 ) -> None:
@@ -394,9 +494,10 @@ async def test_of_an_entity_that_has_enough_rows_in_hand_no_more_are_read_before
         hot = [OrderPriced("hot", n) for n in range(100)]
         await Outbox(engine).publish(session, *hot, OrderPriced("other", 1))
     shards, window = Shards(engine, Tables(), 30), Window(full=10)
-    window.add(await shards.read(0, after=0, limit=50, known=(), full=()))
+    first, _ = await shards.read(0, after=0, ended=None, limit=50, known=(), full=())
+    window.add(first)
 
-    rows = await shards.read(0, after=0, limit=50, known=window.known, full=window.full)
+    rows, _ = await shards.read(0, after=0, ended=None, limit=50, known=window.known, full=window.full)
 
     assert window.full == ["order/hot"]
     assert [row.entity for row in rows] == ["order/other"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -16,8 +16,10 @@ from sqlalchemy.pool import NullPool
 
 from rabbitevents import Bus, Event, Message, Plugin, Publish, Router
 from rabbitevents.testing import EmbeddedBroker, running
-from rabbitevents_outbox import Outbox, Tables, TransactionError
+from rabbitevents_outbox import Outbox, Tables, TransactionError, tenure
+from rabbitevents_outbox.rows import Row
 from rabbitevents_outbox.shards import Shards
+from rabbitevents_outbox.window import Window
 from tests.bed.fixtures import NodeFactory
 from tests.bed.pgbouncer import PgBouncer
 from tests.bed.postgres import PostgresServer
@@ -74,6 +76,33 @@ async def test_while_the_broker_is_away_nothing_is_counted_and_two_lines_are_sai
     said = [record.message for record in caplog.records if "sent" in record.message]
     assert counted == [0] * 20
     assert len(said) == 2, said
+
+
+async def test_the_row_that_was_tried_last_while_the_broker_was_away_is_not_blamed_for_it(
+    engine: AsyncEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+    back = Window.back
+
+    def noted(window: Window, rows: Iterable[Row], *, last: bool = False) -> None:
+        tried.append(last)
+        back(window, rows, last=last)
+
+    monkeypatch.setattr(Window, "back", noted)
+    monkeypatch.setattr(tenure, "PAUSES", (0.05,))
+    monkeypatch.setattr(tenure, "SENDING", 0.2)
+    server = EmbeddedBroker()
+    made = Shop(Outbox(engine))
+    async with running(made.bus, broker=server):
+        server.go_down()
+        async with async_sessionmaker(engine).begin() as session:
+            await made.outbox.publish(session, *(OrderPriced(f"o-{n}", n) for n in range(20)))
+        await until(lambda: tried[-3:] == [True] * 3, "rows that are tried alone", 30)
+
+        server.come_up()
+
+        await until(lambda: len(made.got) == 20, "the events", 30)
+    assert not [record.message for record in caplog.records if "is tried again" in record.message]
 
 
 async def _problems(bus: Bus) -> str:
@@ -210,7 +239,7 @@ async def test_what_a_relay_notes_whose_lease_has_passed_to_another_comes_to_not
     while taken is None:  # for 0.3 s it is the first one's
         taken = await other.acquire()
 
-    (row,) = await other.read(0, after=0, limit=10, known=(), full=())
+    (row,), _ = await other.read(0, after=0, ended=None, limit=10, known=(), full=())
     marked = await one.done(stale, [row.id], None)
     failed = await one.failed(stale, row, "late", pause=1, dead=True)
 

@@ -39,9 +39,10 @@ from rabbitevents import (
     event,
 )
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
+from rabbitevents.cli.extras import commands
 from rabbitevents.facts import Held, Returned
 from rabbitevents.options import Options
-from rabbitevents.plugin import check_order, commands, overrides, standing_in, wrap
+from rabbitevents.plugin import check_order, overrides, standing_in, wrap
 from rabbitevents.properties import Properties
 from rabbitevents.testing import running
 

@@ -44,6 +44,8 @@ class Row(msgspec.Struct, frozen=True):
     body: bytes
     delay_ms: int | None
     attempts: int
+    since: float = 0.0
+    """When it was written, on the event loop's clock."""
 
     def describe(self) -> str:
         """Name the row for logs, in one printable line, never its body."""

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     CursorResult,
+    Text,
     and_,
     bindparam,
+    cast,
     delete,
     exists,
     func,
+    literal,
+    literal_column,
     or_,
     select,
     update,
@@ -43,6 +48,16 @@ PURGED: Final = 5_000
 """How many rows are deleted at a time, of those that were kept long enough."""
 
 
+_OLDEST: Final = func.txid_snapshot_xmin(func.txid_current_snapshot(), type_=BigInteger)
+_NEXT: Final = func.txid_snapshot_xmax(func.txid_current_snapshot(), type_=BigInteger)
+
+
+def _before(transaction: ColumnElement[int]) -> ColumnElement[bool]:
+    """Say that a row was written by a transaction before another one: of its number a row keeps 32 bits, which go round."""
+    written_by = cast(cast(literal_column("xmin"), Text), BigInteger)
+    return (written_by - transaction).op("&")(literal_column("4294967295")) >= literal_column("2147483648")
+
+
 class Lease(msgspec.Struct, frozen=True):
     """A shard that is ours: marks carry its ``epoch``, and so come to nothing once the shard is another relay's."""
 
@@ -57,13 +72,14 @@ class Shards:
 
     def __init__(self, engine: AsyncEngine, tables: Tables, lease: float) -> None:
         self.me: UUID = uuid4()
+        self.name: str = tables.outbox.name
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = turn_of(engine)
         self._tables = tables
         self._rows = tables.outbox.c
         self._lease = lease
         self._arrays = backend_of(engine) == "postgresql"
-        self._reading: dict[tuple[bool, bool], Executable] = {}
+        self._reading: dict[tuple[bool, bool, bool], Executable] = {}
         self._marking: dict[bool, Executable] = {}
 
     async def _execute(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
@@ -112,26 +128,32 @@ class Shards:
     # --- rows ---
 
     async def read(
-        self, shard: int, *, after: int, limit: int, known: Collection[int], full: Collection[str]
-    ) -> list[Row]:
-        """Return rows to be sent, in order, with an id above ``after``.
+        self, shard: int, *, after: int, ended: int | None, limit: int, known: Collection[int], full: Collection[str]
+    ) -> tuple[list[Row], int]:
+        """Return rows to be sent, in order, with an id above ``after``; and the oldest transaction that was writing.
+
+        With ``ended``, they are of transactions before that one: whatever appeared since is left out.
 
         Left out are those that are ``known``, those of entities that are ``full``, those that wait for their next try, and
         those of an entity of which an earlier row has failed.
         """
         values: dict[str, Any] = {"shard": shard, "after": after, "limit": limit}
+        values |= {} if ended is None else {"ended": ended}
         values |= {"known": list(known)} if known else {}
         values |= {"full": list(full)} if full else {}
-        found = await self._execute(self._statement(bool(known), bool(full)), values)
-        return [Row(*each) for each in cast("Iterable[tuple[Any, ...]]", found)]
+        now = asyncio.get_running_loop().time()
+        found: list[Any] = list(
+            await self._execute(self._statement(bool(known), bool(full), ended is not None), values)
+        )
+        return [Row(*(*each[1:-1], now - each[-1])) for each in found], found[0][0] if found else 0
 
-    def _statement(self, known: bool, full: bool) -> Executable:
-        made = self._reading.get((known, full))
+    def _statement(self, known: bool, full: bool, ended: bool) -> Executable:
+        made = self._reading.get((known, full, ended))
         if made is None:
-            made = self._reading[known, full] = self._reads(known, full)
+            made = self._reading[known, full, ended] = self._reads(known, full, ended)
         return made
 
-    def _reads(self, known: bool, full: bool) -> Executable:
+    def _reads(self, known: bool, full: bool, ended: bool) -> Executable:
         row = self._rows
         earlier = self._tables.outbox.alias("earlier").c
         held = exists().where(
@@ -149,14 +171,24 @@ class Shards:
             wanted.append(~self._among(row.id, "known"))
         if full:
             wanted.append(or_(row.entity.is_(None), ~self._among(row.entity, "full")))
-        columns = [row[name] for name in Row.__struct_fields__]
-        return select(*columns).where(*wanted).order_by(row.id).limit(bindparam("limit"))
+        if ended and self._arrays:
+            wanted.append(_before(bindparam("ended", type_=BigInteger)))
+        columns = [row[name] for name in Row.__struct_fields__[:-1]]
+        oldest = select(_OLDEST if self._arrays else literal(0)).scalar_subquery()  # once, and not for each row
+        return select(oldest, *columns, age(row.created_at)).where(*wanted).order_by(row.id).limit(bindparam("limit"))
 
     def _among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """Say that a column is one of several: an array where there are some, so that one statement serves any number."""
         if self._arrays:
             return column == any_of(bindparam(name, type_=ARRAY(column.type)))
         return column.in_(bindparam(name, expanding=True))
+
+    async def transactions(self) -> tuple[int, int]:
+        """Return the oldest transaction that writes, and the first that has not begun. SQLite has but one at a time."""
+        if not self._arrays:
+            return 0, 0
+        found = (await self._execute(select(_OLDEST.label("oldest"), _NEXT.label("next_one")))).one()
+        return found.oldest, found.next_one
 
     async def holds_back(self, shard: int) -> bool:
         """Say whether a row has failed and is not sent yet."""

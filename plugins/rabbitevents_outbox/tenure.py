@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from datetime import timedelta
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from rabbitevents import (
     NotSentError,
     OutcomeUnknownError,
     UnroutableError,
+    facts,
 )
 from rabbitevents.texts import cut, name_of, printable
 from rabbitevents_outbox.rows import Row
@@ -46,11 +46,9 @@ LONGEST_PAUSE: Final = 600.0
 """Seconds before a row that fails by itself is tried again, at most: 1 s at first, twice as long each time."""
 
 FULL_SCAN: Final = 10.0
-"""Seconds between the reads that begin at the first row: they find what was written early and committed late."""
-
-SETTLED: Final = 60.0
-"""Seconds after which the other reads begin where all was sent: an old snapshot that is open somewhere keeps the dead
-entries of the index, and each read would wade through them (NikolayS/PgQue#80: 797 jobs/s became 517)."""
+"""Seconds between the reads that begin at the first row. The others begin where all is sent: an old snapshot that is open
+somewhere keeps the dead entries of the index, and each would wade through them (NikolayS/PgQue#80: 797 jobs/s became
+517)."""
 
 SENDING: Final = 10.0
 """Seconds that sending a message may take."""
@@ -58,6 +56,10 @@ SENDING: Final = 10.0
 MARKING: Final = 0.02
 """Seconds for which marks wait for others, while more is on its way: a statement and a commit for each row would cost an
 entity's chain more than its sending."""
+
+
+_SAMPLED: Final = tuple("13579bdf")
+"""How a ``traceparent`` ends that somebody records (W3C Trace Context, 3.2.2.5)."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -100,18 +102,26 @@ class Tenure:
         self._woken = True
         self._more = False
         """Whether the last read was full, so that the next one goes on where it ended."""
+        self._writing = 0
+        """The oldest transaction that was writing at the last read that began where all is sent. One that goes on leaves out
+        what that and later ones wrote: their rows may lie on both sides of where it begins."""
         self._left_out = True
         """Whether rows that have been passed over may be read later, those of an entity that was full or held back: then
         each read begins where all before it is sent, or an entity's later rows would be read before its earlier ones."""
         self._last = 0
-        self._floors: deque[tuple[float, int]] = deque()
         self._floor = 0
+        """Up to where all is sent, and nothing more can appear."""
+        self._next_floor: tuple[int, int] | None = None
+        """Up to where all is sent that can be seen, and the first transaction that began later."""
         self._poll = settings.poll
         self._poll_due = self._scan_due = self._send_due = 0.0
         self._renew_due = lease.until - settings.lease * 2 / 3
         self._failures = 0
         self._failing_since = 0.0
         self._suspect: Row | None = None
+        """The last row that failed when it was sent alone, while nothing went through."""
+        self._accused = 0
+        """The row that was it when others went through again: a second time, and it is at fault itself."""
 
     def wake(self) -> None:
         """Look for rows at once."""
@@ -170,9 +180,20 @@ class Tenure:
         window.dropped.clear()
         held = self._left_out and await self._shards.holds_back(self.lease.shard)
         full = window.full
-        rows = await self._shards.read(self.lease.shard, after=after, limit=batch, known=window.known, full=full)
+        rows, writing = await self._shards.read(
+            self.lease.shard,
+            after=after,
+            ended=self._writing if goes_on else None,
+            limit=batch,
+            known=window.known,
+            full=full,
+        )
         window.add(rows)
         self._more = len(rows) == batch
+        if not goes_on:
+            self._writing = writing
+        elif not self._more:
+            self._woken = True  # what was written since is read from where all is sent
         if full:
             self._left_out = True
         elif not goes_on and not held and not window.dropped:
@@ -183,7 +204,7 @@ class Tenure:
         self.idle = not window.known and not self._woken
         if scans:
             self._scan_due = now + FULL_SCAN
-            self._raise_floor(now)
+            await self._raise_floor()
 
     def _pause(self, *, found: bool, woken: bool) -> float:
         """Return when to look again. Where there was something that nobody woke us for, others are writing."""
@@ -192,12 +213,15 @@ class Tenure:
             return usual if woken else usual / 10
         return min(self._poll * 2, usual * 10)
 
-    def _raise_floor(self, now: float) -> None:
-        """Note up to where all is sent that is known; after a while, reads begin there."""
-        if not self._more and not self._left_out:
-            self._floors.append((now, min(self._window.known, default=self._last + 1) - 1))
-        while self._floors and self._floors[0][0] <= now - SETTLED:
-            self._floor = self._floors.popleft()[1]
+    async def _raise_floor(self) -> None:
+        """Begin later reads behind what is sent, once all transactions have ended that could still write before that."""
+        if self._more or self._left_out:
+            return
+        oldest, next_one = await self._shards.transactions()
+        if self._next_floor is not None and self._next_floor[1] <= oldest:
+            self._floor, self._next_floor = self._next_floor[0], None
+        if self._next_floor is None:
+            self._next_floor = min(self._window.known, default=self._last + 1) - 1, next_one
 
     # --- sending ---
 
@@ -246,10 +270,11 @@ class Tenure:
                 await self._fail(row, error)
         results = await self._host.send_many(messages)
         troubled: list[Row] = []
-        for row, result in zip(sound, results, strict=True):
+        for row, message, result in zip(sound, messages, results, strict=True):
             if result is None or (isinstance(result, UnroutableError) and not self._told.keeps_unroutable):
                 self._window.confirmed(row)
                 self._confirmed.append(row.id)
+                self._report(row, message)
             elif isinstance(result, EVERYBODYS):
                 troubled.append(row)
                 self._say(result)
@@ -259,6 +284,13 @@ class Tenure:
             self._wait_for_all(troubled, alone=len(rows) == 1)
         elif sound:
             await self._goes_on()
+
+    def _report(self, row: Row, message: Message) -> None:
+        """Report of an event that is traced how long it stood here, for its trace to show."""
+        parent = message.headers.get("traceparent")
+        if isinstance(parent, str) and parent[-1:] in _SAMPLED:
+            waited = self._time() - row.since
+            self._host.report(facts.Relayed(self._shards.name, row.type, message.id, row.entity, waited, parent))
 
     def _wait_for_all(self, rows: list[Row], *, alone: bool) -> None:
         """Let rows be sent again after a while. One that failed when it was sent alone goes to the end, as a suspect."""
@@ -276,15 +308,20 @@ class Tenure:
         self.trouble = name_of(error)
 
     async def _goes_on(self) -> None:
-        """Note that rows are sent. What failed alone, just before another one went through, is at fault itself."""
+        """Note that rows are sent. What failed alone twice, each time just before another one went through, is at fault itself.
+
+        Once, any row may do so: the last one that was tried before the broker came back.
+        """
         suspect, self._suspect = self._suspect, None
         if self.trouble:
             log.info("the outbox is sent again, after %.1f s", self._time() - self._failing_since)
         self.trouble, self._failures = "", 0
-        if suspect is not None and suspect.id in self._window.known:
-            await self._fail(
-                suspect, OutcomeUnknownError(suspect.message("", 0.0), "sent alone, it ended the connection")
-            )
+        if suspect is None or suspect.id not in self._window.known:
+            return
+        if suspect.id != self._accused:
+            self._accused = suspect.id
+            return
+        await self._fail(suspect, OutcomeUnknownError(suspect.message("", 0.0), "sent alone, it ended the connection"))
 
     async def _fail(self, row: Row, error: Exception) -> None:
         """Note that a row has failed by itself: its entity waits for it, and nobody else."""

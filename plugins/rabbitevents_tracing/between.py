@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import time_ns
 from typing import NamedTuple
 
 from opentelemetry.context import Context
@@ -16,7 +17,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from rabbitevents import DecodeError, Delivery, Message
+from rabbitevents import DecodeError, Delivery, Message, facts
 from rabbitevents_tracing.attributes import (
     Attributes,
     Value,
@@ -28,7 +29,7 @@ from rabbitevents_tracing.attributes import (
     of_place,
     shown,
 )
-from rabbitevents_tracing.carrier import FORWARDED_AT, LINK, REPLAYED_AT, Headers, Times
+from rabbitevents_tracing.carrier import FORWARDED_AT, LINK, OLDEST, REPLAYED_AT, TRACEPARENT, Headers, Times, read
 from rabbitevents_tracing.destinations import SYSTEM
 
 
@@ -154,6 +155,23 @@ class Between:
         if operation == "dead-letter":
             span.set_status(Status(StatusCode.ERROR, "dead-lettered"))
         span.end()
+
+    def relayed(self, fact: facts.Relayed) -> None:
+        """Say how long an event stood in an outbox."""
+        now, waited = time_ns(), round(fact.waited * 1e9)
+        if not 0 <= waited < OLDEST:
+            return
+        kind, _, id = (fact.entity or "").partition("/")
+        told = {
+            **_named("wait", fact.outbox),
+            "rabbitevents.event.type": shown(fact.type),
+            "messaging.message.id": shown(fact.id),
+            **({"rabbitevents.entity.type": shown(kind), "rabbitevents.entity.id": shown(id)} if id else {}),
+        }
+        context = read({TRACEPARENT: fact.traceparent})
+        self._tracer.start_span(
+            f"wait {shown(fact.outbox)}", context=context, attributes=told, start_time=now - waited
+        ).end(now)
 
     def what_was(self, arrival: Arrival, attempt: Attempt) -> None:
         """Say how long the event waited for the attempt that begins: since the last one, or since it was replayed.

@@ -102,6 +102,7 @@ class Tracing(Plugin):
             facts.Duplicate: lambda fact: get_current_span().set_attribute("rabbitevents.duplicate", True),
             facts.Returned: lambda fact: get_current_span().set_attribute("rabbitevents.unroutable", True),
             facts.Held: self._held_back,
+            facts.Relayed: self._between.relayed,
             facts.Released: lambda fact: self._held.pop((fact.subscription, fact.id), None),
         }
 

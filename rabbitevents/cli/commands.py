@@ -17,8 +17,7 @@ from rabbitevents import ConfigurationError, RabbitEventsError
 from rabbitevents.cli.advice import advice
 from rabbitevents.cli.codes import CRASHED, INTERRUPTED, WRONG
 from rabbitevents.cli.console import DEBUG, one_line, out, reader_is_gone, say, story
-from rabbitevents.cli.extras import PACKAGE, version_of, way_out
-from rabbitevents.plugin import COMMANDS, commands
+from rabbitevents.cli.extras import COMMANDS, PACKAGE, commands, version_of, way_out
 
 _OURS: Final = {
     "completion": "rabbitevents.cli.completion:completion",

@@ -1,4 +1,4 @@
-"""The extras: what `pip install 'rabbitevents[...]'` brings along, as the installed package itself says it."""
+"""What installed packages say of themselves: the extras that `pip install 'rabbitevents[...]'` brings, and commands."""
 
 from __future__ import annotations
 
@@ -43,3 +43,16 @@ def way_out(error: ImportError) -> str:
         if module and any(name == module or name.startswith(f"{module}-") for name in names):
             return "" if "pip install" in str(error) else f"; pip install '{PACKAGE}[{extra}]' brings it"
     return ""
+
+
+COMMANDS = "rabbitevents.commands"
+"""The entry point group by which a plugin, anybody's, brings commands for the command line."""
+
+
+def commands() -> dict[str, metadata.EntryPoint]:
+    """Return the commands that installed packages bring, by name; ``.load()`` gives one. Raises nothing.
+
+    Where two packages bring the same name, the first in the order of their names has it.
+    """
+    found = sorted(metadata.entry_points(group=COMMANDS), key=lambda each: (each.name, each.value), reverse=True)
+    return {each.name: each for each in found}

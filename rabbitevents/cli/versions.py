@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import click
 
 from rabbitevents.cli.console import out
-from rabbitevents.cli.extras import PACKAGE, extras, missing, version_of
+from rabbitevents.cli.extras import PACKAGE, commands, extras, missing, version_of
 from rabbitevents.cli.loop import loop_name
-from rabbitevents.plugin import commands
 
 
 @click.command(

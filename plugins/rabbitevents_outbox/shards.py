@@ -145,7 +145,8 @@ class Shards:
         found: list[Any] = list(
             await self._execute(self._statement(bool(known), bool(full), ended is not None), values)
         )
-        return [Row(*(*each[1:-1], now - each[-1])) for each in found], found[0][0] if found else 0
+        read: list[tuple[Any, ...]] = [(*each[1:-1], now - each[-1]) for each in found]
+        return [Row(*each) for each in read], found[0][0] if found else 0
 
     def _statement(self, known: bool, full: bool, ended: bool) -> Executable:
         made = self._reading.get((known, full, ended))

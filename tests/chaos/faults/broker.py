@@ -99,7 +99,7 @@ class DiskAlarm(MemoryAlarm):
     name = "disk-alarm"
 
     async def inflict(self, world: World) -> None:
-        await world.node.aeval('rabbit_disk_monitor:set_disk_free_limit("1000TB")')
+        await world.node.aeval('rabbit_disk_monitor:set_disk_free_limit("1000000GB")')
         await until(lambda: world.node.eval("rabbit_alarm:get_alarms()") != "[]", "the alarm", 20, every=0.1)
         self.at = time.monotonic()
 

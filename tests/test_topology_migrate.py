@@ -68,8 +68,8 @@ class Effects:
 class Publisher:
     """Publishes 500 events a second, each of which the broker confirms and leads to a queue."""
 
-    def __init__(self, bus: Bus) -> None:
-        self.published = 0
+    def __init__(self, bus: Bus, published: int) -> None:
+        self.published = published
         self._bus = bus
 
     async def go_on(self) -> None:
@@ -81,10 +81,10 @@ class Publisher:
 
 
 @asynccontextmanager
-async def publishing(url: str) -> AsyncGenerator[Publisher]:
-    """Publish while the block lasts; a publish that fails fails the test."""
+async def publishing(url: str, published: int = 0) -> AsyncGenerator[Publisher]:
+    """Publish while the block lasts, beginning behind what was ``published``; a publish that fails fails the test."""
     async with Bus(url, name="shop", unroutable="raise", grace=1) as bus:
-        publisher = Publisher(bus)
+        publisher = Publisher(bus, published)
         task = asyncio.create_task(publisher.go_on())
         try:
             yield publisher
@@ -117,13 +117,19 @@ async def test_killed_after_each_step_and_run_again_it_ends_the_same_and_nothing
     place: Place,
 ) -> None:
     effects, steps = Effects(), list[str]()
-    async with effects.service(place.url) as older, publishing(place.url) as publisher:
-        while (step := await migrated(place, limit=30)) != "nothing to do":
-            steps.append(step)
-        left = await planned(shop(place.url, delivery_limit=30), http=place.node.http_url)
+    async with effects.service(place.url) as older:
+        async with publishing(place.url) as publisher:
+            while (step := await migrated(place, limit=30)) != "nothing to do":
+                steps.append(step)
+            left = await planned(shop(place.url, delivery_limit=30), http=place.node.http_url)
+        await all_handled(
+            effects, before := publisher.published
+        )  # what a service that leaves gives back loses its place
         await older.stop()  # whose code wants the queue otherwise
-        async with effects.service(place.url, delivery_limit=30):
-            await all_handled(effects, wanted := publisher.published)
+    async with effects.service(place.url, delivery_limit=30):
+        async with publishing(place.url, before) as publisher:
+            await eventually(lambda: publisher.published > before + 100, "more of them", 30)
+        await all_handled(effects, wanted := publisher.published)
 
     assert len(steps) == 37
     assert not [step for step in steps if "LOST" in step]

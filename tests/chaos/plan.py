@@ -40,7 +40,7 @@ def pairs(seed: int) -> list[Scenario]:
     chosen, found = random.Random(f"pairs {seed}"), list[Scenario]()
     for one, other in itertools.combinations(FAULTS.values(), 2):
         loads = [load for load in LOADS if fits(one, load) and fits(other, load)]
-        if one.touches != other.touches and one.lossless and other.lossless and loads:
+        if one.touches != other.touches and loads and all(each.lossless and not each.alone for each in (one, other)):
             found.append(Scenario(chosen.choice(loads), (one.name, other.name)))
     return found
 

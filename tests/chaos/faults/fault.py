@@ -23,6 +23,8 @@ class Fault:
     """The server that a load must need for it."""
     lossless: ClassVar[bool] = True
     """Whether nothing may be lost by it."""
+    alone: ClassVar[bool] = False
+    """Whether it meets no other one at a time: it needs a broker that answers."""
 
     async def inflict(self, world: World) -> None:
         """Do it."""

@@ -78,7 +78,7 @@ class ServiceSuspended(Fault):
 class Poison(Fault):
     """An event crashes each process that handles it, and these are started again, until it is among the dead."""
 
-    name, touches, loads = "poison", "service", ("handle",)
+    name, touches, loads, alone = "poison", "service", ("handle",), True
 
     async def inflict(self, world: World) -> None:
         self.dead = (await asyncio.to_thread(world.queues)).get("chaos.take.dead", 0)
@@ -106,13 +106,10 @@ class Poison(Fault):
 
 
 class Junk(Fault):
-    """What cannot be read comes in between: no JSON, another type, an unknown one, forged headers, too large a number."""
+    """What cannot be read comes in between: no JSON, other fields, an unknown type, a newer version, forged headers."""
 
-    name, touches, loads = (
-        "junk",
-        "messages",
-        ("handle", "retries", "replayed", "delayed", "batches", "idempotent", "ordered"),
-    )
+    name, touches, alone = "junk", "messages", True
+    loads = ("handle", "retries", "replayed", "delayed", "batches", "idempotent", "ordered")
 
     async def inflict(self, world: World) -> None:
         self.dead = (await asyncio.to_thread(world.queues)).get("chaos.take.dead", 0)

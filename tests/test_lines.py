@@ -24,8 +24,10 @@ from rabbitevents.properties import Properties
 from rabbitevents.testing import running
 from rabbitevents.testing.bench import eventually
 from rabbitevents_deadletter import DeadLetter
+from rabbitevents_eventstore import Projections
 from rabbitevents_flow import KillSwitch
 from rabbitevents_idempotency import Idempotency
+from rabbitevents_process import Process
 from rabbitevents_retry import Retry
 from tests.shop import OrderPlaced
 from tests.test_logs import loggers_of
@@ -155,7 +157,7 @@ def test_arguments_by_name_and_numbers_stay_what_they_are() -> None:
 
 def test_every_logger_of_ours_keeps_to_its_lines() -> None:
     names = {*loggers_of(ROOT / "rabbitevents"), *loggers_of(ROOT / "plugins")}
-    imported = (Idempotency, KillSwitch)  # a plugin's logger is made where it is imported
+    imported = (Idempotency, KillSwitch, Projections, Process)  # a plugin's logger is made where it is imported
     assert all(plugin.__module__.startswith("rabbitevents_") for plugin in imported)
 
     without = [n for n in names if not any(isinstance(f, LineFilter) for f in logging.getLogger(n).filters)]

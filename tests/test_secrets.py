@@ -41,8 +41,8 @@ def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCa
 async def test_nothing_secret_is_logged_or_shown(
     rabbit_url: str, rabbit_node: RabbitNode, everything_logged: pytest.LogCaptureFixture
 ) -> None:
-    url = rabbit_node.add_user(rabbit_url, "keeper", PASSWORD)
-    rabbit_node.set_permissions(rabbit_url, ".*", ".*", ".*", user="keeper")
+    url = rabbit_node.add_user(rabbit_url, "keeper-of-secrets", PASSWORD)
+    rabbit_node.set_permissions(rabbit_url, ".*", ".*", ".*", user="keeper-of-secrets")
     router, tries, shown = Router("vault"), list[str](), list[object]()
 
     @router.on(SecretTold)

@@ -18,7 +18,7 @@ from rabbitevents.operations.differences import stale_bindings
 from rabbitevents.operations.doctor import bare
 from rabbitevents.operations.standing import BINDING_COLUMNS, Standing, bindings_of
 
-log: logging.Logger = logging.getLogger("rabbitevents")
+log: logging.Logger = logging.getLogger("rabbitevents.cli")
 
 WITHIN: Final = 5.0
 """Seconds for the one question."""

@@ -473,6 +473,38 @@ async def test_where_all_is_sent_reads_begin_there_but_never_past_what_may_still
     assert here.prices == [1, 1, 2]
 
 
+@pytest.mark.parametrize("refused", [0, 1], ids=["sent", "refused at first"])
+async def test_what_is_committed_just_as_reads_begin_behind_it_keeps_its_place(
+    postgres_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    sessions, writer, scans = async_sessionmaker(postgres_engine), Outbox(postgres_engine), 0
+    early, transactions, broker = sessions(), Shards.transactions, EmbeddedBroker()
+    broker.fail("refuse", when=lambda message: b'"price":1' in message.body.replace(b" ", b""), times=refused)
+
+    async def commit_first(shards: Shards) -> tuple[int, int]:
+        nonlocal scans
+        scans += 1
+        if scans > 20 and early.in_transaction():
+            monkeypatch.setattr(tenure, "FULL_SCAN", 1000.0)  # no scan after this one
+            await early.commit()
+        return await transactions(shards)
+
+    await early.begin()
+    await writer.publish(early, OrderPriced("late", 1), OrderPriced("late", 2))
+    async with sessions.begin() as session:
+        await writer.publish(session, OrderPriced("o-1", 0))
+    monkeypatch.setattr(Shards, "transactions", commit_first)
+    monkeypatch.setattr(tenure, "FULL_SCAN", 0.05)
+    made = Shop(Outbox(postgres_engine, poll=0.05))
+    async with running(made.bus, broker=broker):
+        await eventually(lambda: not early.in_transaction(), "the commit", 30)
+        async with sessions.begin() as session:
+            await made.outbox.publish(session, OrderPriced("late", 3))
+        await eventually(lambda: len(made.got) == 4, "all events", 30)
+
+    assert made.prices == [0, 1, 2, 3]
+
+
 async def test_where_all_is_sent_reads_begin_there(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch)
     monkeypatch.setattr(tenure, "FULL_SCAN", 0.1)

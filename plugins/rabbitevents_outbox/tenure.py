@@ -111,8 +111,8 @@ class Tenure:
         self._last = 0
         self._floor = 0
         """Up to where all is sent, and nothing more can appear."""
-        self._next_floor: tuple[int, int] | None = None
-        """Up to where all is sent that can be seen, and the first transaction that began later."""
+        self._next_floor: tuple[int, int | None] | None = None
+        """Up to where all is sent that can be seen, and a transaction that began later, once one is known."""
         self._poll = settings.poll
         self._poll_due = self._scan_due = self._send_due = 0.0
         self._renew_due = lease.until - settings.lease * 2 / 3
@@ -179,6 +179,7 @@ class Tenure:
         window.starved = False
         window.dropped.clear()
         held = self._left_out and await self._shards.holds_back(self.lease.shard)
+        transactions = await self._shards.transactions() if scans else (0, 0)
         full = window.full
         rows, writing = await self._shards.read(
             self.lease.shard,
@@ -204,7 +205,7 @@ class Tenure:
         self.idle = not window.known and not self._woken
         if scans:
             self._scan_due = now + FULL_SCAN
-            await self._raise_floor()
+            self._raise_floor(*transactions)
 
     def _pause(self, *, found: bool, woken: bool) -> float:
         """Return when to look again. Where there was something that nobody woke us for, others are writing."""
@@ -213,15 +214,21 @@ class Tenure:
             return usual if woken else usual / 10
         return min(self._poll * 2, usual * 10)
 
-    async def _raise_floor(self) -> None:
-        """Begin later reads behind what is sent, once all transactions have ended that could still write before that."""
+    def _raise_floor(self, oldest: int, next_one: int) -> None:
+        """Begin later reads behind what is sent, once all transactions have ended that could still write before that.
+
+        The transactions are those of before the read: what ended until then, it has seen.
+        """
         if self._more or self._left_out:
             return
-        oldest, next_one = await self._shards.transactions()
-        if self._next_floor is not None and self._next_floor[1] <= oldest:
-            self._floor, self._next_floor = self._next_floor[0], None
         if self._next_floor is None:
-            self._next_floor = min(self._window.known, default=self._last + 1) - 1, next_one
+            self._next_floor = min(self._window.known, default=self._last + 1) - 1, None
+            return
+        place, later = self._next_floor
+        if later is None:
+            self._next_floor = place, next_one
+        elif later <= oldest:
+            self._floor, self._next_floor = place, None
 
     # --- sending ---
 
@@ -332,6 +339,7 @@ class Tenure:
         await self._shards.failed(self.lease, row, said, pause=pause, dead=dead)
         self._window.drop(row)
         self._left_out = True
+        self._floor, self._next_floor = min(self._floor, row.id - 1), None
         if dead:
             log.error(
                 "outbox: %s is dead after %d attempts, and its entity's later events wait for it: %s; once that is mended, "

@@ -5,12 +5,14 @@ RABBITEVENTS_TEST_LOOP=uvloop runs all of them on uvloop, which otherwise has th
 
 import asyncio
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.bed.rabbitmq import RabbitNode
 from tests.loops import LOOPS
+from tests.operating import Place
 from tests.order import slow_first
 
 pytest.register_assert_rewrite("rabbitevents.testing.bench", "rabbitevents.testing.conformance")
@@ -41,3 +43,11 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture
+async def place(managed_node: RabbitNode) -> AsyncIterator[Place]:
+    """An empty virtual host, for an operator's commands."""
+    here = Place(managed_node, managed_node.add_vhost())
+    yield here
+    managed_node.delete_vhost(here.url)

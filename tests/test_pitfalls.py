@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aio_pika
@@ -15,20 +14,11 @@ from rabbitevents import Bus, ConfigurationError, Router
 from rabbitevents.brokers.rabbitmq.altering import Altering, Link
 from rabbitevents.operations.planning import at_work, planned
 from tests.bed.fixtures import NodeFactory
-from tests.bed.rabbitmq import RabbitNode
 from tests.operating import Place, StockReserved, shop
 from tests.renamed import NEW, OLD, Ledger, service
 from tests.shop import eventually
 from tests.test_renaming import stands, step_of_leading_over
 from tests.test_topology_plan import nobody, said
-
-
-@pytest.fixture
-async def place(managed_node: RabbitNode) -> AsyncIterator[Place]:
-    here = Place(managed_node, managed_node.add_vhost())
-    yield here
-    managed_node.delete_vhost(here.url)
-
 
 # --- the switch ------------------------------------------------------------------------------------------------------
 

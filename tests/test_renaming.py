@@ -6,7 +6,6 @@ import asyncio
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from rabbitevents.operations.moving.beforehand import outlook, renaming_of
 from rabbitevents.operations.moving.contents import move
 from rabbitevents.operations.planning import at_work, planned
 from rabbitevents_deadletter import DeadLetters
-from tests.bed.rabbitmq import RabbitNode
 from tests.migrated import INTERVAL
 from tests.operating import Place, StockReserved, about
 from tests.renamed import NEW, OLD, Ledger, service
@@ -28,13 +26,6 @@ from tests.test_topology_migrate import publishing
 from tests.test_topology_plan import said
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-async def place(managed_node: RabbitNode) -> AsyncIterator[Place]:
-    here = Place(managed_node, managed_node.add_vhost())
-    yield here
-    managed_node.delete_vhost(here.url)
 
 
 @pytest.fixture

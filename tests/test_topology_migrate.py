@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from rabbitevents.operations.moving.beforehand import outlook
 from rabbitevents.operations.planning import at_work, planned
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_retry import Retry
-from tests.bed.rabbitmq import RabbitNode
 from tests.migrated import QUEUE
 from tests.operating import Place, StockReserved, shop
 from tests.shop import eventually
@@ -30,13 +29,6 @@ from tests.test_doctor import definitions
 from tests.test_topology_plan import nobody
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-async def place(managed_node: RabbitNode) -> AsyncIterator[Place]:
-    here = Place(managed_node, managed_node.add_vhost())
-    yield here
-    managed_node.delete_vhost(here.url)
 
 
 class Effects:

@@ -78,7 +78,7 @@ class Shards:
         self._tables = tables
         self._rows = tables.outbox.c
         self._lease = lease
-        self._arrays = backend_of(engine) == "postgresql"
+        self._is_postgresql = backend_of(engine) == "postgresql"
         self._reading: dict[tuple[bool, bool, bool], Executable] = {}
         self._marking: dict[bool, Executable] = {}
 
@@ -90,7 +90,7 @@ class Shards:
 
     async def make(self, shards: int) -> None:
         """Make the rows of the leases that are missing."""
-        insert = insert_postgresql if self._arrays else insert_sqlite
+        insert = insert_postgresql if self._is_postgresql else insert_sqlite
         values = [{"shard": shard} for shard in range(shards)]
         await self._execute(insert(self._tables.lease).on_conflict_do_nothing(), values)
 
@@ -172,21 +172,21 @@ class Shards:
             wanted.append(~self._among(row.id, "known"))
         if full:
             wanted.append(or_(row.entity.is_(None), ~self._among(row.entity, "full")))
-        if ended and self._arrays:
+        if ended and self._is_postgresql:
             wanted.append(_before(bindparam("ended", type_=BigInteger)))
         columns = [row[name] for name in Row.__struct_fields__[:-1]]
-        oldest = select(_OLDEST if self._arrays else literal(0)).scalar_subquery()  # once, and not for each row
+        oldest = select(_OLDEST if self._is_postgresql else literal(0)).scalar_subquery()  # once, and not for each row
         return select(oldest, *columns, age(row.created_at)).where(*wanted).order_by(row.id).limit(bindparam("limit"))
 
     def _among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """Say that a column is one of several: an array where there are some, so that one statement serves any number."""
-        if self._arrays:
+        if self._is_postgresql:
             return column == any_of(bindparam(name, type_=ARRAY(column.type)))
         return column.in_(bindparam(name, expanding=True))
 
     async def transactions(self) -> tuple[int, int]:
         """Return the oldest transaction that writes, and the first that has not begun. SQLite has but one at a time."""
-        if not self._arrays:
+        if not self._is_postgresql:
             return 0, 0
         found = (await self._execute(select(_OLDEST.label("oldest"), _NEXT.label("next_one")))).one()
         return found.oldest, found.next_one

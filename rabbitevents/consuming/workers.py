@@ -434,7 +434,6 @@ class Workers:
         if work.delivery.stale or copy.exchange or copy.routing_key != work.delivery.queue:
             return False
         if self._stopping:
-            self._return(work)
             self._done(work)
             return True
         now, wait = self._loop.time(), copy.after.total_seconds()

@@ -62,10 +62,12 @@ class Publisher:
 
     def __init__(self, bus: Bus, published: int) -> None:
         self.published = published
+        self.is_over = False
+        """Whether what is on its way is the last: all that comes has been counted then."""
         self._bus = bus
 
     async def go_on(self) -> None:
-        while True:
+        while not self.is_over:
             batch = [StockReserved(str(self.published + i)) for i in range(10)]
             await self._bus.publish_many(batch)
             self.published += len(batch)
@@ -82,8 +84,8 @@ async def publishing(url: str, published: int = 0) -> AsyncGenerator[Publisher]:
             yield publisher
         finally:
             assert not task.done()
-            task.cancel()
-            await asyncio.wait({task})
+            publisher.is_over = True
+            await asyncio.wait_for(task, 30)
 
 
 async def migrated(place: Place, limit: int, steps: int = 1) -> str:

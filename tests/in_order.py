@@ -106,9 +106,9 @@ async def disturb(
     arguments: argparse.Namespace, node: RabbitNode, both: list[Process], ledger: Ledger, counts: Counts
 ) -> None:
     while counts.kills + counts.stops < arguments.kills:
-        done = counts.kills + counts.stops
-        due = counts.events * (done + 1) // (arguments.kills + 2)
-        await until(lambda due=due: ledger.size >= due, f"{due} effects", 120, every=0.2)
+        done, there = counts.kills + counts.stops, ledger.size
+        due = there + (counts.events - there) // (arguments.kills - done + 2)  # so that whoever took over is at work
+        await until(lambda due=due: ledger.size >= due, f"{due} effects", 120, every=0.05)
         active = max(both, key=lambda each: sum(pid == str(each.pid) for _, _, pid in ledger.lines()[-50:]))
         if arguments.stops and done % 2:
             active.send(signal.SIGTERM)

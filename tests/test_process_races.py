@@ -194,16 +194,15 @@ async def test_an_older_and_a_newer_version_of_the_state_side_by_side_lose_nothi
         await world.until(lambda: world.count("began") >= len(KEYS), "the starts")
 
     async with world.running(1, STATE="1") as old, world.running(1, STATE="2") as new:
-        world.services = [*old, *new]
-        for _ in range(3):
+        world.services, items = [*old, *new], 0
+        while not world.facts("Retried"):  # which of the two has an event is RabbitMQ's choice
+            items += 1
             await world.publish([ItemAdded(key) for key in KEYS])
-        await world.until(lambda: world.count("added") >= 3 * len(KEYS), "all items")
-        refused = world.facts("Retried")
+            await world.until(lambda: world.count("added") >= items * len(KEYS), "all items")
         await world.publish([Charged(key) for key in KEYS])
         await world.until(lambda: world.count("paid") >= len(KEYS), "the ends")
 
-    assert {each.order_id: each.number for each in world.noted if each.what == "paid"} == dict.fromkeys(KEYS, 3)
-    assert refused > 0
+    assert {each.order_id: each.number for each in world.noted if each.what == "paid"} == dict.fromkeys(KEYS, items)
     assert await world.dead() == 0
 
 

@@ -231,7 +231,7 @@ class Bus:
     def subscriptions(self) -> tuple[Subscription, ...]:
         """What the bus consumes. Raises `ConfigurationError` for two subscriptions of one queue."""
         found: dict[str, Subscription] = {}
-        for subscription in (s for router in self.routers for s in router.subscriptions()):
+        for subscription in (s for router in self.routers for each in router.subscriptions() for s in each.divided):
             if subscription.name in found:
                 raise ConfigurationError(
                     f"two routers have the queue {subscription.name!r}: a router's name is its own"
@@ -248,7 +248,10 @@ class Bus:
     def topology(self) -> Topology:
         """What the bus needs at the broker, targets before sources. Queues to wait in are made when first needed."""
         wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
-        for subscription in self.subscriptions:
+        subscriptions = self.subscriptions
+        for subscription in subscriptions:
+            if subscription.whole:
+                wanted += (topology.guard(subscription.whole, subscription.options.partitions),)
             needed = topology.needed(
                 subscription.queue,
                 subscription.dead_queue,
@@ -261,6 +264,9 @@ class Bus:
             for plugin in standing_in(self.plugins, subscription):
                 needed = plugin.topology(needed, subscription)
             wanted += needed
+        for subscription in subscriptions:
+            if subscription.division is not None:
+                wanted += topology.leading_to(subscription.division, subscription.leading_keys, self.exchange)
         return wanted
 
     # --- life ---
@@ -417,16 +423,20 @@ class Bus:
             refused = await self._broker.declare(wanted, passive=told.declare == "passive")
         troubles = {name: error for name, error in refused.items() if not error.stands}
         queues = {subscription.queue for subscription in self.subscriptions}
-        theirs = {each.dead_queue for each in self.subscriptions if each.queue in troubles}
+        theirs = {name for each in self.subscriptions if each.queue in troubles for name in each.places}
+        said: set[str] = set()
         for name, error in troubles.items():
             if name in wanted.foreign:
                 if told.declare == "passive":  # else the queues that are to be bound to it say so
                     log.error("%s", error)
-            elif name in queues:
+            elif name in queues and str(error) not in said:  # one trouble of all partitions is said once
+                said.add(str(error))
                 log.error(
                     "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
                 )
-            elif name not in theirs:  # the place of its dead letters is one trouble with a queue that does not run
+            elif (
+                name not in theirs and name not in queues
+            ):  # the place of its dead letters is one trouble with a queue that does not run
                 raise error
         # With other limits than ours, it has our dead-letter exchange all the same.
         unknown = {name for name, error in refused.items() if not error.stands or error.code != 406}

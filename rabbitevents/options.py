@@ -10,6 +10,7 @@ import msgspec
 
 from rabbitevents.arguments import Seconds, seconds, span, whole, wrong
 from rabbitevents.errors import ConfigurationError
+from rabbitevents.partitions import MOST
 
 WINDOW: Final = 2000
 """How many deliveries a quorum queue lets out at a time, to one consumer."""
@@ -60,6 +61,9 @@ class Options(msgspec.Struct, frozen=True):
     """Whether of all processes one is given events, and the others stand by."""
     batch: Batch | None = None
     """How events come together, where the handler takes several at once; ``concurrency`` counts batches then."""
+    partitions: int = 0
+    """How many queues the events are divided among, by their entities; 0: they are in one. ``concurrency`` and
+    ``prefetch`` are of each."""
 
     @property
     def workers(self) -> int:
@@ -74,6 +78,7 @@ def options_of(
     ordered: object,
     single_active_consumer: object,
     batch: object,
+    partitions: int | None,
 ) -> Options:
     """Return what ``@router.on(...)`` was told. Raises `ConfigurationError` for what cannot be meant."""
     limit = None if timeout is None else span("on(...): timeout", timeout, positive=True)
@@ -91,7 +96,15 @@ def options_of(
         ahead = whole("on(...): prefetch", prefetch, most=WINDOW, why="quorum queues let 2000 out at a time")
     if batch is not None and ahead < batch.size:
         raise ConfigurationError(f"on(...): prefetch={ahead} lets no batch of {batch.size} come together")
-    return Options(calls, ahead, limit, ordered, single_active_consumer, batch)
+    if partitions is None:
+        return Options(calls, ahead, limit, ordered, single_active_consumer, batch)
+    if callable(ordered):
+        raise ConfigurationError(
+            "on(...): partitions= go by the entity, which RabbitMQ reads in a header, and ordered= is a function of the "
+            "payload: leave one of the two out"
+        )
+    total = whole("on(...): partitions", partitions, least=2, most=MOST, why="each is a queue of its own")
+    return Options(calls, ahead, limit, True, True, batch, total)
 
 
 def _ahead(calls: int, batch: Batch) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 import msgspec
 
 from rabbitevents.errors import ConfigurationError
+from rabbitevents.partitions import guard_of
 from rabbitevents.routing import Subscription
 from rabbitevents.topology import DELAY_LOST, MOVING
 
@@ -50,8 +51,12 @@ def check_names(subscriptions: Collection[Subscription], exchange: str) -> None:
             raise ConfigurationError(
                 f"queue {each.name!r} is one that events wait in: give the router or the handler another name"
             )
+        if not each.whole and guard_of(each.name) is not None:
+            raise ConfigurationError(
+                f"queue {each.name!r} has a name as partitions have: give the router or the handler another one"
+            )
         for end, what in ((".dead", "place of dead letters"), (MOVING, "stand-in")):
-            if any(each.name == f"{other.name}{end}" for other in subscriptions):
+            if any(each.name in (f"{other.name}{end}", f"{other.whole}{end}") for other in subscriptions):
                 other = each.name.removesuffix(end)
                 raise ConfigurationError(
                     f"queue {each.name!r} is the {what} of {other!r}: give its handler another name"

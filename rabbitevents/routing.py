@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import msgspec
 
+from rabbitevents import partitions
 from rabbitevents.arguments import Seconds, kind_of, wrong
 from rabbitevents.errors import ConfigurationError
 from rabbitevents.events import event_type, is_event
 from rabbitevents.options import Batch, Options, Ordered, options_of
 from rabbitevents.topics import LONGEST, check_pattern, overlaps
-from rabbitevents.topology import Exchange, Kind, Source
+from rabbitevents.topology import Exchange, Kind, Source, division
 
 if TYPE_CHECKING:
     from rabbitevents.plugin import Plugin
@@ -65,11 +66,13 @@ class Subscription(msgspec.Struct, frozen=True):
     """The roles of the bus's plugins that are left out here."""
     was: str = ""
     """The queue's former name; as long as a queue of that name stands, it is ``queue``."""
+    whole: str = ""
+    """The name of what this is a partition of; nothing for what is not divided."""
 
     @property
     def identity(self) -> str:
-        """What derived ids and claims are made of: the former name, where there is one, and else the name."""
-        return self.was or self.name
+        """What derived ids and claims are made of: the former name, or the whole's, where there is one; else the name."""
+        return self.was or self.whole or self.name
 
     @property
     def former(self) -> str:
@@ -79,7 +82,12 @@ class Subscription(msgspec.Struct, frozen=True):
     @property
     def dead_queue(self) -> str:
         """The queue that holds what was given up on."""
-        return f"{self.queue}.dead"
+        return f"{self.whole or self.queue}.dead"
+
+    @property
+    def division(self) -> Exchange | None:
+        """The exchange that leads to this partition and the others; None for what is not divided."""
+        return division(self.whole, self.options.partitions) if self.whole else None
 
     @property
     def routing_keys(self) -> tuple[str, ...]:
@@ -88,8 +96,28 @@ class Subscription(msgspec.Struct, frozen=True):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What the queue is bound to, and by which keys."""
-        return tuple(handler.source for handler in self.handlers)
+        """What the queue is bound to, and by which keys; a partition by how large its share is."""
+        there = self.division
+        return tuple(handler.source for handler in self.handlers) if there is None else (Source(there, ("1",)),)
+
+    @property
+    def leading_keys(self) -> tuple[str, ...]:
+        """By which keys the handlers' events leave the exchange that they are published to."""
+        return tuple(dict.fromkeys(key for handler in self.handlers for key in handler.source.keys))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What else is of no use to anybody where the queue cannot be consumed."""
+        there = self.division
+        return (self.dead_queue,) if there is None else (self.dead_queue, there.name)
+
+    @property
+    def divided(self) -> tuple[Subscription, ...]:
+        """The partitions, each a subscription of its own; this one alone where there are none."""
+        if not self.options.partitions:
+            return (self,)
+        names = partitions.names(self.name, self.options.partitions)
+        return tuple(msgspec.structs.replace(self, name=name, queue=name, whole=self.name) for name in names)
 
 
 class Router:
@@ -121,6 +149,7 @@ class Router:
         timeout: Seconds | None = None,
         ordered: Ordered = False,
         single_active_consumer: bool = False,
+        partitions: int | None = None,
         batch: Batch | None = None,
         plugins: Iterable[Plugin] | Mapping[str, Plugin | None] = (),
     ) -> Callable[[H], H]:
@@ -152,6 +181,11 @@ class Router:
         :param single_active_consumer: Whether the broker gives events to one process at a time, and to the next one when that
             leaves: with ``ordered``, an order that holds across processes. It is an argument of the queue: a queue that stands
             without it has to be made anew (``rabbitevents topology migrate``).
+        :param partitions: How many queues the events are divided among, 2 to 256: those of one entity are in one, and
+            each has one process at a time. It is ``ordered`` and ``single_active_consumer`` for each, so the order of an
+            entity holds across processes, which share the queues. ``concurrency`` and ``prefetch`` are for each. Another
+            number is led over to by ``rabbitevents topology migrate``. RabbitMQ needs its plugin
+            ``rabbitmq_consistent_hash_exchange``.
         :param batch: How several events come together for one call: the handler takes a ``list`` of them, and may return one
             entry for each, None, an event or several. ``concurrency`` is the number of such calls at a time: 1. What fails is
             each event's own matter: by `BatchError` those that it names; where the whole call fails, all are handled again
@@ -161,12 +195,16 @@ class Router:
 
         Raises `ConfigurationError`.
         """
-        told = options_of(concurrency, prefetch, timeout, ordered, single_active_consumer, batch)
+        told = options_of(concurrency, prefetch, timeout, ordered, single_active_consumer, batch, partitions)
         classes, patterns = _sorted_out(events)
         there = _exchange(exchange)
         keys = _keys(key, there, patterns)
         own, without = _own(plugins)
         former = _former(was)
+        if told.partitions and (there is not None or former):
+            raise ConfigurationError(
+                f"on(...): partitions= cannot be said together with {'was' if former else 'exchange'}="
+            )
 
         def register(function: H) -> H:
             if not callable(cast("object", function)):

@@ -7,10 +7,12 @@ is ever dead-lettered into nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Literal
 
 import msgspec
+
+from rabbitevents import partitions
 
 DEAD_LETTER_LIMIT: Final = 1_000_000
 """The delivery limit of queues that hold dead letters. On 4.3 the count travels with a dead letter, and a default
@@ -33,13 +35,17 @@ Arguments = Mapping[str, Argument]
 
 
 Kind = Literal["topic", "direct", "fanout"]
+"""What an exchange of a service or of another team is. A partitioned subscription's are `HASH` besides."""
+
+HASH: Final = "x-consistent-hash"
+"""An exchange that leads each message to one of its queues, by a header; RabbitMQ has it as a plugin."""
 
 
 class Exchange(msgspec.Struct, frozen=True):
     """A durable exchange. One without a kind is another team's: it must be there, and is never declared by us."""
 
     name: str
-    kind: Kind | None
+    kind: Kind | Literal["x-consistent-hash"] | None
     arguments: Arguments = {}
 
 
@@ -51,11 +57,12 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """What leads from an exchange to a queue."""
+    """What leads from an exchange to a queue, or to another exchange, which has the queue's place then."""
 
     exchange: str
     queue: str
     routing_key: str
+    to_exchange: bool = False
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -105,6 +112,7 @@ class Topology(msgspec.Struct, frozen=True):
         dead = {item.queue for item in self.items if isinstance(item, Binding) and item.routing_key == queue}
         wanted = {queue, *dead}
         wanted.update([item.exchange for item in self.items if isinstance(item, Binding) and item.queue in wanted])
+        wanted.update([name for name in map(partitions.guard_of, tuple(wanted)) if name is not None])
         return Topology(
             tuple(item for item in self.items if (item.queue if isinstance(item, Binding) else item.name) in wanted)
         )
@@ -118,8 +126,9 @@ class Topology(msgspec.Struct, frozen=True):
         """
         after: dict[_Known, int] = {}
         waves: dict[int, list[Exchange | Queue | Binding]] = {}
+        in_turn = {item.name for item in self.items if isinstance(item, Exchange) and item.kind == HASH}
         for item in self.items:
-            needs, known = _needs(item), _known_by(item)
+            needs, known = _needs(item, in_turn), _known_by(item)
             wave = 1 + max((after.get(each, 0) for each in needs), default=0)
             waves.setdefault(wave, []).append(item)
             after.update({each: max(wave, after.get(each, 0)) for each in known})
@@ -135,18 +144,24 @@ def _known_by(item: Exchange | Queue | Binding) -> list[_Known]:
     return [(item.exchange, item.routing_key), (item.exchange, None)] if isinstance(item, Binding) else [item.name]
 
 
-def _needs(item: Exchange | Queue | Binding) -> list[_Known]:
-    """Return what must stand before ``item`` does: what it binds, or where it hands messages on, and what that leads to."""
+def _needs(item: Exchange | Queue | Binding, in_turn: Collection[str]) -> list[_Known]:
+    """Return what must stand before ``item`` does: what it binds, or where it hands messages on, and what that leads to.
+
+    What leads out of the exchanges ``in_turn`` is bound one after another.
+    """
     if isinstance(item, Binding):
-        return [item.queue, item.exchange]
+        before: list[_Known] = [(item.queue, None)] if item.to_exchange else []
+        return [item.queue, item.exchange, *before, *([(item.exchange, None)] if item.exchange in in_turn else [])]
     arguments = item.arguments
     exchange = str(arguments.get("x-dead-letter-exchange", arguments.get("alternate-exchange", "")))
-    return [exchange, (exchange, arguments.get("x-dead-letter-routing-key"))] if exchange else []
+    leads_on: list[_Known] = [exchange, (exchange, arguments.get("x-dead-letter-routing-key"))] if exchange else []
+    agrees = partitions.guard_of(item.name)
+    return leads_on if agrees is None else [*leads_on, agrees]
 
 
 def _identity(item: Exchange | Queue | Binding) -> tuple[object, ...]:
     if isinstance(item, Binding):
-        return (Binding, item.exchange, item.queue, item.routing_key)
+        return (Binding, item.exchange, item.queue, item.routing_key, item.to_exchange)
     kind = item.kind or "" if isinstance(item, Exchange) else ""
     return (type(item), item.name, kind, *sorted((name, str(value)) for name, value in item.arguments.items()))
 
@@ -245,6 +260,27 @@ def missing(exchange: str) -> str:
         f"exchange {exchange!r} does not exist, and it is not this bus's to declare: have it declared by those who own it, "
         f"or mend its name; to declare it here, say exchange=Exchange({exchange!r}, 'topic') (or 'direct', 'fanout')"
     )
+
+
+def division(whole: str, total: int) -> Exchange:
+    """Return the exchange that leads the events of each entity to one of so many partitions."""
+    return Exchange(partitions.division(whole, total), HASH, {"hash-header": "entity-id"})
+
+
+def guard(whole: str, total: int, becomes: int = 0) -> Exchange:
+    """Return the exchange that says how many partitions there are: what is published to it comes to one of them.
+
+    AMQP tells no arguments, but refuses others than those that there are, and says them: so code that wants another
+    number of partitions learns of it before it makes anything. ``becomes`` is the number that is being led over to.
+    """
+    leads_to = partitions.division(whole, total, becomes)
+    return Exchange(f"{whole}{partitions.GUARD}", "fanout", {"alternate-exchange": leads_to})
+
+
+def leading_to(division: Exchange, keys: Iterable[str], exchange: str) -> Topology:
+    """Return what leads to the partitions: it is made last, so that nothing goes by a part of them."""
+    both = (exchange, due_exchange(exchange))
+    return Topology(tuple(Binding(each, division.name, key, to_exchange=True) for each in both for key in keys))
 
 
 def keeps_rejected(topology: Topology, queue: str) -> bool:

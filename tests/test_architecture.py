@@ -42,7 +42,19 @@ FLOORS: Sequence[tuple[str, frozenset[str]]] = (
     (
         "pure logic",
         frozenset(
-            {"payload", "wire", "options", "routing", "plugin", "renaming", "topics", "topology", "fields", "lines"}
+            {
+                "payload",
+                "wire",
+                "options",
+                "routing",
+                "partitions",
+                "plugin",
+                "renaming",
+                "topics",
+                "topology",
+                "fields",
+                "lines",
+            }
         ),
     ),
     ("brokers", frozenset({"brokers"})),
@@ -71,7 +83,7 @@ TYPES_ONLY = frozenset(
 CLIENT_LIBRARIES = frozenset({"aio_pika", "aiormq", "pamqp"})
 
 PUBLIC_MODULES = frozenset(
-    {CORE, *(f"{CORE}.{room}" for room in ("arguments", "cli", "failures", "health", "testing", "texts"))}
+    {CORE, *(f"{CORE}.{room}" for room in ("arguments", "cli", "failures", "health", "partitions", "testing", "texts"))}
 )
 """What a plugin may import of the core: names that these modules list in ``__all__``."""
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from traceback import StackSummary, walk_tb
 from typing import Final, cast
 
+from rabbitevents.partitions import undivided
 from rabbitevents.texts import name_of, users_frames
 
 ERROR: Final = "dead-letter-error"
@@ -53,8 +54,8 @@ _CHAIN: Final = 4
 
 
 def dead_queue_of(queue: str) -> str:
-    """Return where the dead letters of a queue are; those in `LOST` are its own."""
-    return queue if queue == LOST else queue + DEAD
+    """Return where the dead letters of a queue are; those in `LOST` are its own. Partitions have one place together."""
+    return queue if queue == LOST else undivided(queue) + DEAD
 
 
 def moment(time: datetime) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from rabbitevents import DecodeError, Delivery, Headers, HeaderValue, Message
+from rabbitevents.partitions import undivided
 from rabbitevents.texts import printable
 from rabbitevents_deadletter import labels
 from rabbitevents_deadletter.labels import DEAD, LOST, moment
@@ -194,7 +195,7 @@ def _death(delivery: Delivery, queue: str) -> Mapping[str, HeaderValue] | None:
     entries = [each for each in deaths if isinstance(each, Mapping)] if isinstance(deaths, list) else []
     if delivery.queue == LOST and delivery.via_exchange:  # it left the queue that it waited in
         return entries[0] if entries else {}
-    return next((each for each in entries if each.get("queue") == queue), None)
+    return next((each for each in entries if undivided(str(each.get("queue"))) == queue), None)
 
 
 def _origin(delivery: Delivery, death: Mapping[str, HeaderValue] | None) -> tuple[str, str]:

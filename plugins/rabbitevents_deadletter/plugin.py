@@ -36,10 +36,11 @@ from rabbitevents import (
     forward,
 )
 from rabbitevents.arguments import Seconds, flag, span
+from rabbitevents.partitions import undivided
 from rabbitevents.texts import cut, name_of, text_of
 from rabbitevents_deadletter import labels
 from rabbitevents_deadletter.announcement import PROCESSING_FAILED, EventProcessingFailed, announce
-from rabbitevents_deadletter.labels import DEAD, MESSAGE, MESSAGE_LIMIT, TRACEBACK, moment, traceback_of
+from rabbitevents_deadletter.labels import MESSAGE, MESSAGE_LIMIT, TRACEBACK, dead_queue_of, moment, traceback_of
 from rabbitevents_deadletter.letters import DeadLetterMessage
 from rabbitevents_deadletter.tending import Tending
 
@@ -104,7 +105,7 @@ class DeadLetter(Plugin):
         """Learn what the bus consumes, and look after its dead letter queues."""
         self._running = host
         self._subscriptions = {each.queue: each for each in host.subscriptions}
-        mine = [each.queue for each in host.subscriptions_of(self)]
+        mine = list(dict.fromkeys(undivided(each.queue) for each in host.subscriptions_of(self)))
         if not isinstance(host, Bus) or not mine:
             yield
             return
@@ -155,7 +156,7 @@ class DeadLetter(Plugin):
         failed = self._failure(delivery, error)
         settlement, why_not = self._settlement(delivery, failed, error)
         if self._tending is not None:
-            self._tending.sent(delivery.queue)
+            self._tending.sent(undivided(delivery.queue))
         # Our own errors name no value; below any other one stands its traceback.
         ours = isinstance(error, RabbitEventsError)
         log.error(
@@ -165,7 +166,7 @@ class DeadLetter(Plugin):
             "attempt" if failed.attempts == 1 else "attempts",
             failed.error,
             f": {text_of(error)}" if isinstance(error, DecodeError) or (self._with_message and ours) else "",
-            delivery.queue + DEAD,
+            dead_queue_of(delivery.queue),
             f", without a label, as no copy can be made: {why_not}" if why_not else "",
             extra={**event_fields(delivery), "attempt": failed.attempts},
             exc_info=error if self._with_message and not ours else None,
@@ -214,7 +215,7 @@ class DeadLetter(Plugin):
         for dropped in _SHORTER:
             try:
                 headers = {**said, **dict.fromkeys(dropped)}
-                copy = Message.copy_of(delivery, queue=delivery.queue + DEAD, headers=headers)
+                copy = Message.copy_of(delivery, queue=dead_queue_of(delivery.queue), headers=headers)
                 self._host.limits.check_message(copy)
                 return forward(copy, error=error), ""
             except (DecodeError, EncodeError) as why:

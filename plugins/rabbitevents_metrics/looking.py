@@ -111,7 +111,7 @@ class Looking:
 
     async def _look_into_queues(self, interval: float) -> None:
         """Ask the broker how deep the queues are, every ``interval`` seconds, until cancelled."""
-        queues = [queue for each in self._subscriptions for queue in (each.queue, each.dead_queue)]
+        queues = list(dict.fromkeys(name for each in self._subscriptions for name in (each.queue, each.dead_queue)))
         if queues and self._bus_s is not None:
             queues.append("delay.lost")  # the dead letters of no queue that is there
         await asyncio.sleep(FIRST_LOOK)

@@ -164,7 +164,7 @@ def _rows(each: SubscriptionWiring) -> list[tuple[str, str]]:
     in_the_end = [] if any(label == GIVEN_UP for label, _ in said) else [(GIVEN_UP, _HELD)]
     return [
         *_calls(each),
-        ("queue", f"{each.queue}, {kind}, delivery limit {limit}"),
+        ("queue", f"{_queues(each)}, {kind}, delivery limit {limit}"),
         *([("was", f"{each.was}: that is consumed as long as it stands")] if each.was else []),
         *(("bound to", f"{bound.exchange}: {', '.join(bound.keys)}") for bound in each.bound),
         ("works with", f"workers {each.workers}, prefetch {each.prefetch}, {timeout}"),
@@ -183,6 +183,10 @@ def _rows(each: SubscriptionWiring) -> list[tuple[str, str]]:
     ]
 
 
+def _queues(each: SubscriptionWiring) -> str:
+    return f"{each.queue} to {each.partitions[-1]}" if each.partitions else each.queue
+
+
 def _function(handler: HandlerWiring) -> str:
     return f"{handler.function} {handler.place}".rstrip()
 
@@ -196,8 +200,7 @@ def _by_label(said: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def _live(each: SubscriptionWiring, seen: Live | None, *, brief: bool = False) -> list[tuple[str, str]]:
     if seen is None or seen.problem:
         return []
-    found = [("stands", seen.said(each.queue, each.dead_queue))]
-    found += [
-        (each_found.grade, one_line(each_found.what)) for each_found in seen.found if each_found.where == each.queue
-    ]
+    queues = each.partitions or (each.queue,)
+    found = [("stands", seen.said(queue, each.dead_queue)) for queue in queues]
+    found += [(one.grade, one_line(one.what)) for one in seen.found if one.where in queues]
     return found

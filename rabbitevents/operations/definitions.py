@@ -44,7 +44,7 @@ def definitions(topology: Topology, vhost: str) -> dict[str, Any]:
                 "source": each.exchange,
                 "vhost": vhost,
                 "destination": each.queue,
-                "destination_type": "queue",
+                "destination_type": "exchange" if each.to_exchange else "queue",
                 "routing_key": each.routing_key,
                 "arguments": {},
             }

@@ -8,6 +8,7 @@ import msgspec
 
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingBinding, StandingExchange, StandingQueue
+from rabbitevents.partitions import GUARD, guard_of
 from rabbitevents.routing import Subscription
 from rabbitevents.topology import MOVING, Argument, Arguments, Binding, Exchange, Queue, Topology
 
@@ -61,10 +62,28 @@ def _differing(wanted: Arguments, there: Arguments) -> Iterator[Differs]:
 def wanted_bindings(topology: Topology) -> frozenset[StandingBinding]:
     """Return the bindings of a topology, as they stand at a broker."""
     return frozenset(
-        StandingBinding(item.exchange, item.queue, item.routing_key)
+        StandingBinding(item.exchange, item.queue, item.routing_key, not item.to_exchange)
         for item in topology.items
         if isinstance(item, Binding)
     )
+
+
+def settled(scene: Scene) -> Scene:
+    """Return the scene without the partitions that are otherwise at the broker: the guard alone is to be spoken of."""
+    guards = {item.name for item in scene.needed.items if isinstance(item, Exchange) and item.name.endswith(GUARD)}
+    there = scene.standing.exchanges
+    ours = {item.name: item for item in scene.needed.items if isinstance(item, Exchange)}
+    others = {name for name in guards & there.keys() if of_exchange(ours[name], there[name])}
+    if not others:
+        return scene
+    needed = Topology(tuple(item for item in scene.needed.items if guard_of(_target(item)) not in others))
+    queues = {name: queue for name, queue in scene.standing.queues.items() if guard_of(name) not in others}
+    standing = msgspec.structs.replace(scene.standing, queues=queues)
+    return msgspec.structs.replace(scene, needed=needed, standing=standing)
+
+
+def _target(item: Exchange | Queue | Binding) -> str:
+    return item.queue if isinstance(item, Binding) else item.name
 
 
 def stale_bindings(scene: Scene) -> list[StandingBinding]:

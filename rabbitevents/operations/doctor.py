@@ -19,6 +19,7 @@ from rabbitevents.bus import Bus
 from rabbitevents.errors import BrokerError, ConfigurationError, RabbitEventsError
 from rabbitevents.operations.by_amqp import seen_by_amqp, visiting
 from rabbitevents.operations.checks import CHECKS
+from rabbitevents.operations.differences import settled
 from rabbitevents.operations.over_http import INTERVAL, seen_over_http
 from rabbitevents.operations.scene import GRADES, Found, Result, Scene, Unseen, examined, found_by, unseen
 from rabbitevents.operations.standing import an_object, objects, text
@@ -123,7 +124,7 @@ async def _seen(
         processes=tuple(each for found in processes for each in found),
         unseen={**by_amqp.unseen, **over_http.unseen},
     )
-    return seen, asked
+    return settled(seen), asked
 
 
 def rabbitmq_of(bus: Bus) -> RabbitMQ:

@@ -11,6 +11,7 @@ from rabbitevents.brokers.rabbitmq.management import Management
 from rabbitevents.bus import Bus
 from rabbitevents.errors import BrokerError
 from rabbitevents.operations.checks import CHECKS
+from rabbitevents.operations.differences import settled
 from rabbitevents.operations.doctor import bare, rabbitmq_of
 from rabbitevents.operations.over_http import standing_of, way_in
 from rabbitevents.operations.scene import Found, examined
@@ -59,7 +60,7 @@ async def live(bus: Bus, told: str | None) -> Live:
         return standing.queues.get(queue)
 
     bus.old_names = await old_names(bus.subscriptions, look)
-    scene = msgspec.structs.replace(bare(bus), standing=standing)
+    scene = settled(msgspec.structs.replace(bare(bus), standing=standing))
     names = {name for each in bus.subscriptions for name in (each.queue, each.dead_queue)}
     return Live(
         http=str(http),

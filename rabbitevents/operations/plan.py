@@ -26,6 +26,7 @@ from rabbitevents.operations.differences import (
 )
 from rabbitevents.operations.scene import Found, Scene, Sight, Unseen, found_by
 from rabbitevents.operations.standing import StandingBinding, StandingQueue
+from rabbitevents.partitions import GUARD
 from rabbitevents.topology import MOVING, Exchange, Queue
 
 Action = Literal["add", "migrate", "remove", "decide"]
@@ -145,7 +146,16 @@ def migrated(scene: Scene, name: str, differs: tuple[Differs, ...]) -> Change:
 
 
 def otherwise_exchange(name: str, differs: tuple[Differs, ...]) -> Change:
-    """Return the change of an exchange that stands and is another: nobody but its owner knows who else needs it."""
+    """Return the change of an exchange that stands and is another: nobody but its owner knows who else needs it.
+
+    Of the one that says how many partitions there are, a migration makes it.
+    """
+    if name.endswith(GUARD):
+        whole = name.removesuffix(GUARD)
+        said = (f"{each.stands}, and is to be {each.wanted}".replace(f"{whole}.", "") for each in differs)
+        return Change(
+            action="migrate", kind="queue", name=whole, differs=differs, what=f"its partitions are {'; '.join(said)}"
+        )
     what = "have it deleted, and apply declares it and binds to it anew"
     return Change(action="decide", kind="exchange", name=name, differs=differs, what=what)
 

@@ -16,7 +16,7 @@ from rabbitevents.brokers.rabbitmq.visiting import Visit, Visitor
 from rabbitevents.bus import Bus
 from rabbitevents.errors import BrokerError, BrokerUnavailableError
 from rabbitevents.operations.by_amqp import visiting
-from rabbitevents.operations.differences import Differs
+from rabbitevents.operations.differences import Differs, settled
 from rabbitevents.operations.doctor import address_of, bare, rabbitmq_of
 from rabbitevents.operations.over_http import standing_of, way_in
 from rabbitevents.operations.plan import Change, Plan, blind, changes, migrated, otherwise_exchange, overriding
@@ -121,7 +121,7 @@ async def seen(site: Worksite) -> Scene:
     if looked.lacks:
         scene = unseen(scene, f"{looked.lacks[0].what}; {looked.lacks[0].way_out}", "broker")
     try:
-        return msgspec.structs.replace(scene, standing=await standing_of(site.management))
+        return settled(msgspec.structs.replace(scene, standing=await standing_of(site.management)))
     except BrokerError as error:
         return unseen(scene, f"{error}; {way_in(error, site.management)}", "objects")
 

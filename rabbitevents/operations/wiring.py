@@ -17,6 +17,7 @@ from rabbitevents.consuming.annotations import alternatives
 from rabbitevents.consuming.callables import shape
 from rabbitevents.events import event_type, is_event
 from rabbitevents.options import Ordered
+from rabbitevents.partitions import names
 from rabbitevents.plugin import Plugin, check_order, check_without, overrides, standing_in
 from rabbitevents.routing import Handler, Subscription
 from rabbitevents.texts import printable
@@ -88,6 +89,8 @@ class SubscriptionWiring(msgspec.Struct, frozen=True, kw_only=True):
     """Within what events are handled one by one: "entity", the name of a function, or nothing."""
     was: str
     """The queue's former name, of which derived ids and claims are made; or nothing."""
+    partitions: tuple[str, ...] = ()
+    """The queues that its events are divided among, of which ``queue`` is the first; nothing where there is one alone."""
     batch: str
     """How events come together for one call: "up to 100 within 0.2 s", or nothing."""
     plugins: tuple[PluginWiring, ...]
@@ -116,7 +119,8 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
 def wiring(bus: Bus) -> Wiring:
     """Describe a bus that is not started, as its start would find it. Raises `ConfigurationError`."""
     topology = bus.topology
-    found = tuple(_subscription(bus, each, topology) for each in bus.subscriptions)
+    first = {each.whole or each.name: each for each in reversed(bus.subscriptions)}
+    found = tuple(_subscription(bus, each, topology) for each in reversed(first.values()))
     known = {key for each in bus.subscriptions for handler in each.handlers for key in handler.names}
     published = dict.fromkeys(event for each in found for event in each.published)
     return Wiring(
@@ -135,18 +139,21 @@ def _subscription(bus: Bus, subscription: Subscription, topology: Topology) -> S
     check_order(chain, f"subscription {subscription.name!r}")
     options = subscription.options
     queue = topology.queue(subscription.queue)
+    there = subscription.division
+    bound = _bound(topology, subscription.queue if there is None else there.name)
     return SubscriptionWiring(
-        name=subscription.name,
+        name=subscription.whole or subscription.name,
         queue=subscription.queue,
         dead_queue=subscription.dead_queue,
         arguments={} if queue is None else dict(sorted(queue.arguments.items())),
-        bound=tuple(BoundTo(exchange=name, keys=keys) for name, keys in _bound(topology, subscription.queue).items()),
+        bound=tuple(BoundTo(exchange=name, keys=keys) for name, keys in bound.items()),
         handlers=tuple(_handler(each, subscription.name) for each in subscription.handlers),
         workers=options.workers,
         prefetch=options.prefetch,
         timeout=None if options.timeout is None else options.timeout.total_seconds(),
         order=_order(options.ordered),
         was=subscription.was,
+        partitions=names(subscription.whole, options.partitions) if subscription.whole else (),
         batch="" if options.batch is None else f"up to {options.batch.size} within {options.batch.within:g} s",
         plugins=tuple(_plugin(each) for each in chain),
         said=tuple(said for plugin in chain for said in _said(plugin, subscription)),
@@ -224,12 +231,12 @@ def meant(wired: Wiring, pattern: str) -> tuple[SubscriptionWiring, ...]:
 
 
 def _is_meant(each: SubscriptionWiring, pattern: str) -> bool:
-    names = {each.name, each.queue, each.dead_queue}
-    names.update(name for h in each.handlers for name in (h.name, h.function, *(e.name for e in h.events)))
+    said = {each.name, each.queue, each.dead_queue, *each.partitions}
+    said.update(name for h in each.handlers for name in (h.name, h.function, *(e.name for e in h.events)))
     types = {name for h in each.handlers for e in h.events for name in (e.type, *e.aliases)}
     patterns = {key for h in each.handlers for key in h.patterns}
     return (
-        pattern in names
-        or any(matches(pattern, name) for name in names | types | patterns)
+        pattern in said
+        or any(matches(pattern, name) for name in said | types | patterns)
         or any(matches(key, pattern) for key in patterns)
     )

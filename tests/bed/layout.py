@@ -125,8 +125,8 @@ def _write(layout: Layout, config: Mapping[str, str], advanced: str) -> None:
     lines = [f"{key} = {value}\n" for key, value in settings.items()]
     (layout.folder / "rabbitmq.conf").write_text("".join(lines))
     (layout.folder / "advanced.config").write_text(f"{advanced}.\n")
-    plugins = "" if layout.http_port is None else "rabbitmq_management"
-    (layout.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+    plugins = ["rabbitmq_consistent_hash_exchange", *([] if layout.http_port is None else ["rabbitmq_management"])]
+    (layout.folder / "enabled_plugins").write_text(f"[{', '.join(plugins)}].\n")
 
 
 def _management_settings(layout: Layout) -> dict[str, str]:

@@ -15,6 +15,7 @@ import msgspec
 
 from rabbitevents import Bus, ConfigurationError, Limits
 from rabbitevents.cli import BusReference, load_bus, say
+from rabbitevents.partitions import undivided
 from rabbitevents_deadletter.labels import DEAD, LOST, dead_queue_of
 from rabbitevents_deadletter.workbench import HOLD, DeadLetters, Selection
 from rabbitevents_deadletter.workbench.selection import age
@@ -63,7 +64,7 @@ class Target(msgspec.Struct, frozen=True):
             bus = Bus(self.url or "", name="dlq", **told)
         else:
             loaded = load_bus(self.reference)
-            known = [each.name for each in loaded.subscriptions]
+            known = list(dict.fromkeys(undivided(each.name) for each in loaded.subscriptions))
             renamed = {each.name: each.was for each in loaded.subscriptions if each.was}
             queues = [_of_the_bus(name, [*known, *renamed.values()]) for name in self.queues] or known
             bus = loaded.sibling(routers=(), plugins=(), **told)

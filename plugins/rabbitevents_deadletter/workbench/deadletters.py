@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
-from rabbitevents import BrokerError, Browsing, Bus, ConfigurationError, Message
+from rabbitevents import BrokerError, Browsing, Bus, ConfigurationError, Message, UnroutableError
 from rabbitevents.arguments import instance, text, whole
+from rabbitevents.partitions import GUARD as PARTITIONS
 from rabbitevents_deadletter.labels import dead_queue_of
 from rabbitevents_deadletter.letters import DeadLetterMessage
 from rabbitevents_deadletter.workbench.course import Course, Pace, Watch, nobody
@@ -60,6 +61,8 @@ class DeadLetters:
         self.queue: str = text("DeadLetters: queue", queue, such_as="shop.payment.charge")
         self.dead_queue: str = dead_queue_of(queue)
         self._bus = bus
+        self._divided = False
+        """Whether the queue is none, and partitions stand in its place."""
         self._hold = whole("DeadLetters: hold", hold, most=2000, why="quorum queues let 2000 out at a time")
 
     # --- looking ---
@@ -263,13 +266,32 @@ class DeadLetters:
         """Send one event back, and only then take its letter out of the queue; what is in a file stays there."""
 
         async def moved() -> None:
-            await self._bus.send(message)
+            await self._put(message)
             if look is not None:
                 look.acknowledge(letter.delivery)
             course.did(letter)
 
         await pace.turn()
         await _unbroken(moved())
+
+    async def _put(self, message: Message) -> None:
+        """Send an event to its queue; where there are partitions in its place, to that of its entity."""
+        among = msgspec.structs.replace(message, exchange=f"{message.routing_key}{PARTITIONS}")
+        if self._divided:
+            if error := await self._refused(among):
+                raise error
+            return
+        try:
+            await self._bus.send(message)
+        except UnroutableError:
+            if message.exchange or await self._refused(among):
+                raise
+            self._divided = True
+
+    async def _refused(self, message: Message) -> Exception | None:
+        """Send, and return why no queue has it."""
+        (error,) = await self._bus.send_many([message])
+        return error
 
 
 async def _unbroken(doing: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""What leads from exchanges to queues, found by routing key: exact keys in a dictionary, patterns one by one."""
+"""What leads from exchanges to queues or to other exchanges, by routing key: exact keys in a dictionary, patterns one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Places = defaultdict[str, Counter[str]]
 
 
 class Bindings:
-    """The bindings of all exchanges, each once. What an exact key leads to costs the same however many there are."""
+    """The bindings of all exchanges to queues, or to exchanges, each once. An exact key costs the same however many there are."""
 
     def __init__(self) -> None:
         self._all: dict[Binding, tuple[_Places, str]] = {}
@@ -55,6 +55,10 @@ class Bindings:
         """Unbind a queue from everything."""
         for binding in [each for each in self._all if each.queue == queue]:
             self.remove(binding)
+
+    def all_of(self, exchange: str) -> list[str]:
+        """Return the names of all queues that are bound to an exchange, whatever the key, in the alphabet's order."""
+        return sorted({queue for queues in self._exact[exchange].values() for queue in queues})
 
     def lead(self, exchange: Exchange, routing_key: str) -> Iterator[str]:
         """Yield the names of the queues that ``routing_key`` leads to from ``exchange``; one may come twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -13,8 +14,8 @@ from rabbitevents.brokers.embedded.deaths import is_cycle
 from rabbitevents.brokers.embedded.declaring import STANDARD, refusal
 from rabbitevents.brokers.embedded.queues import MemoryQueue, Stored
 from rabbitevents.errors import TopologyError
-from rabbitevents.message import Message
-from rabbitevents.topology import Arguments, Binding, Exchange, Queue, missing
+from rabbitevents.message import NO_HEADERS, Headers, Message
+from rabbitevents.topology import HASH, Arguments, Binding, Exchange, Queue, missing
 
 
 class Routes:
@@ -25,6 +26,8 @@ class Routes:
         self.exchanges: dict[str, Exchange] = {each.name: each for each in STANDARD}
         self.queues: dict[str, MemoryQueue] = {}
         self.bindings: Bindings = Bindings()
+        self.inner: Bindings = Bindings()
+        """What leads from exchanges to exchanges."""
 
     # --- declaring ---
 
@@ -35,12 +38,12 @@ class Routes:
     def declare_all(self, items: Iterable[Exchange | Queue | Binding], *, passive: bool) -> dict[str, TopologyError]:
         """Declare things in order, or with ``passive`` only look; return what is refused, by name."""
         refused: dict[str, TopologyError] = {}
-        before = len(self.bindings)
+        before = len(self.bindings) + len(self.inner)
         for item in items:
             error = self._declare(item, passive=passive)
             if error is not None:
                 refused.setdefault(error.name, error)
-        if len(self.bindings) > before:
+        if len(self.bindings) + len(self.inner) > before:
             self._retry_stuck()
         return refused
 
@@ -70,10 +73,11 @@ class Routes:
         exchange = self.exchanges.get(binding.exchange)
         if not binding.exchange:
             return TopologyError("nothing can be bound to the default exchange", name=binding.queue, code=403)
-        if exchange is None or binding.queue not in self.queues:
-            why = missing(binding.exchange) if exchange is None else f"queue {binding.queue!r} does not exist"
+        what, there = ("exchange", self.exchanges) if binding.to_exchange else ("queue", self.queues)
+        if exchange is None or binding.queue not in there:
+            why = missing(binding.exchange) if exchange is None else f"{what} {binding.queue!r} does not exist"
             return TopologyError(f"nothing can be bound: {why}", name=binding.queue, code=404)
-        self.bindings.add(binding, exchange)
+        (self.inner if binding.to_exchange else self.bindings).add(binding, exchange)
         return None
 
     def forget_queue(self, name: str) -> None:
@@ -90,28 +94,44 @@ class Routes:
             properties = msgspec.structs.replace(properties, headers=without(properties.headers, "BCC"))
         queue.put(Stored(message.exchange, message.routing_key, message.body, properties))
 
-    def route(self, exchange: str, routing_keys: Iterable[str]) -> list[MemoryQueue]:
-        """Return the queues that a message goes to, each once; those of the alternate exchange if there are none.
+    def route(self, exchange: str, routing_keys: Iterable[str], headers: Headers = NO_HEADERS) -> list[MemoryQueue]:
+        """Return the queues that a message goes to, each once; where an exchange leads nowhere, those of its alternate one.
 
-        Alternate exchanges that lead round in a circle lead nowhere.
+        No exchange is gone through twice.
         """
         keys, seen = list(routing_keys), set[str]()
-        while exchange not in seen:
-            seen.add(exchange)
-            names = dict.fromkeys(self._lead(exchange, keys))
-            if names:
-                return [self.queues[name] for name in names]
-            there = self.exchanges.get(exchange)
-            alternate = there.arguments.get("alternate-exchange") if there is not None else None
-            exchange = alternate if isinstance(alternate, str) and alternate in self.exchanges else exchange
-        return []
+        return [self.queues[name] for name in dict.fromkeys(self._lead(exchange, keys, headers, seen))]
 
-    def _lead(self, exchange: str, keys: list[str]) -> Iterator[str]:
+    def _lead(self, exchange: str, keys: list[str], headers: Headers, seen: set[str]) -> Iterator[str]:
         if not exchange:
             yield from (key for key in keys if key in self.queues)
             return
+        if exchange in seen:
+            return
+        seen.add(exchange)
+        here = self.exchanges[exchange]
+        leads = False
+        for name in self._straight(here, keys, headers):
+            leads = True
+            yield name
+        if len(self.inner):
+            for key in keys:
+                for inner in self.inner.lead(here, key):
+                    leads = True
+                    yield from self._lead(inner, keys, headers, seen)
+        alternate = here.arguments.get("alternate-exchange")
+        if not leads and isinstance(alternate, str) and alternate in self.exchanges:
+            yield from self._lead(alternate, keys, headers, seen)
+
+    def _straight(self, exchange: Exchange, keys: list[str], headers: Headers) -> Iterator[str]:
+        """Yield the queues that are bound to an exchange, and that a message goes to from there."""
+        if exchange.kind == HASH:
+            if queues := self.bindings.all_of(exchange.name):
+                entity = str(headers.get(str(exchange.arguments.get("hash-header", "")), ""))
+                yield queues[zlib.crc32(entity.encode()) % len(queues)]
+            return
         for key in keys:
-            yield from self.bindings.lead(self.exchanges[exchange], key)
+            yield from self.bindings.lead(exchange, key)
 
     def _dead_letter(self, stored: Stored, exchange: str, routing_key: str | None) -> bool:
         """Publish a dead letter with ``routing_key``, or with those that it had; False when no queue took it."""
@@ -122,7 +142,7 @@ class Routes:
             if routing_key is not None
             else [stored.routing_key, *further_keys(stored.properties.headers, "CC")]
         )
-        routed = self.route(exchange, keys)
+        routed = self.route(exchange, keys, stored.properties.headers)
         queues = [queue for queue in routed if not is_cycle(stored.properties.headers, queue.name)]
         for queue in queues:
             queue.put(Stored(exchange, keys[0], stored.body, stored.properties))

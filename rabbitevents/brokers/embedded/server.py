@@ -87,7 +87,8 @@ class Server(Routes):
         """Take a published message; False when no queue is bound for it. Raises `RefusedError`."""
         self.check(message)
         self.tell(message)
-        queues = self.route(message.exchange, [message.routing_key, *further_keys(message.headers, "CC", "BCC")])
+        keys = [message.routing_key, *further_keys(message.headers, "CC", "BCC")]
+        queues = self.route(message.exchange, keys, message.headers)
         if not queues:
             return False
         refusing = [queue.name for queue in queues if queue.full]

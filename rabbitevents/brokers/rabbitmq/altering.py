@@ -107,9 +107,11 @@ class Altering:
 
     # --- exchanges ---
 
-    async def declare_exchange(self, name: str, *, alternate: str | None = None, kind: str = "fanout") -> None:
+    async def declare_exchange(
+        self, name: str, *, alternate: str | None = None, kind: str = "fanout", arguments: Arguments | None = None
+    ) -> None:
         """Declare a durable exchange; what finds no way out of it goes on to ``alternate``."""
-        told: dict[str, Any] = {} if alternate is None else {"alternate-exchange": alternate}
+        told: dict[str, Any] = {**(arguments or {}), **({} if alternate is None else {"alternate-exchange": alternate})}
         await self._ask(
             lambda channel: channel.exchange_declare(name, exchange_type=kind, durable=True, arguments=told),
             f"declaring exchange {name!r}",

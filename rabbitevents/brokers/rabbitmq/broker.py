@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from rabbitevents.brokers.rabbitmq.tags import mark
 from rabbitevents.errors import BrokerError, BrokerUnavailableError, NotSentError, TopologyError
 from rabbitevents.facts import Blocked, Report, Unblocked
 from rabbitevents.message import Message
+from rabbitevents.partitions import guard_of
 from rabbitevents.states import Check, Depth
 from rabbitevents.topology import Topology
 
@@ -33,6 +35,9 @@ log: logging.Logger = logging.getLogger("rabbitevents.broker")
 
 TICK = 0.25
 """Seconds between two looks at deadlines and at silent connections."""
+
+SPREAD = 2.0
+"""Seconds that a process waits at most, before it consumes a partition."""
 
 REGISTER_TIMEOUT = 10.0
 """Seconds that starting to consume waits for the broker; the supervisor goes on trying after that."""
@@ -236,7 +241,12 @@ class RabbitMQ:
         return await self._publisher.publish_many(messages, deadline)
 
     async def consume(self, queue: str, *, prefetch: int, deliver: Deliver, trusted: Trusted | None) -> Subscriber:
-        """Consume on the consuming connection, on a channel of its own."""
+        """Consume on the consuming connection, on a channel of its own.
+
+        Of processes that start together, each is the first one at some of the partitions, and so has their events.
+        """
+        if guard_of(queue) is not None:
+            await asyncio.sleep(random.uniform(0, SPREAD))
         subscriber = Subscriber(
             await self._until_consuming(),
             queue,

@@ -13,6 +13,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar, cast
 
 import aio_pika
@@ -54,12 +55,15 @@ class Connection:
         tap: Tap,
         transport: asyncio.WriteTransport,
         heartbeat: float,
+        another: Callable[[], Awaitable[Connection]],
     ) -> None:
         self.address = address
         self.tap = tap
         self.transport = transport
         self.turn: Turn = Turn(transport)
         self.lost: asyncio.Future[str] = tap.lost
+        self.another: Callable[[], Awaitable[Connection]] = another
+        """Connects to the same place once more, for a question that may end a connection. Raises `BrokerError`."""
         self.quiet: str = ""
         """What is the matter, while nothing comes from the broker: not even the heartbeat that it sends twice as often."""
         self.fell_silent: bool = False
@@ -102,7 +106,8 @@ class Connection:
                 code, text = made.tap.closed
                 raise BrokerError(f"connecting to {address}: the broker refused: {text}", code=code) from error
             raise
-        opened = cls(address, connection, made.tap, made.transport, heartbeat)
+        another = partial(cls.open, address, name=name, heartbeat=heartbeat, context=context, timeout=timeout)
+        opened = cls(address, connection, made.tap, made.transport, heartbeat, another)
         made.tap.frame_limit = max(FRAME_LIMIT, opened.frame_max + OVERHEAD)
         return opened
 

@@ -20,8 +20,14 @@ from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
 from rabbitevents.errors import BrokerError, TopologyError
+from rabbitevents.partitions import GUARD, guard_of
 from rabbitevents.states import Depth
-from rabbitevents.topology import Argument, Binding, Exchange, Queue, Topology, missing
+from rabbitevents.topology import HASH, Argument, Binding, Exchange, Queue, Topology, missing
+
+_COMMAND_INVALID: Final = 503
+"""The code for a type of exchange that a broker does not know."""
+
+_PLUGIN: Final = "rabbitmq_consistent_hash_exchange"
 
 _REFUSALS: Final = (403, 404, 405, 406)
 """Codes that concern the one thing that was asked for."""
@@ -132,6 +138,8 @@ class _Declaring:
         self._lacks: set[Lack] = set()
         self._otherwise: list[str] = []
         """What is said of queues that are used though they are otherwise."""
+        self._divisions: dict[str, TopologyError] = {}
+        """Why what is divided is not made, by its guard: there are other partitions, or there will be."""
 
     async def look(self) -> None:
         """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
@@ -151,19 +159,65 @@ class _Declaring:
                 self._refused[thing.name] = self.explained(thing, error)
             elif lacks:
                 self._refused[thing.name] = self._not_made(thing, lacks)
+        await self._look_for_the_plugin()
         for wave in Topology(self._items).waves:
             await together(map(self._make, wave))
 
     async def _make(self, item: Exchange | Queue | Binding) -> None:
-        if isinstance(item, Binding) and item.exchange in self._refused.keys() & self._foreign:
+        if (why := self._divisions.get(guard_of(_key(item)) or "")) is not None:
+            self._refused.setdefault(
+                _key(item), TopologyError(str(why), name=_key(item), code=why.code, stands=why.stands)
+            )
+        elif isinstance(item, Binding) and item.exchange in self._refused.keys() & self._not_ours_to_make:
             self._note_unbound(item)
         elif not self._refused.keys() & self._made_of(item):
             refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
             if refused is not None and not await self._is_used_all_the_same(item, refused):
                 self._note(item, refused)
 
+    async def _look_for_the_plugin(self) -> None:
+        """See that the broker has exchanges that divide. It ends a connection that asks for a type that it does not know."""
+        wanted = [thing for thing, _ in self.missing.values() if isinstance(thing, Exchange) and thing.kind == HASH]
+        if not wanted:
+            return
+        connection = await self._connection.another()
+        try:
+            await connection.ask(partial(_not_to_be, item=wanted[0]), f"looking for exchanges of type {HASH}")
+        except BrokerError:
+            if connection.tap.closed is None or connection.tap.closed[0] != _COMMAND_INVALID:
+                return  # it knows the type, and refuses what was asked for, as it was meant to
+            for each in wanted:
+                self._refused[each.name] = TopologyError(
+                    f"this RabbitMQ divides nothing among partitions: `rabbitmq-plugins enable {_PLUGIN}` on each of its nodes",
+                    name=each.name,
+                    code=406,
+                )
+        finally:
+            await connection.close()
+
+    def _is_divided_otherwise(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:
+        """Say whether there are other partitions than ours, or will be: what is of ours is not made then."""
+        if not isinstance(item, Exchange) or not item.name.endswith(GUARD) or error.code != 406:
+            return False
+        sides = _BOTH_SIDES.search(str(error))
+        ours, theirs = str(item.arguments["alternate-exchange"]), str(_value(sides["theirs"]) if sides else "")
+        whole = item.name.removesuffix(GUARD)
+        if ours.startswith(f"{whole}.of-") and theirs.startswith(f"{ours}.to-"):
+            text = f"the partitions of {whole!r} are led over to others ({theirs.removeprefix(f'{whole}.')}), and are used as they stand"
+            self._divisions[item.name] = TopologyError(text, name=item.name, code=0, stands=True)
+        else:
+            text = (
+                f"the partitions of {whole!r} are {theirs.removeprefix(f'{whole}.') or 'others'}, and this bus wants them "
+                f"{ours.removeprefix(f'{whole}.')}: while the code that they are of still runs, `rabbitevents topology "
+                f"migrate MODULE:BUS {whole}` leads over, with this code's bus"
+            )
+            self._divisions[item.name] = TopologyError(text, name=item.name, code=406)
+        return True
+
     async def _is_used_all_the_same(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:
         """Say whether a queue that stands differs in limits alone: with other ones, too, it keeps what it was given."""
+        if self._is_divided_otherwise(item, error):
+            return True
         if not isinstance(item, Queue) or error.code != 406:
             return False
         arguments, differing, refused = dict(item.arguments), list[str](), error
@@ -195,8 +249,9 @@ class _Declaring:
         self._refused.setdefault(item.queue, TopologyError(text, name=item.queue, code=why.code))
 
     @property
-    def _foreign(self) -> set[str]:
-        return {thing.name for thing, _ in self.missing.values() if _is_foreign(thing)}
+    def _not_ours_to_make(self) -> set[str]:
+        """The exchanges that are missing and cannot be made by us: other teams', and those that RabbitMQ has a plugin for."""
+        return {thing.name for thing, _ in self.missing.values() if _is_foreign(thing) or _divides(thing)}
 
     @property
     def _absent(self) -> set[str]:
@@ -312,6 +367,8 @@ def _declared(channel: AbstractChannel, item: Exchange | Queue | Binding, *, pas
             )
         case Queue():
             return channel.queue_declare(item.name, durable=True, passive=passive, arguments=dict(item.arguments))
+        case Binding(to_exchange=True):
+            return channel.exchange_bind(destination=item.queue, source=item.exchange, routing_key=item.routing_key)
         case Binding():
             return channel.queue_bind(item.queue, item.exchange, routing_key=item.routing_key)
 
@@ -319,6 +376,17 @@ def _declared(channel: AbstractChannel, item: Exchange | Queue | Binding, *, pas
 def _is_foreign(item: Exchange | Queue | Binding) -> bool:
     """Say whether it is another team's exchange, which must be there and is never declared here."""
     return isinstance(item, Exchange) and item.kind is None
+
+
+def _divides(item: Exchange | Queue) -> bool:
+    return isinstance(item, Exchange) and item.kind == HASH
+
+
+def _not_to_be(channel: AbstractChannel, item: Exchange) -> Awaitable[Any]:
+    """Declare an exchange that cannot be, of a type that may be unknown."""
+    return channel.exchange_declare(
+        item.name, exchange_type=str(item.kind), durable=True, arguments={"alternate-exchange": -1}
+    )
 
 
 def _key(item: Exchange | Queue | Binding) -> str:
@@ -337,4 +405,5 @@ def _name(item: Exchange | Queue | Binding) -> str:
         case Queue():
             return f"queue {item.name!r}"
         case Binding():
-            return f"the binding of queue {item.queue!r} to {item.routing_key!r} on exchange {item.exchange!r}"
+            what = "exchange" if item.to_exchange else "queue"
+            return f"the binding of {what} {item.queue!r} to {item.routing_key!r} on exchange {item.exchange!r}"

@@ -25,7 +25,7 @@ from pamqp.common import FieldValue
 from rabbitevents.brokers.rabbitmq.calls import together
 from rabbitevents.brokers.rabbitmq.rights import Lack, target
 from rabbitevents.errors import BrokerError
-from rabbitevents.topology import Binding, Exchange, Queue
+from rabbitevents.topology import HASH, Binding, Exchange, Queue
 
 Ask = Callable[[Callable[[AbstractChannel], Awaitable[Any]], str], Awaitable[BrokerError | None]]
 """Asks the broker, and returns what it refuses."""
@@ -42,7 +42,7 @@ async def lacks_for(items: Iterable[Exchange | Queue | Binding], absent: set[str
 async def _lacks_for(item: Exchange | Queue | Binding, absent: set[str], ask: Ask) -> set[Lack]:
     if isinstance(item, Binding):
         return (
-            await _unbound(ask, item.queue, item.exchange, item.routing_key)
+            await _unbound(ask, item.queue, item.exchange, item.routing_key, to_exchange=item.to_exchange)
             if {item.queue, item.exchange} & absent
             else set()
         )
@@ -52,7 +52,7 @@ async def _lacks_for(item: Exchange | Queue | Binding, absent: set[str], ask: As
     error = await ask(partial(_impossible, item=item), f"asking for the rights on {item.name!r}")
     lacks = {Lack("configure", item.name)} if error is not None and error.code == 403 else set[Lack]()
     if (leads_to := target(item)) is not None:
-        lacks |= await _unbound(ask, leads_to, item.name, None)
+        lacks |= await _unbound(ask, leads_to, item.name, "", to_exchange=True)
     return lacks
 
 
@@ -60,24 +60,23 @@ def _impossible(channel: AbstractChannel, item: Exchange | Queue) -> Awaitable[A
     """Declare what cannot be."""
     if isinstance(item, Queue):
         return channel.queue_declare(item.name, durable=True, arguments={"x-expires": -1})
-    return channel.exchange_declare(
-        item.name, exchange_type=item.kind or "topic", durable=True, arguments={"alternate-exchange": -1}
-    )
+    kind = "topic" if item.kind in (None, HASH) else item.kind  # to ask for a type that is not there ends a connection
+    return channel.exchange_declare(item.name, exchange_type=kind, durable=True, arguments={"alternate-exchange": -1})
 
 
-async def _unbound(ask: Ask, written: str, read: str, key: str | None) -> set[Lack]:
-    """Return what is missing to bind ``written`` to the exchange ``read``; without a key, to hand on to ``written``."""
+async def _unbound(ask: Ask, written: str, read: str, key: str, *, to_exchange: bool) -> set[Lack]:
+    """Return what is missing to bind ``written``, a queue or an exchange, to the exchange ``read``, or to hand on to it."""
     never: dict[str, FieldValue] = {"rabbitevents-looks": uuid4().hex}
 
     def unbind(channel: AbstractChannel) -> Awaitable[Any]:
-        if key is None:
-            return channel.exchange_unbind(destination=written, source=read, routing_key="", arguments=never)
+        if to_exchange:
+            return channel.exchange_unbind(destination=written, source=read, routing_key=key, arguments=never)
         return channel.queue_unbind(written, read, routing_key=key, arguments=never)
 
     error = await ask(unbind, f"asking for the rights on {written!r} and {read!r}")
     if error is None or error.code != 403:
         return set()
-    return {refused_for(error, written, read, key or "")}
+    return {refused_for(error, written, read, key)}
 
 
 def refused_for(error: BrokerError, written: str, read: str, key: str) -> Lack:

@@ -23,6 +23,7 @@ from rabbitevents.operations.moving.contents import move
 from rabbitevents.operations.moving.emptiness import NotEmptyError, Waiting
 from rabbitevents.operations.moving.removing import Removal, removal, remove
 from rabbitevents.operations.moving.renaming import Renaming
+from rabbitevents.operations.moving.resizing import Resizing
 from rabbitevents.operations.planning import at_work
 from rabbitevents.topology import Queue
 
@@ -31,6 +32,8 @@ WITHIN: Final = 600.0
 
 PATIENCE: Final = 120.0
 """Seconds without any progress after which a broker that is away is given up."""
+
+_QUESTIONS: Final[dict[type, str]] = {Queue: "Make it anew?", Renaming: "Rename it?", Resizing: "Lead over?"}
 
 AGAIN: Final = 2.0
 """Seconds before the next try."""
@@ -50,10 +53,12 @@ AGAIN: Final = 2.0
 )
 @YES
 def migrate_(reference: str, queue: str, http: str | None, within: float, yes: bool) -> int:
-    """Make a handler's queue anew, with the arguments or the name of the code.
+    """Make a handler's queue anew, with the arguments, name or partitions of the code.
 
     A queue is given the name that it has in the code where that says what it
-    was called before: @router.on(..., was="shop.charge").
+    was called before: @router.on(..., was="shop.charge"). Of a handler that has
+    another number of partitions in the code, QUEUE is the name without a number:
+    the code of before empties its partitions, and then the new ones are consumed.
 
     Publishers and all other handlers go on; this one goes on too, and stands
     still for one or two short waits. Events keep their order, and none is lost or
@@ -68,7 +73,7 @@ def migrate_(reference: str, queue: str, http: str | None, within: float, yes: b
     for text in _about(found):
         out.print(one_line(text))
     if not yes:
-        confirm("Go on?" if found.going_on else "Make it anew?" if isinstance(found.wanted, Queue) else "Rename it?")
+        confirm("Go on?" if found.going_on else _QUESTIONS[type(found.wanted)])
     return run(_migrated(bus, told, found, within))
 
 
@@ -79,7 +84,7 @@ async def _outlook(bus: Bus, http: str | None, queue: str) -> Outlook:
 
 def _about(found: Outlook) -> list[str]:
     name = found.queue
-    waiting = found.wanted.name if isinstance(found.wanted, Renaming) else f"{name}.moving"
+    waiting = f"{name}.moving" if isinstance(found.wanted, Queue) else found.wanted.name
     lines = [f"{name}: {found.differs or 'is being made anew'}{f'; {found.depth}' if found.depth else ''}"]
     if found.going_on:
         lines.append("somebody has begun, and this goes on with it")
@@ -113,6 +118,10 @@ async def _migrated(bus: Bus, http: str | None, found: Outlook, within: float) -
     put(f"done: {time.monotonic() - began:.0f} s, {lost} lost")
     if isinstance(found.wanted, Renaming):
         put(f"start the service anew; then move what is in {found.queue}.dead, and remove that: plan says how")
+    if isinstance(found.wanted, Resizing):
+        put(
+            f"start the service with {found.wanted.total} partitions now: nobody else consumes them, and their events wait"
+        )
     return CRASHED if lost else 0
 
 

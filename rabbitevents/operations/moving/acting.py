@@ -26,6 +26,7 @@ from rabbitevents.operations.moving.course import (
 )
 from rabbitevents.operations.moving.emptiness import Waiting, until_empty
 from rabbitevents.operations.moving.renaming import Renaming, next_renaming_step
+from rabbitevents.operations.moving.resizing import Resizing, next_resizing_step
 from rabbitevents.operations.over_http import INTERVAL, standing_of
 from rabbitevents.operations.planning import Worksite
 from rabbitevents.topology import Queue
@@ -36,6 +37,10 @@ LOCKING: Final = 3.0
 _PAUSE: Final = 0.25
 
 
+Wanted = Queue | Renaming | Resizing
+"""What is to come about."""
+
+
 class Done(msgspec.Struct, frozen=True):
     """A step that is done. ``lost`` messages were in a queue when it was deleted, which must not be."""
 
@@ -44,15 +49,15 @@ class Done(msgspec.Struct, frozen=True):
 
 
 async def migrate(
-    site: Worksite, wanted: Queue | Renaming, *, within: float, interval: float = INTERVAL
+    site: Worksite, wanted: Wanted, *, within: float, interval: float = INTERVAL
 ) -> AsyncGenerator[Done | Waiting]:
-    """Make a queue anew, or give it another name; yield each step once it is done, and how it is with what is waited for.
+    """Make a queue anew, give it another name, or have other partitions; yield each step once it is done.
 
-    ``within`` are the seconds that emptying one queue may take, ``interval`` those between two looks at numbers. Broken
-    off anywhere, it is called again. Raises `BrokerError`, and `ConfigurationError` where there is no way on.
+    In between, how it is with what is waited for is yielded. ``within`` are the seconds that emptying one queue may take,
+    ``interval`` those between two looks at numbers. Broken off anywhere, it is called again. Raises `BrokerError`, and `ConfigurationError` where there is no way on.
     """
     altering = Altering(site.connection)
-    await lock(site, altering, wanted.was if isinstance(wanted, Renaming) else wanted.name)
+    await lock(site, altering, _locked(wanted))
     while (step := await _next(site, wanted)) is not None:
         if not isinstance(step.act, Empty):
             await _act(altering, step.act)
@@ -69,9 +74,26 @@ async def migrate(
                 yield Done(step, await altering.delete_queue(step.act.name, kind=step.act.kind))
 
 
-async def _next(site: Worksite, wanted: Queue | Renaming) -> Step | None:
+def _locked(wanted: Wanted) -> str:
+    """Return the name whose lock is taken."""
+    match wanted:
+        case Renaming(was):
+            return was
+        case Resizing(whole):
+            return whole
+        case Queue(name):
+            return name
+
+
+async def _next(site: Worksite, wanted: Wanted) -> Step | None:
     standing = await standing_of(site.management)
-    return next_renaming_step(wanted, standing) if isinstance(wanted, Renaming) else next_step(wanted, standing)
+    match wanted:
+        case Renaming():
+            return next_renaming_step(wanted, standing)
+        case Resizing():
+            return next_resizing_step(wanted, standing)
+        case Queue():
+            return next_step(wanted, standing)
 
 
 async def _left(site: Worksite, renaming: Renaming, queue: str) -> None:
@@ -91,8 +113,10 @@ async def _act(altering: Altering, act: DeclareQueue | DeclareExchange | Bind | 
         case DeclareQueue(name, arguments, pause):
             await asyncio.sleep(pause)
             await altering.declare_queue(name, arguments)
-        case DeclareExchange(name, alternate):
-            await altering.declare_exchange(name, alternate=alternate)
+        case DeclareExchange(name, alternate, kind, arguments, anew):
+            if anew:
+                await altering.delete_exchange(name, if_unused=False)
+            await altering.declare_exchange(name, alternate=alternate, kind=kind, arguments=arguments)
         case Bind(link):
             await altering.bind(link)
         case Unbind(link):

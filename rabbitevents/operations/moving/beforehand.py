@@ -11,8 +11,10 @@ from rabbitevents.errors import BrokerError, ConfigurationError
 from rabbitevents.operations.applying import Consumer, consumers_of, not_shown
 from rabbitevents.operations.checks.topology import overridden
 from rabbitevents.operations.differences import is_moving, is_unfinished, of_queue, said
+from rabbitevents.operations.moving.acting import Wanted
 from rabbitevents.operations.moving.emptiness import Waiting, look
 from rabbitevents.operations.moving.renaming import Renaming
+from rabbitevents.operations.moving.resizing import Resizing
 from rabbitevents.operations.planning import Worksite, seen
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingQueue
@@ -25,7 +27,7 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
 
     queue: str
     """The queue that is to be changed."""
-    wanted: Queue | Renaming
+    wanted: Wanted
     differs: str
     """In what it differs from what is wanted; empty where it does not, or is changed already."""
     going_on: bool
@@ -37,14 +39,16 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
 
 async def outlook(site: Worksite, queue: str) -> Outlook:
     """Look what is to be done about a queue. Raises `ConfigurationError` where it must not be, and `BrokerError`."""
-    named = next((each for each in site.bus.subscriptions if queue in (each.name, each.queue)), None)
+    named = next((each for each in site.bus.subscriptions if queue in (each.name, each.queue, each.whole)), None)
     wanted = None if named is None else site.wanted.queue(named.queue)
     if named is None or wanted is None:
-        names = ", ".join(each.name for each in site.bus.subscriptions)
+        names = ", ".join(dict.fromkeys(each.whole or each.name for each in site.bus.subscriptions))
         raise ConfigurationError(f"{queue!r} is no handler's queue here; there are {names or 'none'}")
     scene = await seen(site)
     if why := scene.unseen.get("objects"):
         raise BrokerError(f"this has to see what stands, and nothing was changed: {why}")
+    if named.whole:
+        return _resized(site, scene, named)
     if named.was and (named.queue == named.was or is_unfinished(scene, named)):
         return await _renamed(site, scene, named)
     return await _anew(site, scene, named.queue, wanted)
@@ -64,6 +68,20 @@ async def _anew(site: Worksite, scene: Scene, queue: str, wanted: Queue) -> Outl
         going_on=is_moving(scene, queue),
         depth=None if there is None else await look(site, queue),
         otherwise=tuple(sorted({each.where for each in consumers if each.mark != ours})),
+    )
+
+
+def _resized(site: Worksite, scene: Scene, named: Subscription) -> Outlook:
+    """Look at a subscription that is to have another number of partitions."""
+    resizing = Resizing(named.whole, named.options.partitions, site.wanted)
+    olds, says = resizing.former(scene.standing), resizing.says(scene.standing)
+    return Outlook(
+        queue=named.whole,
+        wanted=resizing,
+        differs=f"has {' and '.join(map(str, olds))} partitions, and is to have {resizing.total}" if olds else "",
+        going_on=bool(olds) and ".to-" in says,
+        depth=None,
+        otherwise=(),
     )
 
 

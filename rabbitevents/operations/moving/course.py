@@ -33,10 +33,13 @@ class DeclareQueue(msgspec.Struct, frozen=True):
 
 
 class DeclareExchange(msgspec.Struct, frozen=True):
-    """Declare a fanout exchange."""
+    """Declare an exchange; ``anew``, in the place of one that is deleted first."""
 
     name: str
     alternate: str | None = None
+    kind: str = "fanout"
+    arguments: Arguments = {}
+    anew: bool = False
 
 
 class Bind(msgspec.Struct, frozen=True):

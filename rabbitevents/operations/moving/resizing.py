@@ -1,0 +1,156 @@
+"""The course of giving a subscription another number of partitions: the next act, as it follows from what stands. A pure function.
+
+The order of an entity holds: its events are in another partition from one moment on, and nobody consumes the new partitions
+before the old ones are empty. Those stand and are bound; what leads to the old ones leads to the new ones, too (what comes
+between the two is in both, under the same ids: twice rather than never), and then to them alone; the consumers of the old
+ones empty them, and only then the guard says that the new ones are to be consumed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from rabbitevents.brokers.rabbitmq.altering import Link
+from rabbitevents.errors import ConfigurationError
+from rabbitevents.operations.moving.course import (
+    Bind,
+    DeclareExchange,
+    DeclareQueue,
+    DeleteExchange,
+    Empty,
+    Step,
+    Unbind,
+)
+from rabbitevents.operations.standing import Standing
+from rabbitevents.partitions import GUARD, division, guard_of
+from rabbitevents.topology import DELAY_DUE, HASH, Binding, Exchange, Queue, Topology
+
+
+class Resizing(msgspec.Struct, frozen=True):
+    """A subscription, how many partitions it is to have, and all that a bus wants at its broker."""
+
+    whole: str
+    total: int
+    wanted: Topology
+
+    @property
+    def name(self) -> str:
+        """The exchange that leads to the partitions that are wanted."""
+        return division(self.whole, self.total)
+
+    @property
+    def guard(self) -> str:
+        """The exchange that says which partitions are consumed."""
+        return f"{self.whole}{GUARD}"
+
+    @property
+    def place(self) -> Iterator[Exchange | Queue | Binding]:
+        """Yield the partitions and what they need, in their order; what leads to them comes last."""
+        for item in self.wanted.items:
+            names = (item.queue, item.routing_key) if isinstance(item, Binding) else (item.name,)
+            if any(guard_of(name) == self.guard for name in names):
+                yield item
+
+    def former(self, standing: Standing) -> tuple[int, ...]:
+        """Return how many partitions there were, as far as those, or what leads to them, still stand."""
+        pattern = re.compile(rf"{re.escape(self.whole)}\.(?:\d+-)?of-(\d+)")
+        names = (*standing.exchanges, *standing.queues)
+        found = {int(match[1]) for match in map(pattern.fullmatch, names) if match is not None}
+        return tuple(sorted(found - {self.total}))
+
+    def says(self, standing: Standing) -> str:
+        """Return what the guard says; nothing, where there is none."""
+        there = standing.exchanges.get(self.guard)
+        return "" if there is None else str(there.arguments.get("alternate-exchange", ""))
+
+
+def next_resizing_step(resizing: Resizing, standing: Standing) -> Step | None:
+    """Return what is to be done next to have other partitions, without losing a message; None where all is done.
+
+    Raises `ConfigurationError` where there is no way on.
+    """
+    olds, says = resizing.former(standing), resizing.says(standing)
+    if not olds:
+        return _last(resizing, says)
+    if len(olds) > 1:
+        raise ConfigurationError(
+            f"{resizing.whole!r} stands with {' and with '.join(map(str, olds))} partitions besides the {resizing.total} that are "
+            "wanted: somebody began to lead over to another number. Run this with that code first"
+        )
+    (old,) = olds
+    ending = division(resizing.whole, old, resizing.total)
+    if says != ending:
+        return Step(DeclareExchange(resizing.guard, ending, anew=True), "its partitions are used as they stand")
+    return _made(resizing, standing) or _led_over(resizing, standing, old) or _emptied(resizing, standing, old)
+
+
+def _last(resizing: Resizing, says: str) -> Step | None:
+    if not says:
+        raise ConfigurationError(f"{resizing.whole!r} has no partitions yet: rabbitevents topology apply declares them")
+    if says != resizing.name:
+        return Step(DeclareExchange(resizing.guard, resizing.name, anew=True), "the new partitions are consumed")
+    return None
+
+
+def _made(resizing: Resizing, standing: Standing) -> Step | None:
+    """Have the new partitions stand, and bound in their order."""
+    for item in resizing.place:
+        if isinstance(item, Queue) and item.name not in standing.queues:
+            return Step(DeclareQueue(item.name, item.arguments), f"declared: {item.name}")
+        if isinstance(item, Exchange) and item.name not in standing.exchanges:
+            return Step(DeclareExchange(item.name, kind=HASH, arguments=item.arguments), f"declared: {item.name}")
+        if isinstance(item, Binding) and not item.to_exchange and not _stands(_link(item), standing):
+            return Step(Bind(_link(item)), f"bound: {item.queue}")
+    return None
+
+
+def _led_over(resizing: Resizing, standing: Standing, old: int) -> Step | None:
+    """Have all that leads to the old partitions lead to the new ones."""
+    for item in resizing.place:
+        if isinstance(item, Binding) and item.to_exchange and not _stands(_link(item), standing):
+            return Step(Bind(_link(item)), "led to the new partitions, too")
+    former = division(resizing.whole, old)
+    for each in _links(standing, former):
+        return Step(Unbind(each), "led to the new partitions only")
+    for queue in _partitions(resizing, standing, old):
+        back = Link(DELAY_DUE, resizing.name, queue, to_queue=False)
+        if not _stands(back, standing):
+            return Step(Bind(back), "what waits for an old partition comes to a new one")
+        straight = Link(DELAY_DUE, queue, queue)
+        if _stands(straight, standing):
+            return Step(Unbind(straight), "what waits for an old partition comes to a new one only")
+    return None
+
+
+def _emptied(resizing: Resizing, standing: Standing, old: int) -> Step:
+    for queue in _partitions(resizing, standing, old):
+        return Step(Empty(queue), "an old partition is empty, and deleted")
+    return Step(
+        DeleteExchange(division(resizing.whole, old), if_unused=False), "nothing leads to old partitions any more"
+    )
+
+
+def _partitions(resizing: Resizing, standing: Standing, old: int) -> list[str]:
+    pattern = re.compile(rf"{re.escape(resizing.whole)}\.\d+-of-{old}")
+    return sorted(name for name in standing.queues if pattern.fullmatch(name))
+
+
+def _link(item: Binding) -> Link:
+    return Link(item.exchange, item.queue, item.routing_key, not item.to_exchange)
+
+
+def _links(standing: Standing, target: str) -> list[Link]:
+    """Return what leads to an exchange."""
+    found = (each for each in standing.bindings if each.target == target and not each.to_queue)
+    return sorted(Link(each.exchange, each.target, each.routing_key, to_queue=False) for each in found)
+
+
+def _stands(link: Link, standing: Standing) -> bool:
+    return any(
+        (each.exchange, each.target, each.routing_key, each.to_queue)
+        == (link.source, link.target, link.key, link.to_queue)
+        for each in standing.bindings
+    )

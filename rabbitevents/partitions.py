@@ -1,0 +1,48 @@
+"""The names of what a subscription is divided into, where the order of each entity is to hold across processes.
+
+Of a subscription ``shop.record`` with 8 partitions the queues are ``shop.record.0-of-8`` to ``shop.record.7-of-8``. The
+exchange ``shop.record.of-8`` leads to them, and ``shop.record.partitions`` says that there are 8: it leads to the former
+(``docs/decisions/0027-partitions.md``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["GUARD", "undivided"]
+
+GUARD: Final = ".partitions"
+"""How the exchange is called that says how many partitions there are, and leads to them what is published to it."""
+
+MOST: Final = 256
+"""How many partitions there may be: each is a quorum queue."""
+
+_OF_A_DIVISION = re.compile(r"^(?P<whole>.+)\.(?:\d+-)?of-(?P<total>\d+)$")
+
+
+def names(whole: str, total: int) -> tuple[str, ...]:
+    """Return the names of the queues, in their order, which is the alphabet's, too.
+
+    In that order RabbitMQ 3.10 binds them when it starts again, whatever the order was before: another one would move
+    nearly every entity to another queue (measured).
+    """
+    digits = len(str(total - 1))
+    return tuple(f"{whole}.{number:0{digits}}-of-{total}" for number in range(total))
+
+
+def division(whole: str, total: int, becomes: int = 0) -> str:
+    """Return the name of the exchange that leads to them; with ``becomes``, what the guard says while there will be others."""
+    return f"{whole}.of-{total}{f'.to-{becomes}' if becomes else ''}"
+
+
+def undivided(queue: str) -> str:
+    """Return the name of the subscription that a queue is a partition of, which is its dead letters' too; else its own."""
+    found = _OF_A_DIVISION.match(queue)
+    return queue if found is None else found["whole"]
+
+
+def guard_of(name: str) -> str | None:
+    """Return the exchange that must agree before what has this name is made; None for what belongs to no division."""
+    found = _OF_A_DIVISION.match(name)
+    return None if found is None else f"{found['whole']}{GUARD}"

@@ -31,9 +31,14 @@ def names(whole: str, total: int) -> tuple[str, ...]:
     return tuple(f"{whole}.{number:0{digits}}-of-{total}" for number in range(total))
 
 
-def division(whole: str, total: int, becomes: int = 0) -> str:
-    """Return the name of the exchange that leads to them; with ``becomes``, what the guard says while there will be others."""
-    return f"{whole}.of-{total}{f'.to-{becomes}' if becomes else ''}"
+def division(whole: str, total: int) -> str:
+    """Return the name of the exchange that leads to them."""
+    return f"{whole}.of-{total}"
+
+
+def ended(division: str) -> str:
+    """Return the exchange that stands once others are led over to: what is left of these is consumed, and never made again."""
+    return f"{division}.ended"
 
 
 def undivided(queue: str) -> str:

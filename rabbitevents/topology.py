@@ -267,13 +267,13 @@ def division(whole: str, total: int) -> Exchange:
     return Exchange(partitions.division(whole, total), HASH, {"hash-header": "entity-id"})
 
 
-def guard(whole: str, total: int, becomes: int = 0) -> Exchange:
+def guard(whole: str, total: int) -> Exchange:
     """Return the exchange that says how many partitions there are: what is published to it comes to one of them.
 
     AMQP tells no arguments, but refuses others than those that there are, and says them: so code that wants another
-    number of partitions learns of it before it makes anything. ``becomes`` is the number that is being led over to.
+    number of partitions learns of it before it makes anything.
     """
-    leads_to = partitions.division(whole, total, becomes)
+    leads_to = partitions.division(whole, total)
     return Exchange(f"{whole}{partitions.GUARD}", "fanout", {"alternate-exchange": leads_to})
 
 
@@ -281,6 +281,12 @@ def leading_to(division: Exchange, keys: Iterable[str], exchange: str) -> Topolo
     """Return what leads to the partitions: it is made last, so that nothing goes by a part of them."""
     both = (exchange, due_exchange(exchange))
     return Topology(tuple(Binding(each, division.name, key, to_exchange=True) for each in both for key in keys))
+
+
+def guard_of(item: Exchange | Queue | Binding) -> str | None:
+    """Return the exchange that must agree before ``item`` is made: of partitions, of what leads to them and away."""
+    names = (item.queue, item.routing_key) if isinstance(item, Binding) else (item.name,)
+    return next((guard for guard in map(partitions.guard_of, names) if guard is not None), None)
 
 
 def keeps_rejected(topology: Topology, queue: str) -> bool:

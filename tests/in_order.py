@@ -1,11 +1,12 @@
 """Two processes that share an ordered queue, killed again and again: counts what came in another order than it was sent.
 
-    python -m tests.in_order --orders 1000 --steps 100 --kills 20 [--restart] [--stops]
+    python -m tests.in_order --orders 1000 --steps 100 --kills 20 [--restart] [--stops] [--partitions 4 [--resize 6]]
 
 Each order's events are published one after the other. One process has them at a time, and some fail at first. The one at
 work is killed with -9 (with ``--stops``: half of them are asked to stop), and the broker is killed in the middle. The
 judge is what was done: of each event the first time counts. An inversion is an event that was done first after a later
-one of its order. It ends with one JSON object.
+one of its order. With ``--partitions`` both processes have some; with ``--resize`` an operator leads over to another
+number of them in the middle. It ends with one JSON object.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -37,6 +40,8 @@ class Counts(msgspec.Struct):
     kills: int = 0
     stops: int = 0
     restarts: int = 0
+    resized: str = ""
+    """What leading over to other partitions said in the end."""
     done: int = 0
     lost: int = 0
     doubled: int = 0
@@ -76,30 +81,61 @@ class Ledger:
         counts.processes = len({pid for _, _, pid in lines})
 
 
-async def publish(bus: Bus, orders: int, steps: int) -> None:
+async def publish(bus: Bus, orders: int, steps: int, rate: float) -> None:
+    """Publish each order's steps in turn; with a ``rate``, at most so many events a second."""
+    began = time.monotonic()
     for step in range(steps):
         await bus.publish_many([Stepped(f"o-{order}", step) for order in range(orders)])
+        if rate:
+            await asyncio.sleep(began + (step + 1) * orders / rate - time.monotonic())
 
 
 async def run(arguments: argparse.Namespace, *, root: str | None = None) -> Counts:
     """Publish, kill, judge."""
     counts, began = Counts(events=arguments.orders * arguments.steps), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(root=root) as node:
+    resizes = bool(arguments.resize)
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(root=root, management=resizes) as node:
         counts.rabbitmq = str(node.version)
         ledger = Ledger(Path(folder) / "ledger")
         environment = {"AMQP_URL": node.url, "LEDGER": str(ledger.path), "LONGEST": str(arguments.longest)}
+        environment["PARTITIONS"] = str(arguments.partitions)
         async with processes("run tests.in_order_service:bus", 2, environment) as both:
-            await until(lambda: all("queue orders.follow feeds follow" in each.said for each in both), "both", 30)
+            await until(lambda: all("feeds follow" in each.said for each in both), "both", 30)
             await node.asettle()  # a queue that is killed as it is new is forgotten by RabbitMQ
             async with Bus(node.url, name="publisher", unroutable="raise") as publisher, asyncio.TaskGroup() as group:
-                group.create_task(publish(publisher, arguments.orders, arguments.steps))
+                group.create_task(publish(publisher, arguments.orders, arguments.steps, arguments.rate))
                 await disturb(arguments, node, both, ledger, counts)
+                if resizes:
+                    counts.resized = await resize(node, environment, arguments.resize)
+                    for each in both:
+                        each.send(signal.SIGTERM)
+                        await each.ended()
+                        await each.again()
             await until(
                 lambda: len({line[:2] for line in ledger.lines()}) >= counts.events, "all of them", 120, every=0.5
             )
         ledger.judge(counts)
     counts.seconds = round(time.monotonic() - began, 1)
     return counts
+
+
+async def resize(node: RabbitNode, environment: dict[str, str], partitions: int) -> str:
+    """Lead over to other partitions, while all that is published goes on; who is started from now on has those."""
+    environment["PARTITIONS"] = str(partitions)
+    words = ["topology", "migrate", "tests.in_order_service:bus", "orders.follow", "--yes", "--http", node.http_url]
+    leading = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "rabbitevents",
+        *words,
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await leading.communicate()
+    if leading.returncode:
+        raise AssertionError(said.decode())
+    return said.decode().strip().splitlines()[-2]
 
 
 async def disturb(
@@ -131,13 +167,19 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--steps", type=int, default=100)
     asked.add_argument("--kills", type=int, default=20)
     asked.add_argument("--longest", type=float, default=0.005, help="seconds that a handler takes at most")
+    asked.add_argument("--partitions", type=int, default=0, help="how many, in place of one queue")
+    asked.add_argument("--resize", type=int, default=0, help="lead over to so many partitions after the kills")
+    asked.add_argument(
+        "--rate", type=float, default=0, help="events a second that are published; by default as fast as can be"
+    )
+    asked.add_argument("--root", help="a folder with another Debian, whose RabbitMQ is taken")
     asked.add_argument("--restart", action="store_true", help="kill the broker in the middle, too")
     asked.add_argument("--stops", action="store_true", help="ask every second one to stop, in place of a kill")
     return asked
 
 
 def main() -> None:
-    counts: Any = msgspec.to_builtins(asyncio.run(run(parser().parse_args())))
+    counts: Any = msgspec.to_builtins(asyncio.run(run(told := parser().parse_args(), root=told.root)))
     progress("")
     print(json.dumps(counts))
 

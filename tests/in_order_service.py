@@ -30,7 +30,16 @@ def bus() -> Bus:
     longest = float(os.environ.get("LONGEST", "0.005"))
     orders = Router("orders")
 
-    @orders.on(Stepped, ordered=True, single_active_consumer=True, concurrency=50, prefetch=500)
+    partitions = int(os.environ.get("PARTITIONS", "0")) or None
+
+    @orders.on(
+        Stepped,
+        ordered=True,
+        single_active_consumer=True,
+        partitions=partitions,
+        concurrency=50 // (partitions or 1),
+        prefetch=500 // (partitions or 1),
+    )
     async def follow(stepped: Stepped, delivery: Delivery) -> None:
         if delivery.attempt == 1 and random.random() < FAILING:
             raise TimeoutError

@@ -102,12 +102,14 @@ async def test_a_failing_event_is_in_nobodys_way(rabbit_url: str, rabbit_node: R
     async with Bus(rabbit_url, failing.router, plugins=[Grave(), retry]) as bus:
         await bus.publish_many(orders)
         await eventually(lambda: len(failing.order) >= 200, "all of them, once", 30)
-        first, while_waiting = failing.order[:200], await rabbit_node.aqueue_counts("shop.record", rabbit_url)
+        first = failing.order[:200]
         waiting = await rabbit_node.aqueue_counts("delay.5000", rabbit_url)
+        while_waiting = await rabbit_node.aqueue_counts("shop.record", rabbit_url)
         await buried(50, rabbit_node, rabbit_url)
 
     assert len(set(first)) == 200  # each of them before any came back
-    assert (while_waiting.ready, while_waiting.unacked) == (0, 0)
+    assert while_waiting.ready == 0
+    assert while_waiting.unacked <= 1  # the last one, whose settlement is on its way
     assert waiting.ready == 50
     assert sorted(failing.order[200:], key=int) == [str(n) for n in range(50)]
 

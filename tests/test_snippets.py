@@ -22,6 +22,7 @@ FOREIGN = ("import-untyped", "untyped-decorator", "no-untyped-call")
 """What libraries without types, such as Celery and Django, make of those who use them: not ours to mend."""
 
 
+@pytest.mark.timeout(360)  # mypy, over some hundred files
 def test_every_snippet_type_checks_strictly(tmp_path: Path) -> None:
     places = write_all(tmp_path)
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import msgspec
 
+from rabbitevents import partitions
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingBinding, StandingExchange, StandingQueue
-from rabbitevents.partitions import GUARD, guard_of
+from rabbitevents.partitions import GUARD
 from rabbitevents.routing import Subscription
-from rabbitevents.topology import MOVING, Argument, Arguments, Binding, Exchange, Queue, Topology
+from rabbitevents.topology import MOVING, Argument, Arguments, Binding, Exchange, Queue, Topology, guard_of
 
 
 class Differs(msgspec.Struct, frozen=True):
@@ -76,14 +77,10 @@ def settled(scene: Scene) -> Scene:
     others = {name for name in guards & there.keys() if of_exchange(ours[name], there[name])}
     if not others:
         return scene
-    needed = Topology(tuple(item for item in scene.needed.items if guard_of(_target(item)) not in others))
-    queues = {name: queue for name, queue in scene.standing.queues.items() if guard_of(name) not in others}
+    needed = Topology(tuple(item for item in scene.needed.items if guard_of(item) not in others))
+    queues = {name: queue for name, queue in scene.standing.queues.items() if partitions.guard_of(name) not in others}
     standing = msgspec.structs.replace(scene.standing, queues=queues)
     return msgspec.structs.replace(scene, needed=needed, standing=standing)
-
-
-def _target(item: Exchange | Queue | Binding) -> str:
-    return item.queue if isinstance(item, Binding) else item.name
 
 
 def stale_bindings(scene: Scene) -> list[StandingBinding]:

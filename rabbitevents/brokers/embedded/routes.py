@@ -14,7 +14,8 @@ from rabbitevents.brokers.embedded.deaths import is_cycle
 from rabbitevents.brokers.embedded.declaring import STANDARD, refusal
 from rabbitevents.brokers.embedded.queues import MemoryQueue, Stored
 from rabbitevents.errors import TopologyError
-from rabbitevents.message import NO_HEADERS, Headers, Message
+from rabbitevents.message import Message
+from rabbitevents.properties import NO_HEADERS, Headers
 from rabbitevents.topology import HASH, Arguments, Binding, Exchange, Queue, missing
 
 

@@ -14,15 +14,16 @@ from typing import Any, Final
 import msgspec
 from aiormq.abc import AbstractChannel
 
+from rabbitevents import partitions
 from rabbitevents.brokers.rabbitmq import rights
 from rabbitevents.brokers.rabbitmq.calls import together
 from rabbitevents.brokers.rabbitmq.connection import Connection
 from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
 from rabbitevents.errors import BrokerError, TopologyError
-from rabbitevents.partitions import GUARD, guard_of
+from rabbitevents.partitions import GUARD, ended
 from rabbitevents.states import Depth
-from rabbitevents.topology import HASH, Argument, Binding, Exchange, Queue, Topology, missing
+from rabbitevents.topology import HASH, Argument, Binding, Exchange, Queue, Topology, guard_of, missing
 
 _COMMAND_INVALID: Final = 503
 """The code for a type of exchange that a broker does not know."""
@@ -139,7 +140,7 @@ class _Declaring:
         self._otherwise: list[str] = []
         """What is said of queues that are used though they are otherwise."""
         self._divisions: dict[str, TopologyError] = {}
-        """Why what is divided is not made, by its guard: there are other partitions, or there will be."""
+        """Why nothing of a division is made, by its guard: there are other partitions, or others are led over to."""
 
     async def look(self) -> None:
         """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
@@ -160,14 +161,13 @@ class _Declaring:
             elif lacks:
                 self._refused[thing.name] = self._not_made(thing, lacks)
         await self._look_for_the_plugin()
+        await self._look_for_ended_ones()
         for wave in Topology(self._items).waves:
             await together(map(self._make, wave))
 
     async def _make(self, item: Exchange | Queue | Binding) -> None:
-        if (why := self._divisions.get(guard_of(_key(item)) or "")) is not None:
-            self._refused.setdefault(
-                _key(item), TopologyError(str(why), name=_key(item), code=why.code, stands=why.stands)
-            )
+        if (why := self._divisions.get(guard_of(item) or _key(item))) is not None:
+            self._note_divided(item, why)
         elif isinstance(item, Binding) and item.exchange in self._refused.keys() & self._not_ours_to_make:
             self._note_unbound(item)
         elif not self._refused.keys() & self._made_of(item):
@@ -195,23 +195,42 @@ class _Declaring:
         finally:
             await connection.close()
 
+    async def _look_for_ended_ones(self) -> None:
+        """See which partitions others have been led over from: they are consumed as they stand, and nothing of them is made."""
+        for item in self._items:
+            if not isinstance(item, Exchange) or not item.name.endswith(GUARD):
+                continue
+            there, whole = _division(item), item.name.removesuffix(GUARD)
+            marker = Exchange(ended(there), "fanout")
+            if await self._look_at(marker) is not None:
+                continue
+            text = (
+                f"the partitions {there!r} have ended, and others stand in their place: `rabbitevents topology migrate "
+                f"MODULE:BUS {whole}` leads back to them, with this code's bus"
+            )
+            self._divisions[item.name] = TopologyError(text, name=item.name, code=0, stands=True)
+
+    def _note_divided(self, item: Exchange | Queue | Binding, why: TopologyError) -> None:
+        """Note why something of a division is not made; the place of its dead letters is none of it."""
+        name = _key(item)
+        if partitions.guard_of(name) is None and not name.endswith(GUARD):
+            return
+        stands = why.stands and name not in self.missing
+        error = TopologyError(str(why), name=name, code=why.code if stands else 406, stands=stands)
+        self._refused.setdefault(name, error)
+
     def _is_divided_otherwise(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:
-        """Say whether there are other partitions than ours, or will be: what is of ours is not made then."""
+        """Say whether there are other partitions than ours: nothing of ours is made then."""
         if not isinstance(item, Exchange) or not item.name.endswith(GUARD) or error.code != 406:
             return False
-        sides = _BOTH_SIDES.search(str(error))
-        ours, theirs = str(item.arguments["alternate-exchange"]), str(_value(sides["theirs"]) if sides else "")
-        whole = item.name.removesuffix(GUARD)
-        if ours.startswith(f"{whole}.of-") and theirs.startswith(f"{ours}.to-"):
-            text = f"the partitions of {whole!r} are led over to others ({theirs.removeprefix(f'{whole}.')}), and are used as they stand"
-            self._divisions[item.name] = TopologyError(text, name=item.name, code=0, stands=True)
-        else:
-            text = (
-                f"the partitions of {whole!r} are {theirs.removeprefix(f'{whole}.') or 'others'}, and this bus wants them "
-                f"{ours.removeprefix(f'{whole}.')}: while the code that they are of still runs, `rabbitevents topology "
-                f"migrate MODULE:BUS {whole}` leads over, with this code's bus"
-            )
-            self._divisions[item.name] = TopologyError(text, name=item.name, code=406)
+        sides, whole = _BOTH_SIDES.search(str(error)), item.name.removesuffix(GUARD)
+        theirs = str(_value(sides["theirs"])) if sides else "others"
+        ours, theirs = (each.removeprefix(f"{whole}.") for each in (_division(item), theirs))
+        text = (
+            f"the partitions of {whole!r} are {theirs}, and this bus wants them {ours}: while the code that they are of "
+            f"still runs, `rabbitevents topology migrate MODULE:BUS {whole}` leads over, with this code's bus"
+        )
+        self._divisions[item.name] = TopologyError(text, name=item.name, code=406)
         return True
 
     async def _is_used_all_the_same(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:
@@ -376,6 +395,11 @@ def _declared(channel: AbstractChannel, item: Exchange | Queue | Binding, *, pas
 def _is_foreign(item: Exchange | Queue | Binding) -> bool:
     """Say whether it is another team's exchange, which must be there and is never declared here."""
     return isinstance(item, Exchange) and item.kind is None
+
+
+def _division(guard: Exchange) -> str:
+    """Return what the guard of partitions says, as we want it."""
+    return str(guard.arguments["alternate-exchange"])
 
 
 def _divides(item: Exchange | Queue) -> bool:

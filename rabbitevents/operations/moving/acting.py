@@ -54,7 +54,8 @@ async def migrate(
     """Make a queue anew, give it another name, or have other partitions; yield each step once it is done.
 
     In between, how it is with what is waited for is yielded. ``within`` are the seconds that emptying one queue may take,
-    ``interval`` those between two looks at numbers. Broken off anywhere, it is called again. Raises `BrokerError`, and `ConfigurationError` where there is no way on.
+    ``interval`` those between two looks at numbers. Broken off anywhere, it is called again. Raises `BrokerError`, and
+    `ConfigurationError` where there is no way on.
     """
     altering = Altering(site.connection)
     await lock(site, altering, _locked(wanted))

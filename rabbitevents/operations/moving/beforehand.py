@@ -18,6 +18,7 @@ from rabbitevents.operations.moving.resizing import Resizing
 from rabbitevents.operations.planning import Worksite, seen
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingQueue
+from rabbitevents.partitions import division, ended
 from rabbitevents.routing import Subscription
 from rabbitevents.topology import MOVING, Queue
 
@@ -74,12 +75,13 @@ async def _anew(site: Worksite, scene: Scene, queue: str, wanted: Queue) -> Outl
 def _resized(site: Worksite, scene: Scene, named: Subscription) -> Outlook:
     """Look at a subscription that is to have another number of partitions."""
     resizing = Resizing(named.whole, named.options.partitions, site.wanted)
-    olds, says = resizing.former(scene.standing), resizing.says(scene.standing)
+    olds = resizing.former(scene.standing)
+    begun = any(ended(division(named.whole, each)) in scene.standing.exchanges for each in olds)
     return Outlook(
         queue=named.whole,
         wanted=resizing,
         differs=f"has {' and '.join(map(str, olds))} partitions, and is to have {resizing.total}" if olds else "",
-        going_on=bool(olds) and ".to-" in says,
+        going_on=begun or resizing.says(scene.standing) not in ("", resizing.name),
         depth=None,
         otherwise=(),
     )

@@ -3,7 +3,8 @@
 The order of an entity holds: its events are in another partition from one moment on, and nobody consumes the new partitions
 before the old ones are empty. Those stand and are bound; what leads to the old ones leads to the new ones, too (what comes
 between the two is in both, under the same ids: twice rather than never), and then to them alone; the consumers of the old
-ones empty them, and only then the guard says that the new ones are to be consumed.
+ones empty them, and only then the guard says that the new ones are to be consumed. An exchange says from the beginning that
+the old ones have ended: older code that starts or reconnects meanwhile, or later, makes nothing of them again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from rabbitevents.operations.moving.course import (
     Unbind,
 )
 from rabbitevents.operations.standing import Standing
-from rabbitevents.partitions import GUARD, division, guard_of
-from rabbitevents.topology import DELAY_DUE, HASH, Binding, Exchange, Queue, Topology
+from rabbitevents.partitions import GUARD, division, ended
+from rabbitevents.topology import DELAY_DUE, HASH, Binding, Exchange, Queue, Topology, guard_of
 
 
 class Resizing(msgspec.Struct, frozen=True):
@@ -49,10 +50,7 @@ class Resizing(msgspec.Struct, frozen=True):
     @property
     def place(self) -> Iterator[Exchange | Queue | Binding]:
         """Yield the partitions and what they need, in their order; what leads to them comes last."""
-        for item in self.wanted.items:
-            names = (item.queue, item.routing_key) if isinstance(item, Binding) else (item.name,)
-            if any(guard_of(name) == self.guard for name in names):
-                yield item
+        yield from (item for item in self.wanted.items if guard_of(item) == self.guard)
 
     def former(self, standing: Standing) -> tuple[int, ...]:
         """Return how many partitions there were, as far as those, or what leads to them, still stand."""
@@ -72,26 +70,39 @@ def next_resizing_step(resizing: Resizing, standing: Standing) -> Step | None:
 
     Raises `ConfigurationError` where there is no way on.
     """
-    olds, says = resizing.former(standing), resizing.says(standing)
+    olds = resizing.former(standing)
     if not olds:
-        return _last(resizing, says)
+        return _last(resizing, standing)
     if len(olds) > 1:
         raise ConfigurationError(
             f"{resizing.whole!r} stands with {' and with '.join(map(str, olds))} partitions besides the {resizing.total} that are "
             "wanted: somebody began to lead over to another number. Run this with that code first"
         )
     (old,) = olds
-    ending = division(resizing.whole, old, resizing.total)
-    if says != ending:
-        return Step(DeclareExchange(resizing.guard, ending, anew=True), "its partitions are used as they stand")
-    return _made(resizing, standing) or _led_over(resizing, standing, old) or _emptied(resizing, standing, old)
+    return (
+        _told(resizing, standing, old)
+        or _made(resizing, standing)
+        or _led_over(resizing, standing, old)
+        or _emptied(resizing, standing, old)
+    )
 
 
-def _last(resizing: Resizing, says: str) -> Step | None:
-    if not says:
+def _last(resizing: Resizing, standing: Standing) -> Step | None:
+    """Have the guard say that the new partitions are to be consumed."""
+    if resizing.name not in standing.exchanges:
         raise ConfigurationError(f"{resizing.whole!r} has no partitions yet: rabbitevents topology apply declares them")
-    if says != resizing.name:
-        return Step(DeclareExchange(resizing.guard, resizing.name, anew=True), "the new partitions are consumed")
+    if resizing.says(standing) == resizing.name:
+        return None
+    return Step(DeclareExchange(resizing.guard, resizing.name, anew=True), "the new partitions are consumed")
+
+
+def _told(resizing: Resizing, standing: Standing, old: int) -> Step | None:
+    """Have it said that the old partitions have ended, and that the new ones have not, though they may have before."""
+    if ended(resizing.name) in standing.exchanges:
+        return Step(DeleteExchange(ended(resizing.name), if_unused=False), "there are so many partitions again")
+    former = ended(division(resizing.whole, old))
+    if former not in standing.exchanges:
+        return Step(DeclareExchange(former), "the old partitions are used as they stand")
     return None
 
 

@@ -191,6 +191,7 @@ def test_a_binary_cloud_event_is_written_as_its_amqp_binding_says() -> None:
         "cloudEvents:correlationid": "corr",
         "cloudEvents:causationid": "cause",
         "cloudEvents:tenant": "t",
+        "entity-id": "o-1",
     }
 
 

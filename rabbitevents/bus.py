@@ -730,7 +730,8 @@ class Bus:
     async def pause(self, subscription: str, /, *, by: str = APPLICATION, reason: str = "") -> None:
         """Stop taking deliveries for a subscription; what has not begun is given back.
 
-        :param subscription: ``<router>.<handler>``: "shop.payment.charge".
+        :param subscription: ``<router>.<handler>``: "shop.payment.charge"; of one that is divided, all of its partitions, or
+            one by its own name.
         :param by: Who pauses it, by default "the application". It stays paused until all who did have resumed it. What a
             plugin's pause gives back goes to the end of the queue, and is none of its deliveries.
         :param reason: Why, for health and observers.
@@ -738,7 +739,7 @@ class Bus:
         Raises `ConfigurationError` where there is none of that name.
         """
         self._home.check()
-        await self._workforce[subscription].pause(by, reason)
+        await asyncio.gather(*(workers.pause(by, reason) for workers in self._workforce[subscription]))
 
     async def resume(self, subscription: str, /, *, by: str = APPLICATION, one_at_a_time: bool = False) -> None:
         """Take deliveries again.
@@ -751,11 +752,11 @@ class Bus:
         """
         self._home.check()
         workers = self._workforce[subscription]
-        if workers.is_at_work(asyncio.current_task()):
+        if any(each.is_at_work(asyncio.current_task()) for each in workers):
             raise ConfigurationError(
                 f"resume({subscription!r}) was called by a handler of that subscription, which only others can resume"
             )
-        await workers.resume(by, one_at_a_time=one_at_a_time)
+        await asyncio.gather(*(each.resume(by, one_at_a_time=one_at_a_time) for each in workers))
 
     async def wait(self, delay: float, /) -> bool:
         """Wait for ``delay`` seconds, and say whether they have passed: False as soon as the bus is told to stop.

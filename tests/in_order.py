@@ -100,7 +100,7 @@ async def run(arguments: argparse.Namespace, *, root: str | None = None) -> Coun
         environment = {"AMQP_URL": node.url, "LEDGER": str(ledger.path), "LONGEST": str(arguments.longest)}
         environment["PARTITIONS"] = str(arguments.partitions)
         async with processes("run tests.in_order_service:bus", 2, environment) as both:
-            await until(lambda: all("feeds follow" in each.said for each in both), "both", 30)
+            await until(lambda: all(" follow (" in each.said for each in both), "both", 30)
             await node.asettle()  # a queue that is killed as it is new is forgotten by RabbitMQ
             async with Bus(node.url, name="publisher", unroutable="raise") as publisher, asyncio.TaskGroup() as group:
                 group.create_task(publish(publisher, arguments.orders, arguments.steps, arguments.rate))

@@ -13,6 +13,7 @@ import pytest
 from tenacity import stop_after_attempt, wait_fixed
 
 from rabbitevents import Bus, ConfigurationError, Delivery, Router, TopologyError, UnroutableError
+from rabbitevents.cli.process import story_of
 from rabbitevents.operations.applying import add
 from rabbitevents.operations.moving.acting import Done, migrate
 from rabbitevents.operations.moving.beforehand import outlook
@@ -218,6 +219,27 @@ def test_a_subscription_that_is_divided_is_explained_once() -> None:
         ("events", ("ordered.step",)),
         ("events.due", ("ordered.step",)),
     ]
+
+
+async def test_the_story_of_a_start_names_its_partitions_in_one_line() -> None:
+    bus = Book().bus("memory://")
+    async with bus:
+        said = list(story_of(bus, in_short=False))
+
+    assert said[1:] == ["queues shop.record.0-of-4 to shop.record.3-of-4 feed record (ordered.step)"]
+
+
+async def test_all_partitions_are_paused_and_resumed_by_the_name_of_the_handler() -> None:
+    book = Book()
+    async with running(book.bus("memory://")) as probe:
+        await probe.bus.pause("shop.record", reason="a look")
+        await probe.bus.publish_many(steps(20, 1))
+        waiting = sum(probe.waiting(name) for name in QUEUES)
+        before = book.handled
+        await probe.bus.resume("shop.record")
+        await probe.settled()
+
+    assert (waiting, before, book.handled) == (20, 0, 20)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from rabbitevents.cli.reference import load_bus
 from rabbitevents.cli.settings import Settings
 from rabbitevents.health import QUESTIONS, HealthServer
 from rabbitevents.loops import run_to_the_end
+from rabbitevents.partitions import names
 from rabbitevents.routing import Handler
 
 LAST_MOMENT: Final = 0.5
@@ -126,12 +127,16 @@ def story_of(bus: Bus, *, in_short: bool) -> Iterator[str]:
     ) + (f", of which {len(idle)} {'is' if len(idle) == 1 else 'are'} not consumed" if idle else "")
     yield f"{bus.name} runs on {bus.address} (pid {os.getpid()}, {loop_name()}); {what}"
     for subscription in () if in_short else queues:
-        yield _feeds(subscription, "does not feed" if subscription.queue in idle else "feeds")
+        if not subscription.whole:
+            yield _feeds(subscription, "does not feed" if subscription.queue in idle else "feeds")
+        elif subscription.queue == (parts := names(subscription.whole, subscription.options.partitions))[0]:
+            still = len(idle.intersection(parts))
+            yield _feeds(subscription, f"to {parts[-1]} feed{f' (but for {still} of them)' if still else ''}")
 
 
 def _feeds(subscription: Subscription, feeds: str) -> str:
     handlers = ", ".join(f"{each.name} ({_takes(each)})" for each in subscription.handlers)
-    return f"queue {subscription.queue} {feeds} {handlers}"
+    return f"queue{'s' if subscription.whole else ''} {subscription.queue} {feeds} {handlers}"
 
 
 def _takes(handler: Handler) -> str:

@@ -74,11 +74,11 @@ class Workforce:
         drained.cancel()
         hurry.cancel()
 
-    def __getitem__(self, name: str) -> Workers:
-        for each in self.workers:
-            if each.name == name:
-                return each
-        there = ", ".join(each.name for each in self.workers)
+    def __getitem__(self, name: str) -> list[Workers]:
+        """Return the workers of a subscription: one, or those of its partitions. Raises `ConfigurationError`."""
+        if found := [each for each in self.workers if name in (each.name, each.subscription.whole)]:
+            return found
+        there = ", ".join(dict.fromkeys(each.subscription.whole or each.name for each in self.workers))
         raise ConfigurationError(f"there is no subscription {name!r}; there are {there or 'none'}")
 
     @property

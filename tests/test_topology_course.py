@@ -44,9 +44,9 @@ def after(standing: Standing, act: Act) -> Standing:
         case DeclareQueue(name, arguments):
             assert name not in queues
             queues[name] = StandingQueue(name=name, arguments=arguments)
-        case DeclareExchange(name, alternate):
-            told = {} if alternate is None else {"alternate-exchange": alternate}
-            exchanges[name] = StandingExchange(name=name, kind="fanout", arguments=told)
+        case DeclareExchange(name, alternate, kind, arguments):
+            told = {**arguments, **({} if alternate is None else {"alternate-exchange": alternate})}
+            exchanges[name] = StandingExchange(name=name, kind=kind, arguments=told)
         case Bind(link):
             bindings.add(_standing(link))
         case Unbind(link):

@@ -60,10 +60,11 @@ def course(total: int, here: Standing) -> list[tuple[Act, Standing]]:
 
 
 def led_to(here: Standing) -> set[str]:
-    """The divisions that an event is led to as it is published, and as it has waited."""
+    """The divisions that an event is led to as it is published, and as it has waited: to the same ones."""
     ways = {(each.exchange, each.target) for each in here.bindings if not each.to_queue and each.routing_key == KEY}
-    both = ({target for source, target in ways if source == name} for name in ("events", "events.due"))
-    return set.union(*both)
+    return {target for source, target in ways if source == "events"} | {
+        target for source, target in ways if source == "events.due"
+    }
 
 
 @settings(max_examples=12, deadline=None)

@@ -147,14 +147,13 @@ async def test_each_effect_is_there_once_though_payments_fail_and_an_order_is_po
     assert counts.flawless
     await check_that_the_books_agree(url, 200)
     assert await rows(url, select(func.count()).select_from(Tables().outbox)) == [(0,)]
-    marks = select(func.count()).select_from(Tables().inbox)
-    elsewhere = await rows(
-        url, marks.where(Tables().inbox.c.subscription != "shop.payment.events")
-    )  # which has timeouts
+    inbox = Tables().inbox
+    elsewhere = inbox.c.subscription != "shop.payment.events"  # where timeouts are marked too
+    marks = await rows(url, select(func.count()).select_from(inbox).where(elsewhere))
     payments = sum(
         result.tally.of_type(type) for type in ("inventory.reserved", "payment.processed", "payment.declined")
     )
-    assert elsewhere == [(counts.handled - payments,)]
+    assert marks == [(counts.handled - payments,)]
 
 
 @pytest.mark.parametrize(("sabotage", "lost", "duplicates"), [("drop", 2, 0), ("dup", 0, 2)])

@@ -35,6 +35,7 @@ from rabbitevents_process import DONE, NoSuchProcessError, Timeout
 from rabbitevents_process.testing import given
 from tests.test_demo import Silence
 from tests.test_demo_failures import lines
+from tests.test_demo_processes import Audience
 from tests.test_demo_store import book, check_that_the_books_agree, happened, postgres_url, rows, sqlite_url, url
 
 __all__ = ["postgres_url", "sqlite_url", "url"]
@@ -203,6 +204,22 @@ async def test_on_rabbitmq_a_later_shop_without_a_store_leaves_nothing_to_the_on
     assert after is not None
     assert after.ready == before.ready
     assert again.flawless
+
+
+async def test_what_is_waited_for_outlives_a_kill_of_who_waits(rabbit_url: str, postgres_url: str) -> None:
+    settings = Settings(broker=rabbit_url, processes=True, fail=0.9, store=postgres_url, replay=True)
+    audience = Audience("payment", after=3)
+
+    counts = (await run(list(make_orders(40, seed=1)), settings, audience)).counts
+
+    assert audience.killed_at >= 3
+    assert len(audience.pids("payment")) == 2
+    assert counts.flawless
+    assert (counts.lost, counts.duplicates, counts.dead, counts.restarts, counts.equal) == (0, 0, 0, 1, True)
+    assert counts.placed == counts.confirmed + counts.cancelled == 40
+    assert counts.overdue > 0
+    assert await open_payments(postgres_url) == 0
+    await check_that_the_books_agree(postgres_url, 40)
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------

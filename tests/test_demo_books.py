@@ -421,6 +421,45 @@ def test_what_another_run_has_left_on_the_broker_is_not_counted(tmp_path: Path) 
     assert (tally.published.total(), tally.effects.total()) == (0, 0)
 
 
+TIMEOUT = Published("payment", "t", "shop.payment.timed-out", "b", "a", "1", "2026-01-01T00:00:10+00:00", timeout=True)
+
+
+@pytest.mark.parametrize("end", ["payment.processed", "payment.declined", "payment.overdue"])
+def test_a_payment_is_unsettled_from_its_timeout_on_until_it_ends(tmp_path: Path, end: str) -> None:
+    tally = tallied(tmp_path, publication("a"), TIMEOUT)
+    waiting, due = dict(tally.unsettled), tally.due
+
+    with (tmp_path / "0.ledger").open("ab") as file:
+        file.write(msgspec.json.encode(publication("c", end, cause="b", root="a")) + b"\n")
+    tally.read()
+
+    assert waiting == {"1": due}
+    assert due == datetime.fromisoformat(TIMEOUT.at).timestamp()
+    assert (tally.unsettled, tally.due) == ({}, 0.0)
+
+
+def test_an_end_may_be_known_before_what_it_ends(tmp_path: Path) -> None:
+    tally = tallied(tmp_path, publication("a"), publication("c", "payment.processed", cause="b", root="a"), TIMEOUT)
+
+    assert tally.unsettled == {}
+
+
+def test_a_timeout_is_neither_published_nor_handled(tmp_path: Path) -> None:
+    came = handled("t", "shop.payment.events")
+
+    tally = tallied(tmp_path, publication("a"), TIMEOUT, came, came)
+
+    assert tally.published == {("order", "order.placed"): 1}
+    assert (tally.handled.total(), tally.effects.total(), tally.duplicates) == (0, 0, 0)
+    assert tally.sizes == {"a": 1}
+
+
+def test_a_timeout_of_another_run_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    tally = tallied(tmp_path, TIMEOUT)
+
+    assert tally.unsettled == {}
+
+
 def test_a_line_that_is_being_written_is_read_when_it_is_finished(tmp_path: Path) -> None:
     tally = Tally(tmp_path, listeners)
     line = msgspec.json.encode(publication("a")) + b"\n"

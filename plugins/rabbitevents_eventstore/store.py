@@ -34,7 +34,7 @@ from rabbitevents_eventstore.snapshots import Album, Snapshots
 from rabbitevents_eventstore.stored import Shelf, Stored
 from rabbitevents_eventstore.tables import EventTables
 from rabbitevents_eventstore.watermark import OFTEN, StoreHeldBack, Watermark
-from rabbitevents_sql import AWAY, Channel, Notifier, after_commit, backend_of, reason, where
+from rabbitevents_sql import AWAY, Channel, Notifier, after_commit, backend_of, reason, short_turn_of, where
 
 S = TypeVar("S")
 
@@ -272,7 +272,7 @@ class EventStore(Plugin):
             async with self._statements.connect() as connection:
                 yield connection
         else:
-            async with AsyncSession(self.engine) as session, session.begin():
+            async with short_turn_of(self.engine), AsyncSession(self.engine) as session, session.begin():
                 yield session
 
     # --- reading ---

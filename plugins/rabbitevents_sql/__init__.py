@@ -5,7 +5,7 @@ It is no plugin, and knows none.
 
 from rabbitevents_sql.clock import age, at, now
 from rabbitevents_sql.commits import after_commit
-from rabbitevents_sql.databases import AWAY, Backend, backend_of, prepare_sqlite, reason, turn_of, where
+from rabbitevents_sql.databases import AWAY, Backend, backend_of, prepare_sqlite, reason, short_turn_of, turn_of, where
 from rabbitevents_sql.notify import Channel, Listener, Notifier
 from rabbitevents_sql.tables import VersionedTables
 
@@ -23,6 +23,7 @@ __all__ = [
     "now",
     "prepare_sqlite",
     "reason",
+    "short_turn_of",
     "turn_of",
     "where",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
@@ -51,6 +52,26 @@ def turn_of(engine: AsyncEngine | Engine) -> AbstractAsyncContextManager[Any]:
     if backend_of(sync) != "sqlite":
         return nullcontext()
     return _TURNS.setdefault(sync, asyncio.Lock())
+
+
+def short_turn_of(engine: AsyncEngine) -> AbstractAsyncContextManager[Any]:
+    """Return `turn_of` for what may be called, by mistake, while its caller has the turn: it waits as long as `BUSY` says.
+
+    Then it goes on without, and SQLite says that it is locked, as it does to whoever takes no turns.
+
+    :param engine: As for `turn_of`.
+    """
+    turn = turn_of(engine)
+    return _in_time(turn) if isinstance(turn, asyncio.Lock) else turn
+
+
+@asynccontextmanager
+async def _in_time(turn: asyncio.Lock) -> AsyncGenerator[None]:
+    async with AsyncExitStack() as stack:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BUSY / 1000):
+                await stack.enter_async_context(turn)
+        yield
 
 
 def where(engine: AsyncEngine | Engine) -> str:

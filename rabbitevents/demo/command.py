@@ -47,8 +47,9 @@ JSON_KEYS: Final = (
 )
 """What ``--json`` says, in this order; `Counts` says what each is."""
 
+STORE_KEYS: Final = ("overdue",)
 REPLAY_KEYS: Final = ("replayed", "equal")
-"""What it says then, with ``--replay``."""
+"""What it says then, with ``--store`` and with ``--replay``."""
 
 
 def _number(text: str) -> int:
@@ -168,7 +169,7 @@ def _run(orders: Sequence[Order], settings: Settings, as_json: bool) -> int:
         return INTERRUPTED
     if as_json:
         counts = attrs.asdict(result.counts)
-        keys = (*JSON_KEYS, *REPLAY_KEYS) if settings.replay else JSON_KEYS
+        keys = (*JSON_KEYS, *(STORE_KEYS if settings.store else ()), *(REPLAY_KEYS if settings.replay else ()))
         click.echo(json.dumps({key: counts[key] for key in keys}))
     else:
         show(result)

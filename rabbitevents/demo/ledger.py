@@ -21,7 +21,8 @@ class Published(msgspec.Struct, frozen=True, array_like=True, tag_field="record"
     """An event that the broker has confirmed.
 
     ``cause`` is the event that it was published for ("" for none), ``root`` the first one of the cascade, ``about``
-    what it happened to, ``at`` when it did (RFC 3339).
+    what it happened to, ``at`` when it did (RFC 3339). A ``timeout`` is what a process has sent itself, to come ``at``
+    that time: nobody may wait for it any more by then.
     """
 
     service: str
@@ -31,6 +32,7 @@ class Published(msgspec.Struct, frozen=True, array_like=True, tag_field="record"
     root: str
     about: str
     at: str
+    timeout: bool = False
 
 
 class Handled(msgspec.Struct, frozen=True, array_like=True, tag_field="record", tag="handled"):

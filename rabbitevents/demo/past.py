@@ -11,7 +11,7 @@ from sqlalchemy import Text, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
-from rabbitevents.demo.shop.events import OrderCancelled, OrderConfirmed, OrderPlaced
+from rabbitevents.demo.shop.events import OrderCancelled, OrderConfirmed, OrderPlaced, RefundDue
 from rabbitevents.demo.shop.order import OrderBook, OrderState, Outcome, apply
 from rabbitevents_eventstore import (
     NEW,
@@ -23,7 +23,7 @@ from rabbitevents_eventstore import (
     projection,
 )
 
-EVENTS: Final = (OrderPlaced, OrderConfirmed, OrderCancelled)
+EVENTS: Final = (OrderPlaced, OrderConfirmed, OrderCancelled, RefundDue)
 """What happens to an order, and is kept."""
 
 TABLES: Final = EventTables("rabbitevents_demo_")

@@ -23,9 +23,12 @@ class Recorder(Plugin):
         self._ledger = ledger
 
     async def publish(self, proceed: Publish, message: Message) -> None:
-        """Publish, then note: what was not confirmed has raised by then."""
+        """Publish, then note: what was not confirmed has raised by then. What waits at the broker is a timeout here."""
         await proceed(message)
         headers = message.headers
+        at = str(headers.get("event-time") or "")
+        if message.after is not None:
+            at = (datetime.fromisoformat(at) + message.after).isoformat()
         self._ledger.note(
             Published(
                 service=self._service,
@@ -34,7 +37,8 @@ class Recorder(Plugin):
                 cause=str(headers.get("causation-id") or ""),
                 root=message.properties.correlation_id or message.id,
                 about=str(headers.get("entity-id") or ""),
-                at=str(headers.get("event-time") or ""),
+                at=at,
+                timeout=message.after is not None,
             )
         )
 

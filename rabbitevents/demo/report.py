@@ -87,6 +87,7 @@ def closing(counts: Counts) -> list[str]:
     lines = [
         f"{counts.placed:,} orders placed: {orders}",
         f"{counts.published:,} events {confirmed}, {effects}, in {counts.seconds:.2f} s",
+        *([f"{counts.overdue:,} payments overdue: nobody waits for them any more"] if counts.overdue else []),
         verdict,
     ]
     if counts.replayed is not None:

@@ -21,9 +21,10 @@ from rabbitevents.demo import morgue
 from rabbitevents.demo.crew import Assignment, Crew
 from rabbitevents.demo.ledger import Published
 from rabbitevents.demo.orders import Order
-from rabbitevents.demo.services import SERVICES, Front, Site, listeners, opened
+from rabbitevents.demo.services import SERVICES, Front, Site, opened
 from rabbitevents.demo.settings import Settings
 from rabbitevents.demo.tally import Tally, Trouble
+from rabbitevents.demo.unbinding import unbind
 from rabbitevents.testing import EmbeddedBroker
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Counts:
     ``published`` events were confirmed by the broker (with a ``store``: committed there), and ``handled`` effects
     found in the ledgers, each counted once; ``lost`` effects are missing there, and not dead letters; ``duplicates``
     were there already. ``retried`` is how often a handling was tried again. ``seconds`` go from the first order to
-    the last effect. ``restarts`` counts processes that ended in the middle. ``replayed`` events were in the store, and
+    the last effect. ``restarts`` counts processes that ended in the middle. ``overdue`` payments were given up, which there
+    is nobody for without a store; a process that does not end is ``lost``, too. ``replayed`` events were in the store, and
     what was made of them anew was ``equal`` to what the run had made of them; None where that was not asked for.
     """
 
@@ -81,6 +83,7 @@ class Counts:
     dead: int
     unconfirmed: int
     restarts: int
+    overdue: int = 0
     replayed: int | None = None
     equal: bool | None = None
 
@@ -124,8 +127,8 @@ async def run(
             return await run(orders, settings, audience, folder=Path(temporary), embedded=embedded)
     prefix = f"{token_hex(4)}-"  # what an earlier run left on the broker must not meet orders of the same number
     ours = [attrs.evolve(order, order_id=prefix + order.order_id) for order in orders]
-    tally = Tally(folder, listeners)
     async with opened(settings, folder, embedded or EmbeddedBroker(), name="shop", say=audience.say) as site:
+        tally = Tally(folder, site.listeners)
         if site.store is not None:
             await site.store.prepare()
         async with _shop(site, audience) as (front, crew):
@@ -163,10 +166,12 @@ async def _shop(site: Site, audience: Audience) -> AsyncGenerator[tuple[Front, C
     async with AsyncExitStack() as stack:
         ledger = site.ledger("shop")
         stack.push_async_callback(ledger.close)
+        front = site.front(ledger)
+        if site.store is not None and settings.broker is not None:
+            stack.push_async_callback(unbind, front.bus, site.besides(*SERVICES))
         for name in SERVICES:
             if name not in separate:
                 await stack.enter_async_context(site.bus(name, ledger))
-        front = site.front(ledger)
         await stack.enter_async_context(front.bus)  # what is wrong with the URL is said once, here
         crew = Crew([Assignment(name, str(site.folder), settings) for name in separate], audience.say)
         yield front, await stack.enter_async_context(crew)
@@ -203,7 +208,7 @@ async def _follow(site: Site, tally: Tally, orders: int, audience: Audience) -> 
             last_news = perf_counter()
             closed = tally.of_type("order.confirmed") + tally.of_type("order.cancelled")
             audience.progress(orders, closed, tally.effects.total())
-        if not tally.awaited and len(tally.sizes) >= orders:
+        if not tally.awaited and not tally.unsettled and len(tally.sizes) >= orders:
             return
         if perf_counter() - last_news > patience and time() - tally.due > patience:
             audience.say(f"no new effect for {patience:g} s: what is missing now is lost")
@@ -245,11 +250,12 @@ def _count(
         cancelled=tally.of_type("order.cancelled"),
         published=tally.published.total(),
         handled=tally.effects.total(),
-        lost=len(tally.lost),
+        lost=len(tally.lost) + len(tally.unsettled),
         duplicates=tally.duplicates,
         seconds=round(seconds, 3),
         retried=tally.retried.total(),
         dead=len(tally.dead_orders),
         unconfirmed=unconfirmed,
         restarts=restarts,
+        overdue=tally.of_type("payment.overdue"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -62,12 +62,12 @@ SERVICES: Final[Mapping[str, Service]] = {
 
 
 @cache
-def listeners(type: str) -> tuple[str, ...]:
-    """Return the queues that every event of ``type`` has to reach."""
+def listeners(type: str, *besides: Router) -> tuple[str, ...]:
+    """Return the queues that every event of ``type`` has to reach: those of the services, and of routers ``besides``."""
     return tuple(
         subscription.queue
-        for service in SERVICES.values()
-        for subscription in service.router.subscriptions()
+        for router in (*(service.router for service in SERVICES.values()), *besides)
+        for subscription in router.subscriptions()
         if any(matches(key, type) for key in subscription.routing_keys)
     )
 
@@ -75,11 +75,7 @@ def listeners(type: str) -> tuple[str, ...]:
 @cache
 def owner(queue: str) -> str:
     """Return the service whose queue it is."""
-    return next(
-        name
-        for name, service in SERVICES.items()
-        if queue in {subscription.queue for subscription in service.router.subscriptions()}
-    )
+    return next(name for name, service in SERVICES.items() if queue.startswith(f"{service.router.name}."))
 
 
 @frozen
@@ -104,6 +100,14 @@ class Site:
     store: Store | None
     traces: Traces | None
 
+    def besides(self, *names: str) -> Iterable[Router]:
+        """Return what services handle beside what they always do."""
+        return [router for name in names for router in (() if self.store is None else self.store.routers(name))]
+
+    def listeners(self, type: str) -> Sequence[str]:
+        """Return the queues that every event of ``type`` has to reach."""
+        return listeners(type, *self.besides(*SERVICES))
+
     def ledger(self, name: str) -> Records:
         """Open a ledger, which is kept well, or as badly as the settings say."""
         ledger: Records = Ledger(self.folder / f"{name}.ledger")
@@ -116,7 +120,7 @@ class Site:
         """Return a service's bus, not started."""
         service = SERVICES[name]
         plugins = self._plugins(name, ledger)
-        bus = self._bus(name, plugins, service.router)
+        bus = self._bus(name, plugins, service.router, *self.besides(name))
         bus.provide(service.state, self._state(service, name, plugins))
         bus.provide(PaymentProvider, factory=self._provider)
         return bus

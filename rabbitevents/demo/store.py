@@ -16,12 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from rabbitevents import ConfigurationError, Plugin, RabbitEventsError
+from rabbitevents import ConfigurationError, Plugin, RabbitEventsError, Router
 from rabbitevents.demo import past
 from rabbitevents.demo.books import Sums, no_sums
 from rabbitevents.demo.database import engine_of, shown
 from rabbitevents.demo.ledger import Handled, Published, Record, Records
 from rabbitevents.demo.orders import Order
+from rabbitevents.demo.shop import paying
 from rabbitevents.demo.shop.order import placed
 from rabbitevents_eventstore import EventStore, Projections
 from rabbitevents_outbox import Inbox, Outbox, Tables
@@ -94,15 +95,28 @@ class Store:
         try:
             await Tables().create(self.engine)
             await past.TABLES.create(self.engine)
+            await paying.TABLES.create(self.engine)
             async with self.engine.begin() as connection:
                 for tables in (Base.metadata, past.Base.metadata):
                     await connection.run_sync(tables.create_all)
-                for table in (BOOKS, Line, past.TABLES.events, past.TABLES.projections, past.Customer):
+                emptied = (
+                    BOOKS,
+                    Line,
+                    past.TABLES.events,
+                    past.TABLES.projections,
+                    past.Customer,
+                    paying.TABLES.process,
+                )
+                for table in emptied:
                     await connection.execute(delete(table))
         except ConfigurationError:
             raise
         except Exception as error:  # a driver raises what it likes, until there is a connection
             raise ConfigurationError(f"--store {self.shown} cannot be used: {reason(error)}") from error
+
+    def routers(self, service: str) -> Sequence[Router]:
+        """Return what a service handles beside what it does without a store: payments are waited for here."""
+        return (paying.paying, paying.router) if service == "payment" else ()
 
     def plugins(self, service: str, recorder: Plugin) -> list[Plugin]:
         """Return what makes one transaction of a handling: its mark, its state, its events and what ``recorder`` notes."""

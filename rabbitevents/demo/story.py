@@ -35,6 +35,8 @@ def tree(story: Sequence[Published | Trouble]) -> Tree:
 def _grow(under: Tree, event: Published, cause: Published | None, steps: Steps) -> None:
     branch = under.add(_label(event, cause))
     for step in steps.get(event.event, ()):
+        if isinstance(step, Published) and step.timeout and step.event not in steps:
+            continue  # nobody waited for it when it came
         if isinstance(step, Published):
             _grow(branch, step, event, steps)
         else:
@@ -42,7 +44,7 @@ def _grow(under: Tree, event: Published, cause: Published | None, steps: Steps) 
 
 
 def _label(event: Published, cause: Published | None) -> Text:
-    label = Text(NAMES[event.type], style="bold")
+    label = Text(NAMES.get(event.type, event.type), style="bold")
     return _when(label, event, cause)
 
 

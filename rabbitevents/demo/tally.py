@@ -15,6 +15,9 @@ from rabbitevents.demo.ledger import GivenUp, Handled, Published, Record, Retrie
 CLOSED: Final = ("order.confirmed", "order.cancelled")
 """The types of event that an order ends with."""
 
+SETTLED: Final = ("payment.processed", "payment.declined", "payment.overdue")
+"""The types of event that a payment process ends with."""
+
 Effect = tuple[str, str]
 """A queue and an event: what is to be handled once."""
 
@@ -26,7 +29,8 @@ _records: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 class Tally:
     """What services have published and handled, from all ledgers in a folder.
 
-    An event is expected in each of the queues that ``listeners`` names for its type. Counted are only the cascades of
+    An event is expected in each of the queues that ``listeners`` names for its type. A timeout is expected nowhere, and
+    not counted: what has to come is an end of the process that has set it. Counted are only the cascades of
     orders that were placed in this run: what an earlier run left on the broker is handled, but not counted.
     """
 
@@ -37,6 +41,9 @@ class Tally:
         self._effects: set[Effect] = set()
         self._strangers: dict[str, list[Record]] = {}
         self._closed: set[str] = set()
+        self._timeouts: set[str] = set()
+        self._settled: set[str] = set()
+        self._due = 0.0
         self.roots: dict[str, str] = {}
         """The first event of its cascade, for each event."""
         self.sizes: Counter[str] = Counter()
@@ -47,8 +54,8 @@ class Tally:
         """What services say that they have given up on, and the error. Whether it is among the dead letters is another question."""
         self.dead: dict[Effect, str] = {}
         """What was found among the dead letters (`bury`), and the error."""
-        self.due: float = 0.0
-        """When the last one of those that are tried again comes back, in seconds since 1970."""
+        self.unsettled: dict[str, float] = {}
+        """The orders whose payment process has not ended yet, and when its timeout comes, in seconds since 1970."""
         self.duplicates: int = 0
         self.handled: Counter[str] = Counter()
         """How many events each service handled, repeated ones included."""
@@ -72,6 +79,11 @@ class Tally:
     def awaited(self) -> set[Effect]:
         """The effects that may still come: no service says that it has given up on them."""
         return self.missing - self.given_up.keys()
+
+    @property
+    def due(self) -> float:
+        """When the last one comes of what is tried again, and of timeouts that still mean something (seconds since 1970)."""
+        return max(self._due, *self.unsettled.values(), 0.0)
 
     @property
     def dead_orders(self) -> set[str]:
@@ -144,7 +156,9 @@ class Tally:
 
     def _publish(self, record: Published) -> Iterator[Record]:
         """Count an event, and return the records that had to wait for it."""
-        if record.event not in self.roots:
+        if record.timeout:
+            self._set_timeout(record)
+        elif record.event not in self.roots:
             self.roots[record.event] = record.root
             self.sizes[record.root] += 1
             self.published[record.service, record.type] += 1
@@ -152,9 +166,20 @@ class Tally:
             self.missing |= expected - self._effects
             if record.type in CLOSED:
                 self._closed.add(record.root)
+            if record.type in SETTLED:
+                self._settled.add(record.about)
+                self.unsettled.pop(record.about, None)
         return iter(self._strangers.pop(record.event, ()))
 
+    def _set_timeout(self, record: Published) -> None:
+        self.roots[record.event] = record.root
+        self._timeouts.add(record.event)
+        if record.about not in self._settled:
+            self.unsettled[record.about] = datetime.fromisoformat(record.at).timestamp()
+
     def _count_effect(self, record: Handled) -> None:
+        if record.event in self._timeouts:
+            return  # it came long after it was set, and so is known
         effect = (record.queue, record.event)
         self.handled[record.service] += 1
         if effect in self._effects:
@@ -168,6 +193,6 @@ class Tally:
         self.troubles.setdefault(self.roots[record.event], []).append(record)
         if isinstance(record, Retried):
             self.retried[record.service] += 1
-            self.due = max(self.due, datetime.fromisoformat(record.at).timestamp() + record.after)
+            self._due = max(self._due, datetime.fromisoformat(record.at).timestamp() + record.after)
         else:
             self.given_up[record.queue, record.event] = record.error

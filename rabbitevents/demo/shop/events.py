@@ -48,6 +48,16 @@ class OrderCancelled:
     reason: str
 
 
+@event("order.refund-due", version=1, entity="order", key="order_id")
+@frozen
+class RefundDue:
+    """The order was paid when it was cancelled already: the money goes back."""
+
+    order_id: str
+    customer: str
+    total: Decimal
+
+
 # --- from the inventory service ------------------------------------------------------------------------------------
 
 
@@ -98,6 +108,16 @@ class PaymentProcessed:
 @frozen
 class PaymentDeclined:
     """The customer's card does not pay for the order."""
+
+    order_id: str
+    customer: str
+    total: Decimal
+
+
+@event("payment.overdue", version=1, entity="order", key="order_id")
+@frozen
+class PaymentOverdue:
+    """Nobody has said in time whether the order is paid, and nobody waits for it any more."""
 
     order_id: str
     customer: str

@@ -15,7 +15,9 @@ from rabbitevents.demo.shop.events import (
     OrderPlaced,
     OutOfStock,
     PaymentDeclined,
+    PaymentOverdue,
     PaymentProcessed,
+    RefundDue,
 )
 from rabbitevents_retry import Fatal
 
@@ -33,22 +35,31 @@ class OrderState:
     """How an order stands, as far as that matters to what may become of it."""
 
     is_placed: bool = False
-    is_closed: bool = False
+    is_confirmed: bool = False
+    is_cancelled: bool = False
 
-    def close(self, outcome: Outcome) -> Outcome | None:
-        """Decide what becomes of it: the first word counts."""
+    def close(self, outcome: Outcome) -> Outcome | RefundDue | None:
+        """Decide what becomes of it: the first word counts. What is paid for an order that is cancelled goes back."""
         if not self.is_placed:
             raise Fatal("nobody has placed this order")
-        return None if self.is_closed else outcome
+        match outcome:
+            case OrderConfirmed() if self.is_cancelled:
+                return RefundDue(outcome.order_id, outcome.customer, outcome.total)
+            case _:
+                return None if self.is_confirmed or self.is_cancelled else outcome
 
 
-def apply(order: OrderState, happened: OrderPlaced | Outcome) -> OrderState:
+def apply(order: OrderState, happened: OrderPlaced | Outcome | RefundDue) -> OrderState:
     """Return how an order stands once something has happened to it."""
     match happened:
         case OrderPlaced():
             return evolve(order, is_placed=True)
-        case OrderConfirmed() | OrderCancelled():
-            return evolve(order, is_closed=True)
+        case OrderConfirmed():
+            return evolve(order, is_confirmed=True)
+        case OrderCancelled():
+            return evolve(order, is_cancelled=True)
+        case RefundDue():
+            return order
 
 
 # --- the service ----------------------------------------------------------------------------------------------------
@@ -87,8 +98,14 @@ async def confirm(payment: PaymentProcessed, book: OrderBook) -> Outcome | None:
     return await book.close(OrderConfirmed(payment.order_id, payment.customer, payment.total))
 
 
-@router.on(OutOfStock, PaymentDeclined)
-async def cancel(refusal: OutOfStock | PaymentDeclined, book: OrderBook) -> Outcome | None:
+@router.on(OutOfStock, PaymentDeclined, PaymentOverdue)
+async def cancel(refusal: OutOfStock | PaymentDeclined | PaymentOverdue, book: OrderBook) -> Outcome | None:
     """Cancel an order that cannot be delivered, or is not paid."""
-    reason = "out of stock" if isinstance(refusal, OutOfStock) else "payment declined"
+    match refusal:
+        case OutOfStock():
+            reason = "out of stock"
+        case PaymentDeclined():
+            reason = "payment declined"
+        case PaymentOverdue():
+            reason = "not paid in time"
     return await book.close(OrderCancelled(refusal.order_id, refusal.customer, reason))

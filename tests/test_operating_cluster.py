@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -15,6 +16,18 @@ from tests.test_topology_migrate import Effects, all_handled, migrated, publishi
 
 pytestmark = [pytest.mark.each_version, pytest.mark.timeout(400)]
 """Three nodes start, and one of the tests has some forty processes, one after the other."""
+
+
+GIVEN_UP = "nobody consumes it"
+"""Before RabbitMQ 4 a consumer of a queue that is deleted may not be told, where the queue's leader has moved."""
+
+
+async def step_of(place: Place) -> str:
+    """Have a process do one step of making the queue anew."""
+    try:
+        return await migrated(place, limit=30)
+    except IndexError:  # it has done none
+        return GIVEN_UP
 
 
 @pytest.fixture
@@ -42,15 +55,21 @@ async def test_a_queue_is_made_anew_while_its_leader_moves_between_any_two_steps
 ) -> None:
     """A waiting queue whose leader moves hands on what was not confirmed yet once more, with or without a queue made anew."""
     effects, steps, moves = Effects(), list[str](), 0
+    here = place.at(managed_cluster[1])
 
-    async with effects.service(place.at(managed_cluster[1])) as older:
+    async with AsyncExitStack() as replicas:
+        await replicas.enter_async_context(effects.service(here))
         async with publishing(place.at(managed_cluster[2])) as publisher:
-            while (step := await migrated(place, limit=30)) != "nothing to do":
+            while (step := await step_of(place)) != "nothing to do":
+                if step == GIVEN_UP:  # what it says then is to start the service
+                    assert managed_cluster[0].version.startswith("3.")
+                    await replicas.aclose()
+                    await replicas.enter_async_context(effects.service(here))
+                    continue
                 steps.append(step)
                 moves += await place.node.amove_leaders()
             left = await planned(shop(place.url, delivery_limit=30), http=place.node.http_url)
         await all_handled(effects, publisher.published)
-        await older.stop()  # whose code wants the queue otherwise
 
     assert not [step for step in steps if "LOST" in step]
     assert len(steps) == 37

@@ -20,7 +20,7 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test chaos check lint types test-rabbitmq4 test-debian test-jaeger test-matrix docs screenshots clean venv-demo venv-dev debian jaeger
+.PHONY: help demo bench test chaos check lint types test-rabbitmq4 test-debian test-jaeger test-matrix test-versions docs screenshots clean venv-demo venv-dev debian jaeger
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ test-jaeger: jaeger venv-dev debian ## what people look for in Jaeger, asked of 
 
 test-matrix: ## the tests on all versions of everything, one after the other; CELL=lowest TESTS=..., CELL=--list (needs root)
 	@$(PYTHON) scripts/matrix.py $(CELL)
+
+test-versions: ## what rests on RabbitMQ's version, on 3.10, 4.0 and 4.3: the operator's commands (needs root)
+	@$(PYTHON) scripts/matrix.py versions-3.10 versions-4.0 versions-4.3
 
 test-debian: ## both commands on a new machine with nothing on it, DEBIAN=bookworm, trixie or sid (needs root)
 	@scripts/in-debian $(or $(DEBIAN),bookworm)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Final, Literal, Self, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
 import msgspec
@@ -58,6 +58,7 @@ from rabbitevents.plugin import (
     wrap,
 )
 from rabbitevents.publishing.checks import check_message, check_several
+from rabbitevents.publishing.delay import room_name, tiers
 from rabbitevents.publishing.publishing import Publishing, Unroutable
 from rabbitevents.publishing.writer import Checked, Writer
 from rabbitevents.renaming import as_it_stands, check_names, old_names, renames
@@ -70,6 +71,8 @@ log: logging.Logger = logging.getLogger("rabbitevents.bus")
 
 P = TypeVar("P")
 T = TypeVar("T")
+
+_MAY_NOT_LOOK: Final = 403
 
 HARD_STOP = 5.0
 """Seconds that a stop may take beyond its grace period, whatever the broker does."""
@@ -269,6 +272,21 @@ class Bus:
                 wanted += topology.leading_to(subscription.division, subscription.leading_keys, self.exchange)
         return wanted
 
+    @property
+    def waits(self) -> tuple[int, ...]:
+        """How long copies of its events may have to wait at the broker, as its plugins say it: milliseconds, in order.
+
+        For each there is a queue, ``delay.<ms>``, which is made when it is first needed; a bus that only looks needs it from
+        the start.
+        """
+        ranges = [
+            each
+            for subscription in self.subscriptions
+            for plugin in standing_in(self.plugins, subscription)
+            for each in plugin.waits(subscription)
+        ]
+        return tuple(sorted({ms for shortest, longest in ranges for ms in tiers(shortest, longest)}))
+
     # --- life ---
 
     async def __aenter__(self) -> Self:
@@ -328,6 +346,7 @@ class Bus:
             await self._broker.start(settings, self.report if self._observers else None)
             await self._look_for_old_names()
             await self._declare_topology()  # before anybody publishes: plugins do so as they are entered
+            await self._look_for_rooms()
             await self._look_for_lost()
             for plugin in everybody:
                 stack.enter_context(at_work(plugin, self))
@@ -450,6 +469,27 @@ class Bus:
                 told.declare,
                 ", ".join(sorted(used)),
             )
+
+    async def _look_for_rooms(self) -> None:
+        """See that there are queues for all waits, where this bus makes none. Raises `TopologyError`."""
+        if self.configuration.declare != "passive":
+            return
+        missing: list[str] = []
+        for name in (room_name(ms) for ms in self.waits):
+            try:
+                there = await self._broker.depth(name)
+            except BrokerError as error:
+                if error.code != _MAY_NOT_LOOK:
+                    raise
+                continue
+            missing += [name] if there is None else []
+        if missing:
+            text = (
+                f"queues that events are to wait in do not exist: {', '.join(missing)}; this bus makes none (declare='passive'), "
+                "and what is to be tried again later would find no place. rabbitevents topology apply MODULE:BUS makes them, "
+                "with a user who may"
+            )
+            raise TopologyError(text, name=missing[0], code=404)
 
     async def _look_for_lost(self) -> None:
         """Say how much fell due while no queue was bound for it: the only moment at which that can be known is past."""

@@ -207,6 +207,13 @@ class Plugin:
         """
         return message
 
+    def waits(self, subscription: Subscription) -> Iterable[tuple[timedelta, timedelta]]:
+        """Return how long copies of that subscription's events may wait at the broker for it: ranges, from and to. Must be pure.
+
+        A bus that only looks (``declare="passive"``) does not start where a queue for one of these is missing.
+        """
+        return ()
+
     def observe(self, fact: Fact) -> None:
         """Learn what happened elsewhere. It is called on the event loop and must neither wait nor raise."""
 

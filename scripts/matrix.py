@@ -45,6 +45,7 @@ BESIDE = (("psycopg", "your own"),)
 SOURCES = ("rabbitevents", "plugins", "tests", "pyproject.toml", "constraints-dev.txt")
 BROKER = "$(grep -lE 'rabbit_(url|node|cluster)' tests/test_*.py)"
 REDIS = "$(grep -lE 'redis_server|RedisServer' tests/test_*.py)"
+EACH_VERSION = "-m each_version"
 PROCESSES = "tests/test_cli*.py tests/test_demo*.py tests/test_soc*.py tests/test_sup*.py tests/test_health.py"
 
 
@@ -111,6 +112,10 @@ CELLS = (
         "a cluster of three nodes: the tests that use RabbitMQ",
         tests=BROKER,
         environ="RABBITEVENTS_TEST_CLUSTER=3",
+    ),
+    *(
+        Cell(f"versions-{version}", debian, "what rests on RabbitMQ's version: the tests marked so", tests=EACH_VERSION)
+        for version, debian in (("3.10", "bookworm"), ("4.0", "trixie"), ("4.3", "sid"))
     ),
     Cell("django-6", "trixie", "Django 6: the tests that use Django", "django==6.*", tests="tests/test_django.py"),
     Cell("redis-6", "bookworm", "redis-py 6: the tests that use Redis", "redis==6.*", tests=REDIS),
@@ -323,6 +328,9 @@ sid, each with its own Python, RabbitMQ, Redis and PostgreSQL; `make test-matrix
 
 *Alone* are tests that failed beside others on a busy machine, and passed when they ran once more by themselves. What
 failed and passed in a later run, once it was mended, counts as passed.
+
+What the operator's commands rest on differs between versions of RabbitMQ. Those tests have cells of their own, which take
+minutes: `make test-versions` runs them on 3.10, 4.0 and 4.3.
 
 """
 FAILED = "\nWhat failed:\n\n"

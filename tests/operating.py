@@ -60,6 +60,10 @@ class Place:
         self.url = url
         self.vhost = url.rpartition("/")[2]
 
+    def at(self, node: RabbitNode) -> str:
+        """The URL of the same virtual host at another node of the cluster."""
+        return self.url.replace(f":{self.node.port}/", f":{node.port}/")
+
     async def looked_at(self, bus: Bus | None = None, **how: Any) -> Report:
         """What the doctor says, with a short interval: this node's statistics are half a second old at most."""
         told: dict[str, Any] = {"http": self.node.http_url, "interval": 1.2, **how}

@@ -157,6 +157,14 @@ def test_a_part_is_said_to_be_one_and_the_whole_is_still_due(checkout: Checkout)
     assert checkout.row("lowest")[1] == "the lowest version of every range"
 
 
+def test_what_rests_on_the_version_of_rabbitmq_has_a_cell_of_its_own_for_each(checkout: Checkout) -> None:
+    ran = checkout.matrix("versions-3.10", "versions-4.0", "versions-4.3")
+
+    assert ran.returncode == 0
+    assert checkout.asked.count("--strict-config -o cache_dir=.work/cache \"${@:2}\" -m each_version") == 3
+    assert sorted(checkout.seen) == ["versions-3.10", "versions-4.0", "versions-4.3"]
+
+
 def test_each_part_has_a_row_until_the_whole_has_one(checkout: Checkout) -> None:
     checkout.matrix("lowest", tests="tests/test_retry.py")
     checkout.matrix("lowest", tests="tests/test_codec.py")

@@ -3,87 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 
-import aio_pika
 import pytest
-from aio_pika.abc import AbstractExchange, AbstractQueue
 
 from rabbitevents import Bus, ConfigurationError, Router
-from rabbitevents.brokers.rabbitmq.altering import Altering, Link
-from rabbitevents.operations.planning import at_work, planned
+from rabbitevents.brokers.rabbitmq.altering import Altering
+from rabbitevents.operations.applying import prune
+from rabbitevents.operations.moving.removing import removal
+from rabbitevents.operations.planning import at_work, plan_of, planned
 from tests.bed.fixtures import NodeFactory
 from tests.operating import Place, StockReserved, shop
 from tests.renamed import NEW, OLD, Ledger, service
 from tests.shop import eventually
+from tests.switching import switched
+from tests.test_doctor import definitions
 from tests.test_renaming import stands, step_of_leading_over
 from tests.test_topology_plan import nobody, said
 
 # --- the switch ------------------------------------------------------------------------------------------------------
 
 
-class Switch:
-    """A fanout exchange with one queue and an alternate exchange, which leads to another: and what came to each."""
-
-    def __init__(self) -> None:
-        self.came: dict[str, list[int]] = {"near": [], "far": []}
-
-    async def declared(self, place: Place, altering: Altering) -> None:
-        """Declare it all, with both queues."""
-        await place.declared("near", "far")
-        await altering.declare_exchange("rest")
-        await altering.declare_exchange("either", alternate="rest")
-        await altering.bind(Link("rest", "far"))
-        await altering.bind(Link("either", "near"))
-
-    async def drained(self, queue: AbstractQueue) -> None:
-        """Read a queue until it is empty."""
-        while (message := await queue.get(fail=False, no_ack=True)) is not None:
-            self.came[queue.name].append(int(message.body))
-
-
-async def published(exchange: AbstractExchange, numbers: range) -> None:
-    """Publish, each mandatory and confirmed: one that no queue gets raises."""
-    for number in numbers:
-        await exchange.publish(aio_pika.Message(str(number).encode()), "")
-
-
+@pytest.mark.each_version
 async def test_300_switches_under_four_publishers_lose_double_and_return_nothing_and_keep_the_order(
     place: Place,
 ) -> None:
-    here = Switch()
-    async with at_work(shop(place.url), place.node.http_url) as site:
-        altering = Altering(site.connection)
-        await here.declared(place, altering)
-        async with await aio_pika.connect(place.url) as connection:
-            channels = [await connection.channel(publisher_confirms=True, on_return_raises=True) for _ in range(4)]
-            exchanges = [await channel.get_exchange("either") for channel in channels]
-            publishing = [
-                asyncio.create_task(published(exchange, range(publisher * 1000, publisher * 1000 + 1000)))
-                for publisher, exchange in enumerate(exchanges)
-            ]
-            switches = 0
-            while switches < 300 or not all(task.done() for task in publishing):
-                await altering.unbind(Link("either", "near"))
-                await altering.bind(Link("either", "near"))
-                switches += 2
-            await asyncio.gather(*publishing)
-            for name in here.came:
-                await here.drained(await channels[0].get_queue(name))
+    counted = await switched(place, [place.url] * 4, wanted=lambda sent: sent < 1000, flips=300)
 
-    counted = Counter(number for came in here.came.values() for number in came)
-    assert counted == Counter(range(4000))
-    assert min(map(len, here.came.values())) > 100
-    for came in here.came.values():
-        for publisher in range(4):
-            of_one = [number for number in came if number // 1000 == publisher]
-            assert of_one == sorted(of_one)
+    assert (counted.published, counted.lost, counted.doubled, counted.returned) == (4000, 0, 0, 0)
+    assert counted.disordered == 0
+    assert min(counted.near, counted.far) > 100
 
 
 # --- a broker that restarts ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_version
 @pytest.mark.timeout(400)  # some forty processes, and five starts of a broker
 async def test_a_queue_is_led_over_while_the_broker_restarts_between_steps(
     own_node: NodeFactory, tmp_path: Path
@@ -115,6 +70,7 @@ async def test_a_queue_is_led_over_while_the_broker_restarts_between_steps(
 # --- a consumer that is none -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_version
 async def test_a_queue_deleted_and_made_anew_under_its_consumer_is_served_or_the_doctor_says_what_ends_that(
     place: Place, tmp_path: Path
 ) -> None:
@@ -152,6 +108,7 @@ async def test_of_two_arguments_that_differ_the_plan_says_without_http_that_ther
     assert line.endswith("; that at least, as AMQP says one of several; 0 ready")
 
 
+@pytest.mark.each_version
 async def test_a_quorum_queue_is_deleted_without_a_condition_that_would_end_the_connection(place: Place) -> None:
     await place.declared("inventory.gone")
 
@@ -161,6 +118,31 @@ async def test_a_quorum_queue_is_deleted_without_a_condition_that_would_end_the_
         there = await altering.depth("inventory.gone")
 
     assert (gone, there, site.connection.lost.done()) == ([0, 0], None, True)
+
+
+# --- exchanges -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_exchange_under_our_names_that_is_another_ones_way_out_is_never_taken_away(place: Place) -> None:
+    """RabbitMQ would delete it, and what finds no other way out of the other one would be lost from then on."""
+    async with shop(place.url):
+        pass
+    async with at_work(shop(place.url), place.node.http_url) as site:
+        altering = Altering(site.connection)
+        await altering.declare_exchange("inventory.rest")
+        await altering.declare_exchange("inventory.orders", alternate="inventory.rest")
+        before = definitions(place.node)
+
+        plan = await plan_of(site)
+        await prune(site.connection, plan.of("remove"))
+        report = await place.looked_at()
+        for name in ("inventory.rest", "inventory.orders"):
+            with pytest.raises(ConfigurationError, match=f"there is no queue '{name}'"):
+                await removal(site, name)
+
+    assert plan.equal
+    assert "inventory.rest" not in str(report)
+    assert definitions(place.node) == before
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rabbitevents import Bus, ConfigurationError
+from rabbitevents import Bus, ConfigurationError, Router
+from rabbitevents.cli.former import refuse_former_names
+from rabbitevents.cli.seeing import HTTP_URL
 from rabbitevents.operations.applying import consumers_of
 from rabbitevents.operations.moving.acting import Done, migrate
 from rabbitevents.operations.moving.beforehand import outlook, renaming_of
@@ -23,7 +25,7 @@ from tests.renamed import NEW, OLD, Ledger, service
 from tests.shop import eventually
 from tests.test_cli import environment
 from tests.test_topology_migrate import publishing
-from tests.test_topology_plan import said
+from tests.test_topology_plan import nobody, said
 
 ROOT = Path(__file__).parent.parent
 
@@ -125,6 +127,7 @@ async def test_old_and_new_code_side_by_side_and_back_again_handle_each_event_on
 # --- leading over to the new name ------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_version
 @pytest.mark.timeout(400)  # some forty processes, one after the other
 async def test_led_over_and_killed_after_each_step_with_replicas_that_start_meanwhile_each_event_is_handled_once(
     place: Place, ledger: Ledger
@@ -246,6 +249,7 @@ from pathlib import Path
 from tests.renamed import Ledger, service
 
 bus = service(os.environ["AMQP_URL"], Ledger(Path("ledger")), "new")
+older = service(os.environ["AMQP_URL"], Ledger(Path("ledger")), "old")
 """
 
 
@@ -255,7 +259,7 @@ async def called(place: Place, folder: Path, *words: str) -> tuple[str, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rabbitevents", *words),
         cwd=folder,
-        env={**environment(), "AMQP_URL": place.url},
+        env={**environment(), "AMQP_URL": place.url, HTTP_URL: place.node.http_url},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -288,6 +292,44 @@ async def test_explain_says_what_the_queue_was_called_and_whose_the_ids_are(
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert f"was {OLD}: that is consumed as long as it stands" in lines
     assert f"identity {OLD} (derived ids and claims of idempotency use it)" in " ".join(lines)
+
+
+# --- code of before that starts afterwards ---------------------------------------------------------------------------
+
+
+async def test_code_of_before_that_is_run_after_all_is_done_does_not_start_and_makes_no_queue(
+    place: Place, ledger: Ledger, tmp_path: Path
+) -> None:
+    async with service(place.url, ledger, "old"):
+        pass
+    async with service(place.url, ledger, "new"):
+        await led_over(place, ledger)
+
+    _, errors = await called(place, tmp_path, "run", "a_shop:older")
+
+    assert f"queue '{OLD}' was given another name, '{NEW}' (rabbitevents topology migrate), and is gone" in errors
+    assert f"was='{OLD}'" in errors
+    assert OLD not in await stands(place)
+
+
+async def test_code_that_knows_of_the_rename_or_goes_back_by_another_one_is_not_refused(
+    place: Place, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HTTP_URL, place.node.http_url)
+    async with service(place.url, ledger, "old"):
+        await refuse_former_names(service(place.url, ledger, "old"))
+        await refuse_former_names(service(place.url, ledger, "new"))
+    async with service(place.url, ledger, "new"):
+        await led_over(place, ledger)
+    back = Router("inventory")
+    back.on(StockReserved, name=OLD.removeprefix("inventory."), was=NEW)(nobody)
+
+    await refuse_former_names(service(place.url, ledger, "new"))
+    await refuse_former_names(Bus(place.url, back))
+    with pytest.raises(ConfigurationError, match="was given another name"):
+        await refuse_former_names(service(place.url, ledger, "old"))
+    monkeypatch.setenv(HTTP_URL, "http://127.0.0.1:1")
+    await refuse_former_names(service(place.url, ledger, "old"))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

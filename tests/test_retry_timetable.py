@@ -32,11 +32,13 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
-from rabbitevents import Bus, ConfigurationError, Plugin, Router
+from rabbitevents import Bus, ConfigurationError, Event, Plugin, Router
 from rabbitevents.publishing import delay as core
-from rabbitevents.testing import running
-from rabbitevents_retry import Retry
+from rabbitevents.testing import EmbeddedBroker, running
+from rabbitevents.topology import DELAY_DUE
+from rabbitevents_retry import Retry, on, otherwise
 from rabbitevents_retry.policy import LONGEST, Policy
+from rabbitevents_retry.rules import RETRY, STOP, WAIT
 from rabbitevents_retry.timetable import span, tier
 from tests.test_retry import PaymentDue, Service, always, through
 
@@ -295,6 +297,80 @@ async def test_each_subscription_is_held_to_its_own_policy() -> None:
 def test_retry_stands_inside_of_dead_letters() -> None:
     with pytest.raises(ConfigurationError, match=r"write plugins=\[Outside\(\), Retry\(\)\]"):
         Bus("memory://", plugins=[Retry(), Outside()])
+
+
+def _of_the_failure(error: BaseException) -> float:
+    assert isinstance(error, OSError)  # which it is not in a timetable
+    return 60
+
+
+def test_each_wait_at_the_broker_has_a_queue_that_is_known_beforehand() -> None:
+    policy = Policy(STOP, WAIT, RETRY)
+    error = OSError()
+
+    known = waiting(Retry()).waits
+    asked = [
+        policy.wait(policy.state(attempt, error, elapsed=0, idle=0, delivery=None))
+        for attempt in (1, 2, 3, 4)
+        for _ in range(200)
+    ]
+
+    assert known[0] == 4000
+    assert known[-1] == 400_649
+    assert {core.tier(timedelta(seconds=wait)) for wait in asked if wait >= 1} <= set(known)
+
+
+@pytest.mark.parametrize(
+    ("retry", "known"),
+    [
+        (Retry(wait=wait_fixed(0.9)), ()),
+        (Retry(wait=wait_fixed(0.9), inline_below=0), (1000,)),
+        (Retry(wait=wait_random(0.1, 2)), (1000, 1500, 2000)),  # what is below a second waits in the process
+        (Retry(on(OSError).retry(wait=wait_fixed(60)), otherwise.dead_letter()), (65_514,)),
+        (Retry(otherwise.dead_letter()), ()),
+        (Retry(wait=wait_exception(_of_the_failure)), ()),
+    ],
+)
+def test_of_waits_in_the_process_and_of_those_that_only_a_failure_says_no_queue_is_known(
+    retry: Retry, known: tuple[int, ...]
+) -> None:
+    assert waiting(retry).waits == known
+
+
+def waiting(retry: Retry) -> Bus:
+    """A bus with one handler, whose events are tried again so."""
+    router = Router("shop")
+    router.on("order.placed", name="record")(_nothing)
+    return Bus("memory://", router, plugins=[retry])
+
+
+async def _nothing(event: Event) -> None: ...
+
+
+async def test_where_a_bus_only_looks_and_a_queue_to_wait_in_is_missing_it_does_not_start() -> None:
+    broker, plugins = EmbeddedBroker(), [Retry(wait=wait_fixed(3))]
+    router = Router("shop")
+    router.on("order.placed", name="record")(_nothing)
+    async with Bus(broker.client(), router, plugins=plugins):
+        pass
+
+    with pytest.raises(ConfigurationError, match=r"wait in do not exist: delay\.3000; this bus makes none"):
+        async with Bus(broker.client(), router, plugins=plugins, declare="passive"):
+            pass
+    broker.declare_all(core.waiting_room("delay.3000", DELAY_DUE, 3000).items, passive=False)
+    async with Bus(broker.client(), router, plugins=plugins, declare="passive") as bus:
+        assert bus.health().ok
+
+
+async def test_a_bus_that_neither_looks_nor_declares_is_asked_for_no_queue_to_wait_in() -> None:
+    broker, plugins = EmbeddedBroker(), [Retry(wait=wait_fixed(3))]
+    router = Router("shop")
+    router.on("order.placed", name="record")(_nothing)
+    async with Bus(broker.client(), router, plugins=plugins):
+        pass
+
+    async with Bus(broker.client(), router, plugins=plugins, declare="none") as bus:
+        assert bus.health().ok
 
 
 def test_a_timetable_needs_no_event_loop() -> None:

@@ -106,6 +106,7 @@ async def all_handled(effects: Effects, number: int) -> None:
     await eventually(lambda: wanted <= effects.handled.keys(), "all of them", 60)
 
 
+@pytest.mark.each_version
 @pytest.mark.timeout(400)  # some forty processes, one after the other
 async def test_killed_after_each_step_and_run_again_it_ends_the_same_and_nothing_is_lost_twice_or_out_of_order(
     place: Place,
@@ -133,6 +134,7 @@ async def test_killed_after_each_step_and_run_again_it_ends_the_same_and_nothing
     assert wanted > 1000
 
 
+@pytest.mark.each_version
 @pytest.mark.timeout(400)  # some forty processes, one after the other
 async def test_a_classic_queue_becomes_a_quorum_queue_with_replicas_that_start_between_any_two_steps(
     place: Place,
@@ -164,6 +166,7 @@ async def test_a_classic_queue_becomes_a_quorum_queue_with_replicas_that_start_b
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_version
 async def test_a_second_one_at_the_same_queue_is_told_who_is_at_work(place: Place) -> None:
     async with shop(place.url):
         pass

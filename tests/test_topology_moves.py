@@ -82,6 +82,7 @@ async def test_a_queue_with_messages_in_it_stands_with_its_bindings(place: Place
     assert definitions(place.node) == before
 
 
+@pytest.mark.each_version
 async def test_a_queue_whose_messages_somebody_holds_stands(place: Place, site: Worksite) -> None:
     await place.put(OLD, 3)
     async with place.channel() as channel:
@@ -98,6 +99,7 @@ async def test_a_queue_whose_messages_somebody_holds_stands(place: Place, site: 
     assert (await place.node.aqueue_counts(OLD, place.url)).ready == 3
 
 
+@pytest.mark.each_version
 async def test_a_queue_whose_dead_letters_cannot_leave_stands(place: Place, site: Worksite) -> None:
     full = {"x-max-length": 1, "x-overflow": "reject-publish"}
     await place.declared("inventory.full", quorum=False, arguments=full)

@@ -22,7 +22,8 @@ from rabbitevents.operations.differences import Differs
 from rabbitevents.operations.plan import Plan, grouped, line
 from rabbitevents.operations.planning import at_work, plan_of, planned, wanted_of
 from tests.bed.rabbitmq import RabbitNode
-from tests.operating import OrderPlaced, Place, shop
+from tests.operating import OrderPlaced, Place, StockReserved, shop
+from tests.renamed import Ledger, service
 from tests.shop import eventually
 from tests.test_cli import environment
 from tests.test_doctor import definitions as standing
@@ -242,21 +243,38 @@ async def test_apply_makes_nothing_where_a_right_is_missing(empty: Place) -> Non
     assert PASSWORD not in str(refused.value)
 
 
-async def test_a_service_that_only_looks_waits_in_queues_that_apply_made(empty: Place) -> None:
-    tries = 0
+async def test_a_service_that_only_looks_waits_in_queues_that_apply_made(empty: Place, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
 
-    async def fails_once(order: OrderPlaced) -> None:
-        nonlocal tries
-        tries += 1
-        if tries == 1:
-            raise ValueError("not yet")
-
-    left = await applied(empty, waits=[(0.5, 1.0)])
-    async with shop(empty.url, fails_once, declare="passive") as bus:
-        await bus.publish(OrderPlaced("o-1"))
-        await eventually(lambda: tries == 2, "the second try")
+    left = await applied(empty, service(empty.url, ledger, "old", declare="passive"))
+    async with service(empty.url, ledger, "old", declare="passive") as bus:
+        await bus.publish(StockReserved("3"))  # fails at first, and waits at the broker
+        await eventually(lambda: [line[0] for line in ledger.lines] == ["3"], "the second try")
 
     assert left.equal
+
+
+async def test_a_service_that_only_looks_does_not_start_where_an_event_would_find_no_place_to_wait(
+    empty: Place,
+) -> None:
+    async with shop(empty.url):  # which makes them when it first needs one
+        pass
+    bus = shop(empty.url, declare="passive")
+    to_add = [each.name for each in (await plan(empty, bus)).of("add") if each.kind == "queue"]
+
+    with pytest.raises(
+        ConfigurationError, match=r"do not exist: delay\.4000, .*rabbitevents topology apply MODULE:BUS"
+    ) as e:
+        async with bus:
+            pass
+    left = await applied(empty, shop(empty.url, declare="passive"))
+    async with shop(empty.url, declare="passive") as started:
+        problems = started.health().problems
+
+    assert to_add == [f"delay.{ms}" for ms in bus.waits]
+    assert all(name in str(e.value) for name in to_add)
+    assert left.equal
+    assert problems == ()
 
 
 async def test_a_queue_that_is_being_made_anew_is_left_alone(place: Place) -> None:

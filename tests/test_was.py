@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from rabbitevents import Bus, ConfigurationError, Event, Plugin, Router
+from rabbitevents import Bus, ConfigurationError, Delivery, Event, Message, Plugin, Publish, Router, Settlement
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.brokers.rabbitmq.tags import mark
 from rabbitevents.operations.moving.course import Act, Empty
 from rabbitevents.operations.moving.renaming import Renaming, next_renaming_step
 from rabbitevents.operations.standing import Standing, StandingBinding, StandingExchange, StandingQueue
 from rabbitevents.operations.wiring import wiring
+from rabbitevents.properties import Properties
 from rabbitevents.routing import Subscription
 from rabbitevents.testing import running
 from rabbitevents.topology import DELAY_DUE, Binding, Exchange, Queue, Topology
 from rabbitevents_deadletter import DeadLetter
+from rabbitevents_deadletter.announcement import PROCESSING_FAILED
 from rabbitevents_idempotency import Idempotency, MemoryStore
 from rabbitevents_outbox import Inbox, Outbox, Tables
 from tests.operating import OrderPlaced, StockReserved
@@ -36,9 +39,10 @@ ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 class Seen:
     """What handlers did: how often one was called, and the ids of what it published."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fails: bool = False) -> None:
         self.calls = 0
         self.ids: list[UUID] = []
+        self._fails = fails
 
     def bus(self, *plugins: Plugin, name: str, was: str | None = None) -> Bus:
         """The shop, whose first handler has these names."""
@@ -47,6 +51,8 @@ class Seen:
         @router.on(OrderPlaced, name=name, was=was)
         async def handle(order: OrderPlaced) -> StockReserved:
             self.calls += 1
+            if self._fails:
+                raise LookupError("never")
             return StockReserved(order.order_id)
 
         @router.on(StockReserved)
@@ -110,6 +116,45 @@ async def test_marks_of_the_inbox_are_the_same_before_and_after(tmp_path: Path) 
     await engine.dispose()
 
     assert seen.calls == 1
+
+
+class Announced(Plugin):
+    """Keeps what goes out of announcements that an event was given up on: its id, and the handler that it names."""
+
+    def __init__(self) -> None:
+        self.ids: list[str | None] = []
+        self.handlers: list[str] = []
+
+    async def publish(self, proceed: Publish, message: Message) -> None:
+        if message.type == PROCESSING_FAILED:
+            self.ids.append(message.properties.message_id)
+            self.handlers.append(json.loads(message.body)["handler"])
+        await proceed(message)
+
+
+async def test_the_same_failure_announced_before_and_after_is_the_same_event() -> None:
+    seen, announced = Seen(fails=True), Announced()
+
+    await through_a_rename(seen, lambda: [DeadLetter(announce=True), announced])
+
+    assert len(announced.ids) == 3
+    assert len(set(announced.ids)) == 1
+
+
+async def test_what_comes_from_a_queue_of_before_is_announced_with_the_handler_and_the_id_of_after() -> None:
+    seen, announced, plugin = Seen(fails=True), Announced(), DeadLetter(announce=True)
+    properties = Properties(type="order.placed", message_id=str(ID))
+
+    async def proceed(delivery: Delivery) -> Settlement:
+        raise LookupError("never")
+
+    async with running(seen.bus(plugin, announced, name="record", was=OLD)) as probe:
+        await probe.bus.publish(OrderPlaced("o-1"), id=ID)
+        await probe.settled()
+        await plugin.consume(proceed, Delivery(OLD, 1, 1, False, "events", "order.placed", b"{}", properties))
+
+    assert len(announced.ids) == 2
+    assert len(set(announced.ids)) == len(set(announced.handlers)) == 1
 
 
 async def test_a_handler_is_paused_by_the_name_that_it_has_in_the_code() -> None:

@@ -30,13 +30,16 @@ class EventProcessingFailed:
     failed_at: datetime
 
 
-def announce(delivery: Delivery, failed: EventProcessingFailed, source: str) -> Event[EventProcessingFailed]:
+def announce(
+    delivery: Delivery, failed: EventProcessingFailed, source: str, *, identity: str
+) -> Event[EventProcessingFailed]:
     """Put the announcement into its envelope, caused by the event that failed.
 
-    Its id is the same when the same failure is announced again, after a crash in between.
+    Its id is the same when the same failure is announced again, after a crash in between. ``identity`` is the
+    subscription's, which stays when its queue is given another name.
     """
     return Event(
-        id=uuid5(delivery.id, f"{failed.queue} {failed.attempts} {delivery.headers.get(REPLAY_COUNT, 0)}"),
+        id=uuid5(delivery.id, f"{identity} {failed.attempts} {delivery.headers.get(REPLAY_COUNT, 0)}"),
         type=PROCESSING_FAILED,
         version=1,
         entity_type="event",

@@ -104,7 +104,8 @@ class DeadLetter(Plugin):
     async def lifespan(self, host: Host) -> AsyncGenerator[None]:
         """Learn what the bus consumes, and look after its dead letter queues."""
         self._running = host
-        self._subscriptions = {each.queue: each for each in host.subscriptions}
+        here = host.subscriptions  # letters of before a rename say the former name, those of partitions the whole's
+        self._subscriptions = {name: each for each in here for name in (each.former, each.whole, each.queue) if name}
         mine = list(dict.fromkeys(undivided(each.queue) for each in host.subscriptions_of(self)))
         if not isinstance(host, Bus) or not mine:
             yield
@@ -240,7 +241,9 @@ class DeadLetter(Plugin):
         if not self._announces or not id or type == PROCESSING_FAILED:
             return
         try:
-            await self._host.publish(announce(delivery, failed, self._host.name))
+            whose = self._subscriptions.get(failed.queue)
+            identity = failed.queue if whose is None else whose.identity
+            await self._host.publish(announce(delivery, failed, self._host.name, identity=identity))
         except Exception as error:
             # Whatever the plugins on the way out raise: the announcement must not keep its event from its queue.
             log.error(

@@ -144,6 +144,11 @@ class Idempotency(Plugin):
         days = f"{self._keep / timedelta(days=1):g} days"
         yield "handled once", f"known for {days}, in {type(self._store).__name__}"
 
+    def waits(self, subscription: Subscription) -> Iterable[tuple[timedelta, timedelta]]:
+        """Say how long an event may wait for a claim that another has, or for the store."""
+        longest = max(self._lease, LONGEST_WAIT) if self._waits else self._lease
+        yield min(SHORTEST_WAIT, longest), longest
+
     async def diagnose(self, look: Look) -> Iterable[Finding]:
         """Look at the store, as a start does: its one write, a probe, is gone after a millisecond."""
         where = type(self._store).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -23,6 +23,7 @@ from rabbitevents import (
     Outcome,
     Plugin,
     Settlement,
+    Subscription,
     event_fields,
     facts,
     forward,
@@ -117,6 +118,10 @@ class Inbox(Plugin):
             self._host = None
             purging.cancel()
             await asyncio.wait({purging})
+
+    def waits(self, subscription: Subscription) -> Iterable[tuple[timedelta, timedelta]]:
+        """Say how long an event waits that another worker has under way."""
+        yield self._busy, self._busy
 
     @staticmethod
     def session() -> Any:

@@ -34,7 +34,7 @@ from rabbitevents import (
 from rabbitevents.arguments import Seconds, seconds, wrong
 from rabbitevents_retry.policy import MOST, Policy, bounded
 from rabbitevents_retry.rules import RETRY, STOP, WAIT, Action, Discarding, Postponement, Rule, Rules
-from rabbitevents_retry.timetable import Timetable, check, described, timetable
+from rabbitevents_retry.timetable import Timetable, check, described, timetable, waits
 
 log: logging.Logger = logging.getLogger("rabbitevents.retry")
 log.addFilter(LineFilter())
@@ -175,6 +175,10 @@ class Retry(Plugin):
     def describe(self, subscription: Subscription) -> Iterable[tuple[str, str]]:
         """Say what is done about which failure, wait by wait."""
         return described(self.timetable())
+
+    def waits(self, subscription: Subscription) -> Iterable[tuple[timedelta, timedelta]]:
+        """Say which waits take place at the broker."""
+        return waits(self.timetable(), self._inline_below)
 
     async def consume(self, proceed: Consume, delivery: Delivery) -> Settlement:
         """Handle a delivery, and again where the wait is short; the answer may be that it comes back later."""

@@ -297,14 +297,29 @@ SHOWN: Final = 8
 
 def described(table: Timetable) -> Iterator[tuple[str, str]]:
     """Yield a policy in lines, each a label and a text, as ``rabbitevents explain`` shows it."""
-    sentences = table.sentences or (Sentence("", "tried again", table),)
-    for sentence in sentences:
+    for sentence in _sentences(table):
         about = f"{sentence.about}: " if sentence.about else ""
         yield "if it fails", f"{about}{sentence.does}{'' if sentence.table is None else _waits(sentence.table)}"
-    tables = [sentence.table for sentence in sentences if sentence.table is not None]
-    queues = list(dict.fromkeys(" to ".join(step.queues) for table in tables for step in table.steps if step.queues))
+    queues = list(dict.fromkeys(" to ".join(step.queues) for step in _steps(table) if step.queues))
     if queues:
         yield "waits in", ", ".join(queues[:SHOWN]) + (", ..." if len(queues) > SHOWN else "")
+
+
+def waits(table: Timetable, inline_below: float) -> Iterator[tuple[timedelta, timedelta]]:
+    """Yield the waits of a policy that take place at the broker, from and to. What only a failure says is not known."""
+    for step in _steps(table):
+        if step.wait is not None and step.place != "process":
+            shortest = bounded(max(step.wait.shortest, inline_below))
+            yield timedelta(seconds=shortest), timedelta(seconds=max(shortest, bounded(step.wait.longest)))
+
+
+def _sentences(table: Timetable) -> tuple[Sentence, ...]:
+    return table.sentences or (Sentence("", "tried again", table),)
+
+
+def _steps(table: Timetable) -> Iterator[Step]:
+    for sentence in _sentences(table):
+        yield from () if sentence.table is None else sentence.table.steps
 
 
 def _waits(table: Timetable) -> str:

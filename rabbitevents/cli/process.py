@@ -15,6 +15,7 @@ from typing import Final
 from rabbitevents import Bus, ConfigurationError, Plugin, RabbitEventsError, Subscription
 from rabbitevents.cli import logs
 from rabbitevents.cli.codes import CRASHED, WRONG
+from rabbitevents.cli.former import refuse_former_names
 from rabbitevents.cli.leftovers import say_leftovers
 from rabbitevents.cli.line import Lifeline
 from rabbitevents.cli.loop import loop_factory, loop_name
@@ -90,6 +91,8 @@ async def _serving(bus: Bus, settings: Settings, line: Lifeline | None) -> None:
     async with _health(bus, settings):
         if line is not None:
             line.hold(bus, health=settings.health is not None)
+        if settings.worker <= 1:  # of several, the others start once the first one runs
+            await refuse_former_names(bus)
         try:
             await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line, looking))
         finally:

@@ -21,7 +21,8 @@ from rabbitevents.operations.doctor import address_of, bare, rabbitmq_of
 from rabbitevents.operations.over_http import standing_of, way_in
 from rabbitevents.operations.plan import Change, Plan, blind, changes, migrated, otherwise_exchange, overriding
 from rabbitevents.operations.scene import Scene, unseen
-from rabbitevents.publishing.delay import tier, waiting_room
+from rabbitevents.operations.standing import Standing
+from rabbitevents.publishing.delay import room_name, tiers, waiting_room
 from rabbitevents.renaming import old_names
 from rabbitevents.topology import DELAY_DUE, Exchange, Queue, Topology, due_exchange
 
@@ -65,26 +66,22 @@ async def at_work(bus: Bus, http: str | None, waits: Waits = ()) -> AsyncGenerat
 def wanted_of(bus: Bus, waits: Waits) -> Topology:
     """Return what a bus wants at its broker, with the queues for waiting times."""
     wanted = bus.topology
-    for room in _rooms(bus, waits):
-        wanted += room
+    for each in _rooms(bus, waits):
+        wanted += each
     return wanted
 
 
 def _rooms(bus: Bus, waits: Waits) -> Iterator[Topology]:
-    """Yield what is declared for waiting times: of handlers' retries, and of what is published with a delay."""
-    families = (("delay", DELAY_DUE), (f"{bus.exchange}.delay", due_exchange(bus.exchange)))
-    for ms in sorted({ms for least, most in waits for ms in _tiers(least, most)}):
-        for name, leads_to in families:
-            yield waiting_room(f"{name}.{ms}", leads_to, ms)
+    """Yield what is declared for waiting times: of handlers' retries, and of what is published with a delay.
 
-
-def _tiers(least: float, most: float) -> Iterator[int]:
-    last = tier(timedelta(seconds=most))
-    ms = tier(timedelta(seconds=least))
-    while ms < last:
-        yield ms
-        ms = tier(timedelta(milliseconds=ms + 1))
-    yield last
+    A bus that only looks has nobody else who makes those that its plugins say that they need.
+    """
+    told = {ms for least, most in waits for ms in tiers(timedelta(seconds=least), timedelta(seconds=most))}
+    own = set(bus.waits) if bus.configuration.declare == "passive" else set[int]()
+    for ms in sorted(told | own):
+        yield waiting_room(room_name(ms), DELAY_DUE, ms)
+        if ms in told:
+            yield waiting_room(f"{bus.exchange}.delay.{ms}", due_exchange(bus.exchange), ms)
 
 
 async def planned(bus: Bus, *, http: str | None = None, ask_anew: bool = False, waits: Waits = ()) -> Plan:
@@ -118,12 +115,21 @@ async def seen(site: Worksite) -> Scene:
     scene = msgspec.structs.replace(bare(site.bus), needed=site.wanted, visits=(site.visit,))
     looked = await site.visitor.look(site.wanted, [])
     scene = msgspec.structs.replace(scene, depths=looked.depths, missing=looked.missing)
-    if looked.lacks:
-        scene = unseen(scene, f"{looked.lacks[0].what}; {looked.lacks[0].way_out}", "broker")
     try:
-        return settled(msgspec.structs.replace(scene, standing=await standing_of(site.management)))
+        standing = await standing_of(site.management)
     except BrokerError as error:
+        if looked.lacks:
+            scene = unseen(scene, f"{looked.lacks[0].what}; {looked.lacks[0].way_out}", "broker")
         return unseen(scene, f"{error}; {way_in(error, site.management)}", "objects")
+    missing = _not_shown(site.wanted, standing) if looked.lacks else {}
+    return settled(msgspec.structs.replace(scene, standing=standing, missing={**missing, **looked.missing}))
+
+
+def _not_shown(wanted: Topology, standing: Standing) -> dict[str, str]:
+    """Return what the management API does not show: for users who may not look by AMQP, which takes a right since 4.3."""
+    queues = {item.name for item in wanted.items if isinstance(item, Queue)} - standing.queues.keys()
+    exchanges = {item.name for item in wanted.items if isinstance(item, Exchange)} - standing.exchanges.keys()
+    return dict.fromkeys(sorted(queues | exchanges), "the management API shows none")
 
 
 async def _probed(site: Worksite, scene: Scene) -> AsyncGenerator[Change]:

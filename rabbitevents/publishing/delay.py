@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator
 from datetime import timedelta
 
 import msgspec
@@ -56,6 +57,20 @@ def tier(after: timedelta) -> int:
     while ms < wanted:
         ms = ms * 11 // 10
     return ms
+
+
+def tiers(shortest: timedelta, longest: timedelta) -> Iterator[int]:
+    """Yield the waiting times that there are queues for from the one to the other, in milliseconds. Raises as `tier` does."""
+    ms, last = tier(shortest), tier(longest)
+    while ms < last:
+        yield ms
+        ms = tier(timedelta(milliseconds=ms + 1))
+    yield last
+
+
+def room_name(ms: int) -> str:
+    """Return the name of the queue in which a copy for one queue waits so long."""
+    return f"delay.{ms}"
 
 
 def waiting_room(name: str, leads_to: str, ms: int) -> Topology:
@@ -104,7 +119,7 @@ class Delays:
 
     def _family(self, message: Message, ms: int) -> tuple[str, str]:
         if message.exchange == "":
-            return f"delay.{ms}", DELAY_DUE
+            return room_name(ms), DELAY_DUE
         if message.exchange == self._exchange:
             return f"{self._exchange}.delay.{ms}", due_exchange(self._exchange)
         raise ConfigurationError(

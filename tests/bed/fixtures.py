@@ -77,6 +77,14 @@ def managed_node() -> Iterator[RabbitNode]:
         yield node
 
 
+@pytest.fixture(scope="module")
+def managed_cluster() -> Iterator[list[RabbitNode]]:
+    """Three nodes that are one cluster, with the management plugin, that the tests of a module share."""
+    _require_own_node()
+    with cluster(3, _root(), management=True) as members:
+        yield members
+
+
 @pytest.fixture
 def own_node() -> Iterator[NodeFactory]:
     """Start nodes that only this test has, to kill, suspend and restart; they are gone when it ends.

@@ -116,6 +116,19 @@ class RabbitNode(Node):
             {{ok, Q}} = rabbit_amqqueue:lookup({_queue(name, url)}),
             {{ok, _}} = rabbit_amqqueue:delete(Q, false, false, {_WHO})""")
 
+    def move_leaders(self) -> int:
+        """Have each quorum queue of the cluster led by another member, and return how many changed hands."""
+        moved = self.eval("""
+            Members = lists:sort([node() | nodes()]),
+            Next = fun(Q) ->
+                {_, Leader} = amqqueue:get_pid(Q),
+                hd([Each || Each <- Members, Each > Leader] ++ Members)
+            end,
+            length([Q || Q <- rabbit_amqqueue:list(),
+                         amqqueue:get_type(Q) =:= rabbit_quorum_queue,
+                         lists:member(element(1, rabbit_quorum_queue:transfer_leadership(Q, Next(Q))), [migrated, ok])])""")
+        return int(moved)
+
     def close_all_connections(self, reason: str = "closed by the test") -> int:
         """Close every client's connection with 320 CONNECTION_FORCED and return how many there were."""
         closed = self.eval(f"""
@@ -149,6 +162,10 @@ class RabbitNode(Node):
     async def adelete_queue(self, name: str, url: str | None = None) -> None:
         """See `delete_queue`."""
         await to_thread(self.delete_queue, name, url)
+
+    async def amove_leaders(self) -> int:
+        """See `move_leaders`."""
+        return await to_thread(self.move_leaders)
 
     async def aclose_all_connections(self, reason: str = "closed by the test") -> int:
         """See `close_all_connections`."""

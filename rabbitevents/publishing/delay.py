@@ -18,7 +18,14 @@ from datetime import timedelta
 import msgspec
 
 from rabbitevents.brokers import Broker
-from rabbitevents.errors import BrokerError, ConfigurationError, NotSentError, OutcomeUnknownError, RefusedError
+from rabbitevents.errors import (
+    BrokerError,
+    ConfigurationError,
+    NotSentError,
+    OutcomeUnknownError,
+    RefusedError,
+    TopologyError,
+)
 from rabbitevents.message import Message
 from rabbitevents.topology import (
     DEAD_LETTER_LIMIT,
@@ -84,7 +91,10 @@ class Delays:
         self._why: dict[str, str] = {}
 
     async def publish(self, message: Message, deadline: float) -> bool:
-        """Have ``message`` come out after its ``after``. Raises what `Broker.publish` and `Broker.declare` raise."""
+        """Have ``message`` come out after its ``after``. Raises what `Broker.publish` raises.
+
+        A waiting queue that the broker will not have declared is a `RefusedError`, caused by the `TopologyError`.
+        """
         if message.after is None or message.after <= timedelta():
             return await self._broker.publish(message, deadline)
         ms = tier(message.after)
@@ -127,6 +137,8 @@ class Delays:
         await asyncio.wait({declaring}, timeout=max(0.0, deadline - loop.time()))
         if not declaring.done() or declaring.cancelled():
             raise NotSentError(message, f"its waiting queue could not be declared in time: {self._why.get(name, '')}")
+        if isinstance(error := declaring.exception(), TopologyError):  # rights that were taken can be given back
+            raise RefusedError(message, f"its waiting queue may not be declared: {error}") from error
         declaring.result()
         if name not in self._declared:
             raise NotSentError(message, f"its waiting queue could not be declared: {self._why.get(name, '')}")

@@ -25,6 +25,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from rabbitevents_eventstore import EventTables
 from rabbitevents_outbox import Tables
 from rabbitevents_process import ProcessTables
+from tests.bed.cluster import cluster
+from tests.bed.network import Network
 from tests.bed.postgres import PostgresServer
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
@@ -42,12 +44,13 @@ ROOT = Path(__file__).parents[2]
 """The sources that are run, unless others are."""
 
 
-_SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]"
-"""What falls due while its queue is full comes 5 s later, and not three minutes, which is the broker's default."""
+_SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}, {channel_tick_interval, 1000}]}]"
+"""What falls due while its queue is full comes 5 s later, and not three minutes, which is the broker's default; and who
+holds a delivery for too long is found within a second, and not a minute."""
 
 
 class Process:
-    """One of our processes, which can be started again. It ends with us."""
+    """One of our processes, which can be started again, with those that it starts itself. It ends with us."""
 
     def __init__(
         self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path, python: str
@@ -65,7 +68,12 @@ class Process:
         self._from = self.output.stat().st_size if self.output.exists() else 0
         with self.output.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=self._environment, cwd=self._sources, stdout=output, stderr=output
+                *self._command,
+                env=self._environment,
+                cwd=self._sources,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     @property
@@ -83,10 +91,22 @@ class Process:
         """Its exit status, None while it runs."""
         return None if self._process is None else self._process.returncode
 
+    @property
+    def pids(self) -> list[int]:
+        """The ids of all of its group."""
+        files = [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+        return [int(path.name) for path in files if self.pid and _group_of(path) == self.pid]
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
+
+    def send_all(self, number: signal.Signals) -> None:
+        """Send a signal to it, and to all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.pid:
+                os.killpg(self.pid, number)
 
     async def ended(self, seconds: float) -> bool:
         """Wait for its end; say whether it came in time."""
@@ -100,19 +120,38 @@ class Process:
         return True
 
     async def kill(self) -> None:
-        """End it at once."""
-        self.send(signal.SIGKILL)
+        """End it at once, with all that it has started."""
+        self.send_all(signal.SIGKILL)
         await self.ended(10)
 
 
-class Servers:
-    """The servers that all scenarios of a run share, each started when it is first needed."""
+def _group_of(process: Path) -> int:
+    """Return the group of a process, by its folder in /proc; 0 when it is gone."""
+    try:
+        return int((process / "stat").read_text().rpartition(") ")[2].split()[2])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
-    def __init__(self, stack: AsyncExitStack, root: str | None) -> None:
-        self.node: RabbitNode = stack.enter_context(RabbitNode(advanced=_SOON, root=root))
+
+class Servers:
+    """The servers that all scenarios of a run share, each started when it is first needed; RabbitMQ at once.
+
+    Of a ``size`` of more than one it is a cluster, each of its nodes on a host of its own. Raises NetworkError where
+    such hosts cannot be made.
+    """
+
+    def __init__(self, stack: AsyncExitStack, root: str | None, size: int = 1) -> None:
+        self.network: Network | None = stack.enter_context(Network(size)) if size > 1 else None
+        hosts = self.network.hosts if self.network else ()
+        self.nodes: list[RabbitNode] = stack.enter_context(cluster(size, root, hosts=hosts, advanced=_SOON))
         self._stack = stack
         self._redis: RedisServer | None = None
         self._postgres: PostgresServer | None = None
+
+    @property
+    def node(self) -> RabbitNode:
+        """A node that runs, if one does: the first."""
+        return next((node for node in self.nodes if node.running), self.nodes[0])
 
     @property
     def redis(self) -> RedisServer:
@@ -139,7 +178,6 @@ class World:
 
     def __init__(self, servers: Servers, proxy: Proxy, url: str, folder: Path, seed: str) -> None:
         self.servers = servers
-        self.node = servers.node
         self.proxy = proxy
         self.url = url
         self.folder = folder
@@ -154,6 +192,11 @@ class World:
         self.late = 0
         """How many processes did not end in time when they were asked to."""
         self.forfeit_until = 0.0
+
+    @property
+    def node(self) -> RabbitNode:
+        """The broker, or a node of it that runs."""
+        return self.servers.node
 
     @property
     def vhost(self) -> str:
@@ -190,12 +233,7 @@ class World:
 
     async def begin(self, load: Load, sources: Path) -> None:
         """Start two services and a publisher, and wait until events flow."""
-        through = f"{self.proxy.url_for(self.url)}?heartbeat={HEARTBEAT}"
-        environment = {"AMQP_URL": through, "LEDGER": str(self.folder / "ledger")}
-        if "redis" in load.uses:
-            environment["REDIS_PORT"] = str(self.servers.redis.port)
-        if "postgres" in load.uses:
-            environment["DATABASE_URL"] = self.database = await self._make_database()
+        environment = await self.place(load)
         python = str(self.servers.peers) if "peers" in load.uses else sys.executable
 
         def process(words: list[str], name: str) -> Process:
@@ -209,6 +247,19 @@ class World:
         self.publisher = process(load.publishing, "publisher")
         await self.publisher.start()
         await self.flowing()
+
+    async def place(self, load: Load) -> dict[str, str]:
+        """Say where everything is that a load needs, by the names that `tests.chaos.events.place` has; make its database."""
+        nodes = self.servers.nodes
+        urls = [f"{node.url}{self.vhost}" for node in nodes] if len(nodes) > 1 else [self.proxy.url_for(self.url)]
+        self.random.shuffle(urls)
+        found = {"AMQP_URL": " ".join(f"{url}?heartbeat={HEARTBEAT}" for url in urls)}
+        found["LEDGER"] = str(self.folder / "ledger")
+        if "redis" in load.uses:
+            found["REDIS_PORT"] = str(self.servers.redis.port)
+        if "postgres" in load.uses:
+            found["DATABASE_URL"] = self.database = await self._make_database()
+        return found
 
     async def _make_database(self) -> str:
         server = self.servers.postgres
@@ -234,12 +285,16 @@ class World:
         assert self.publisher is not None
         self.publisher.send(signal.SIGTERM)
         self.late += not await self.publisher.ended(45)
-        await self._quiet(deadline, dies)
+        await self.quiet(deadline, dies)
         for service in self.services:
             service.send(signal.SIGTERM)
         for service in self.services:
             self.late += not await service.ended(GRACE + 5 + 5)  # the machine is busy
         await self.kill()
+        await self.take_stock()
+
+    async def take_stock(self) -> None:
+        """Note what lies in queues, and the rows that were committed, once all processes have ended."""
         await self._drain()
         if self.database is not None:
             await self._read_effects()
@@ -250,7 +305,7 @@ class World:
         for process in [*self.services, *([self.publisher] if self.publisher else [])]:
             await process.kill()
 
-    async def _quiet(self, deadline: float, dies: Callable[[str], bool]) -> None:
+    async def quiet(self, deadline: float, dies: Callable[[str], bool]) -> None:
         """Wait until no queue but the dead has anything, and stays so for a second."""
         end, since = time.monotonic() + deadline, 0.0
         while time.monotonic() < end:
@@ -314,5 +369,5 @@ async def world(servers: Servers, folder: Path, seed: str) -> AsyncGenerator[Wor
             yield made
         finally:
             await made.kill()
-            if servers.node.running:
+            if all(node.running for node in servers.nodes):
                 await asyncio.to_thread(servers.node.delete_vhost, url)

@@ -59,11 +59,14 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for host in self.hosts:
+        names = [host.namespace for host in self.hosts]
+        # The cables by themselves: a namespace stays for minutes where a connection in it was cut.
+        for words in (
+            *(("link", "del", name) for name in (*names, f"{self._stem}b")),
+            *(("netns", "del", n) for n in names),
+        ):
             with contextlib.suppress(NetworkError):
-                _ip("netns", "del", host.namespace)  # its end of the cable goes with it, and the other end with that
-        with contextlib.suppress(NetworkError):
-            _ip("link", "del", f"{self._stem}b")
+                _ip(*words)
 
     def _make(self) -> None:
         bridge = f"{self._stem}b"

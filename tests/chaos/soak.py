@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tests.bed.node import NodeError
 from tests.bed.proxy import Proxy
 from tests.chaos.events import GRACE
 from tests.chaos.faults import FAULTS, Fault
@@ -37,7 +38,7 @@ EVERY = 60.0
 CALM = 5.0
 """Seconds without a fault before a sample."""
 
-POOL: Final = "5"
+POOL: Final = "12"
 """How many connections to PostgreSQL an engine keeps: each has a hundred statements prepared at last, and after a fault none."""
 
 NOT_HERE: Final = ("service-killed", "service-stopped", "group-stopped", "queue-full", "consumer-timeout")
@@ -79,7 +80,9 @@ async def started(servers: Servers, folder: Path, seed: int) -> AsyncGenerator[S
         process = Process(["tests.chaos.together", str(file)], {}, folder / "process.log", ROOT, sys.executable)
         try:
             await process.start()
-            await until(lambda: "runs on" in process.said, "the process", 120, every=0.1)
+            await until(lambda: "runs on" in process.said or process.status is not None, "the process", 120, every=0.1)
+            if process.status is not None:
+                raise NodeError(f"the process has ended: {process.said[-ENOUGH:]}")
             for there in worlds.values():
                 there.services.append(process)
             yield Soak(worlds, process, random.Random(f"soak {seed}"))

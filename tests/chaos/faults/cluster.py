@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Iterable, Sequence
 
@@ -130,16 +129,12 @@ def connections(node: RabbitNode) -> int:
 
 
 def leader(world: World) -> RabbitNode:
-    """Return the node that leads the queue of events."""
-    printed = world.node.eval(f"""
-        [begin
-            {{Name, _}} = amqqueue:get_pid(Q),
-            {{resource, _, _, Queue}} = amqqueue:get_name(Q),
-            {{_, Node}} = ra_leaderboard:lookup_leader(Name),
-            {{Queue, Node}}
-        end || Q <- rabbit_amqqueue:list(<<"{world.vhost}">>)]""")
-    led = dict(re.findall(r"\{<<\"([^\"]+)\">>,'?([^'}]+)'?\}", printed))
-    return next(node for node in world.servers.nodes if node.layout.name == led["chaos.take"])
+    """Return the node that leads the queue of events; as far as is known where it was chosen just now."""
+    name = world.node.eval(f"""
+        {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{world.vhost}">>, queue, <<"chaos.take">>)),
+        {{Name, Node}} = amqqueue:get_pid(Q),
+        case ra_leaderboard:lookup_leader(Name) of {{_, Now}} -> Now; undefined -> Node end""")
+    return next(node for node in world.servers.nodes if node.layout.name == name.strip("'"))
 
 
 def sees(node: RabbitNode, other: RabbitNode) -> bool:

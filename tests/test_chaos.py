@@ -130,6 +130,13 @@ def test_what_was_in_a_deleted_queue_is_forfeited_and_what_came_later_is_not() -
     assert (verdict.forfeited, verdict.lost) == (1, 1)
 
 
+def test_what_was_published_before_its_marks_were_deleted_may_come_again_and_what_came_later_may_not() -> None:
+    records_ = records(f"{TWICE}, {TWICE.replace('a/0', 'a/1')}")
+
+    assert judge(records_, Promises(per_crash=0)).excess == 2
+    assert judge(records_, Promises(per_crash=0), forgotten_until=3).excess == 1
+
+
 # --- the ledger ----------------------------------------------------------------------------------------------------
 
 

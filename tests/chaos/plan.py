@@ -12,7 +12,6 @@ from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.loads import LOADS
 from tests.chaos.peers import COMPARED, PEERS
 
-
 _BESIDE = {"cluster", "service", "redis", "postgres"}
 """What is touched by faults that meet those of a cluster: no proxy is in front of its nodes."""
 

@@ -146,6 +146,7 @@ def verdict_of(there: World, load: str) -> Verdict:
         crashes=there.crashes,
         late=there.late,
         forfeit_until=there.forfeit_until,
+        forgotten_until=there.forgotten_until,
     )
 
 

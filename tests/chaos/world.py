@@ -191,7 +191,7 @@ class World:
         self.store_away = False
         self.late = 0
         """How many processes did not end in time when they were asked to."""
-        self.forfeit_until = 0.0
+        self.forfeit_until = self.forgotten_until = 0.0
 
     @property
     def node(self) -> RabbitNode:
@@ -210,8 +210,8 @@ class World:
         return sum(1 for each in self.tail.read().confirmed.values() if each > at)
 
     def connections(self) -> int:
-        """Count the connections that the broker has."""
-        return int(self.node.eval("length(rabbit_networking:connections())"))
+        """Count the connections that the broker has; none while it is away."""
+        return 0 if not self.node.running else int(self.node.eval("length(rabbit_networking:connections())"))
 
     def queues(self) -> dict[str, int]:
         """Count what lies in each queue of this scenario, delivered or not, or due and on its way to another one.

@@ -131,13 +131,13 @@ class RedisReadOnly(RedisFull):
 
 
 class RedisFlushed(Fault):
-    """Redis forgets all: what was being handled, or was published twice and handled once, has a second effect."""
+    """Redis forgets all: what was handled and comes again has a second effect, and nothing that is published afterwards."""
 
     name, touches, uses = "redis-flushed", "redis", "redis"
 
     async def inflict(self, world: World) -> None:
-        world.crashes += len(world.services)
         await asyncio.to_thread(world.servers.redis.flush)
+        world.forgotten_until = time.monotonic()
 
     async def observed(self, world: World) -> bool:
         since = time.monotonic()

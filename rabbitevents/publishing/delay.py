@@ -168,8 +168,8 @@ class Delays:
 def _says_how_long(waiting: Message, ms: int) -> Message:
     """Return a message that falls due by itself.
 
-    A queue whose declaration met the end of its node knows nothing of its TTL for 5 s, and what came meanwhile would
-    stay for good, with all that is behind it (RabbitMQ 4.0: 9 of 12 such queues). What falls due has no expiration.
+    A queue whose node ended while it was declared there knows nothing of its TTL for 5 s, and what came meanwhile would
+    stay for good, with all that is behind it (RabbitMQ 4.0.5: 9 of 10 such queues). What has fallen due has no expiration.
     """
     properties = msgspec.structs.replace(waiting.properties, expiration=str(ms))
     return msgspec.structs.replace(waiting, properties=properties)

@@ -18,7 +18,7 @@ from typing import Any
 
 import aio_pika
 import msgspec
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -319,19 +319,25 @@ class World:
             await asyncio.sleep(0.2)
 
     async def _drain(self) -> None:
-        """Take all that lies in queues, and note it: by consuming, since ordered queues know no basic.get."""
-        ledger = Ledger(self.folder / "ledger")
+        """Take all that lies in queues, and note it: by consuming, since ordered queues know no basic.get.
+
+        What was held up behind something else falls due when that is taken, and lies in another queue then.
+        """
         connection = await aio_pika.connect(self.url)
         async with connection, connection.channel() as channel:
-            for name, number in (await asyncio.to_thread(self.queues)).items():
-                if not number:
-                    continue
-                queue = await channel.get_queue(name, ensure=False)
-                what = "dead" if is_dead(name) else "left"
-                async with queue.iterator(no_ack=True, timeout=2) as messages:
-                    with contextlib.suppress(TimeoutError):
-                        async for message in messages:
-                            ledger.write(what, [_id_of(message)])
+            for _ in range(4):
+                held = [name for name, number in (await asyncio.to_thread(self.queues)).items() if number]
+                for name in held:
+                    await self._empty(await channel.get_queue(name, ensure=False))
+                if not held:
+                    return
+
+    async def _empty(self, queue: AbstractQueue) -> None:
+        ledger, what = Ledger(self.folder / "ledger"), "dead" if is_dead(queue.name) else "left"
+        async with queue.iterator(no_ack=True, timeout=2) as messages:
+            with contextlib.suppress(TimeoutError):
+                async for message in messages:
+                    ledger.write(what, [_id_of(message)])
 
     async def _read_effects(self) -> None:
         """Note the rows that handlers have committed, and what was never sent."""

@@ -18,10 +18,11 @@ from tests.chaos.ledger import Ledger, Record, Tail
 from tests.chaos.loads import LOADS
 from tests.chaos.peers import COMPARED, PEERS
 from tests.chaos.plan import Scenario, compared, fits, pairs, planned, singles
+from tests.chaos.process import Process
 from tests.chaos.run import run
 from tests.chaos.selftest import MUTATIONS, Mutation
 from tests.chaos.soak import pairs as together
-from tests.chaos.world import ROOT, Process
+from tests.chaos.world import ROOT
 from tests.committed import until
 
 DYING = Promises(dies=lambda id: id == "a/9")

@@ -29,8 +29,9 @@ from tests.chaos.events import GRACE
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.loads import LOADS
 from tests.chaos.plan import Scenario, fits
+from tests.chaos.process import Process
 from tests.chaos.run import ENOUGH, QUIET, Count, heal, meet, summary, verdict_of
-from tests.chaos.world import ROOT, Process, Servers, World
+from tests.chaos.world import ROOT, Servers, World
 from tests.committed import until
 from tests.soak import SLACK, Sample, at_the_broker, verdict
 

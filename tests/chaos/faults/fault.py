@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from tests.bed.rabbitmq import RabbitNode
-from tests.chaos.world import Process, World
+from tests.chaos.process import Process
+from tests.chaos.world import World
 from tests.committed import until
 
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from tests.chaos.events import GRACE, POISON, SLOW, Struck
 from tests.chaos.faults.fault import Fault, blocked, comes, start_again
 from tests.chaos.intruder import slip_in, slip_in_junk
-from tests.chaos.world import Process, World
+from tests.chaos.process import Process
+from tests.chaos.world import World
 
 
 class ServiceKilled(Fault):

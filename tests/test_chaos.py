@@ -22,6 +22,7 @@ from tests.chaos.process import Process
 from tests.chaos.run import run
 from tests.chaos.selftest import MUTATIONS, Mutation
 from tests.chaos.soak import pairs as together
+from tests.chaos.soak import soak
 from tests.chaos.world import ROOT
 from tests.committed import until
 
@@ -298,3 +299,16 @@ async def test_faults_meet_loads_and_nothing_is_lost_stuck_or_out_of_order() -> 
         (scenario.name, "", 0) for scenario in SHARE
     ]
     assert all(count.injections and count.verdict.confirmed for count in counts)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("own_node", "postgres_server", "redis_server")
+async def test_all_loads_live_in_one_process_which_is_counted_and_loses_nothing() -> None:
+    found, red = await soak(17, minutes=0)
+
+    assert not red
+    assert [name for name, each in found["scenarios"].items() if not each["handled"]] == []
+    assert set(found["scenarios"]) == {name for name, load in LOADS.items() if load.workers == 1}
+    [sample] = found["samples"]
+    assert sample["tasks"] > 0
+    assert sample["broker_connections"] > len(found["scenarios"])

@@ -25,7 +25,7 @@ from tests.chaos.plan import Scenario
 from tests.chaos.world import ROOT, Servers, World, world
 
 QUIET = 45.0
-"""Seconds after the last publish in which all has to be handled."""
+"""Seconds without an effect, once nothing is published any more, after which what is left is stuck."""
 
 ALL = {**LOADS, **PEERS}
 

@@ -122,6 +122,7 @@ class Soak:
                 self._process.send(signal.SIGCONT)
                 await heal(self._servers)
         await self._sample()
+        self._say()
 
     async def _strike(self, faults: Sequence[type[Fault]], loads: Sequence[str]) -> None:
         """Have two faults meet, each in the world of a load, and wait until all loads flow again."""

@@ -12,7 +12,7 @@
     └── PublishError              an event that was not confirmed; carries the message
         ├── NotSentError          nothing left this process: certainly not published
         ├── UnroutableError       no queue is bound for it
-        ├── RefusedError          the broker answered no (``basic.nack``)
+        ├── RefusedError          the broker answered no
         └── OutcomeUnknownError   it left, and no answer came: published, or not
 
 Errors carry their data as attributes; none of them carries a body or a password.
@@ -99,7 +99,7 @@ class UnroutableError(PublishError):
 
 
 class RefusedError(PublishError):
-    """The broker answered no (``basic.nack``): a queue is full or could not take it."""
+    """The broker answered no: a queue is full or could not take it, or the one that it is to wait in may not be made."""
 
     reason = "was refused by the broker"
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.judge import Promises, Verdict, judge
+from tests.chaos.lanes import Pace, pace, publish
 from tests.chaos.ledger import Ledger, Record, Tail
 from tests.chaos.loads import LOADS
 from tests.chaos.peers import COMPARED, PEERS
 from tests.chaos.plan import Scenario, compared, fits, pairs, planned, singles
+from tests.chaos.process import Process
 from tests.chaos.run import run
 from tests.chaos.selftest import MUTATIONS, Mutation
+from tests.chaos.soak import pairs as together
+from tests.chaos.soak import soak
 from tests.chaos.world import ROOT
+from tests.committed import until
 
 DYING = Promises(dies=lambda id: id == "a/9")
 
@@ -123,6 +132,13 @@ def test_what_was_in_a_deleted_queue_is_forfeited_and_what_came_later_is_not() -
     assert (verdict.forfeited, verdict.lost) == (1, 1)
 
 
+def test_what_was_published_before_its_marks_were_deleted_may_come_again_and_what_came_later_may_not() -> None:
+    records_ = records(f"{TWICE}, {TWICE.replace('a/0', 'a/1')}")
+
+    assert judge(records_, Promises(per_crash=0)).excess == 2
+    assert judge(records_, Promises(per_crash=0), forgotten_until=3).excess == 1
+
+
 # --- the ledger ----------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +153,17 @@ async def test_what_many_note_at_once_is_read_as_they_wrote_it(tmp_path: Path) -
     assert first == 100
     assert tail.read().under_way == 40
     assert [record.id for record in tail.records[:100]] == [f"a/{number}" for number in range(100)]
+
+
+def test_what_came_after_a_moment_is_found_and_what_was_before_is_not(tmp_path: Path) -> None:
+    tail = Tail(tmp_path / "ledger")
+    lines = [f"confirmed a/{n} 1 {n}.0\nstart a/{n} 1 {n}.2\neffect a/{n} 1 {n}.4\n" for n in range(100)]
+    (tmp_path / "ledger").write_text("".join([*lines, "confirmed b/0 1 98.9\n"]))
+
+    tail.read()
+
+    assert (tail.recovered(97.1), tail.flows(97.1)) == (98.0, True)
+    assert (tail.recovered(99.3), tail.flows(99.1)) == (math.inf, False)
 
 
 def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
@@ -154,7 +181,7 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_every_fault_meets_every_load_that_it_makes_sense_for() -> None:
-    met = {(scenario.load, *scenario.faults) for scenario in singles()}
+    met = {(each.load, *each.faults) for each in (*singles(), *singles(cluster=True))}
 
     assert met == {(load, name) for load in LOADS for name, fault in FAULTS.items() if fits(fault, load)}
 
@@ -165,6 +192,30 @@ def test_two_faults_meet_once_where_they_touch_different_things() -> None:
     assert len(met) == len(set(met))
     assert ("broker-killed", "service-killed") in met
     assert all(FAULTS[one].touches != FAULTS[other].touches for one, other in met)
+
+
+def test_a_cluster_s_faults_meet_each_load_alone_and_in_pairs_what_is_beside_the_broker() -> None:
+    alone, both = planned(1, 100, cluster=True), pairs(1, cluster=True)
+
+    assert {FAULTS[name].touches for each in alone for name in each.faults} == {"cluster"}
+    assert {each.load for each in alone} == set(LOADS)
+    assert ("nodes-cut", "service-killed") in {tuple(sorted(each.faults)) for each in both}
+    assert {FAULTS[name].touches for each in both for name in each.faults} == {
+        *("cluster", "service", "redis", "postgres"),
+    }
+
+
+def test_what_meets_in_one_process_leaves_it_alive_and_loses_nothing() -> None:
+    met = {fault for both in together() for fault in both}
+
+    assert {fault.name for fault in met} >= {
+        "broker-killed",
+        "link-black-holed",
+        "redis-flushed",
+        "descriptors-exhausted",
+    }
+    assert not any(fault.alone or fault.touches == "cluster" or not fault.lossless for fault in met)
+    assert not {"service-killed", "service-stopped", "group-stopped"} & {fault.name for fault in met}
 
 
 def test_a_seed_says_which_scenarios_in_which_order() -> None:
@@ -198,6 +249,42 @@ def test_the_place_of_a_defect_that_the_self_test_builds_in_is_there_once(mutati
     compile(text.replace(mutation.old, mutation.new), mutation.file, "exec")
 
 
+# --- its processes and publishers ------------------------------------------------------------------------------------
+
+
+async def test_a_signal_to_all_reaches_what_a_process_has_started(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text("import subprocess; print(subprocess.run(['sleep', '60']).returncode)")
+    process = Process(["parent"], {}, tmp_path / "output", tmp_path, sys.executable)
+
+    await process.start()
+    await until(lambda: len(process.pids) == 2, "both", 20, every=0.05)
+    there = process.pids
+    process.send_all(signal.SIGTERM)
+    await until(lambda: not process.pids, "their end", 20, every=0.05)
+
+    assert there[0] == process.pid
+    assert await process.ended(10)
+
+
+async def test_lanes_publish_until_they_are_told_to_stop(tmp_path: Path) -> None:
+    stopped, answered = threading.Event(), list[str]()
+
+    async def answer(lane: str, number: int) -> str:
+        answered.append(f"{lane}/{number}")
+        if len(answered) == 20:
+            stopped.set()
+        return "unknown" if len(answered) == 1 else "confirmed"
+
+    pace.set(Pace(lanes=2, pause=0.001, stopped=stopped))
+    await publish(Ledger(tmp_path / "ledger"), answer, lanes=50)
+
+    tail = Tail(tmp_path / "ledger").read()
+    assert set(answered) == set(tail.attempted) == tail.answered
+    assert (
+        len({id.rpartition("/")[0] for id in answered}) == 3
+    )  # what got no answer has its lane go on under another name
+
+
 # --- a share of it -------------------------------------------------------------------------------------------------
 
 SHARE = (Scenario("retries", ("link-reset", "service-killed")), Scenario("ordered", ("connections-closed",)))
@@ -212,3 +299,16 @@ async def test_faults_meet_loads_and_nothing_is_lost_stuck_or_out_of_order() -> 
         (scenario.name, "", 0) for scenario in SHARE
     ]
     assert all(count.injections and count.verdict.confirmed for count in counts)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("own_node", "postgres_server", "redis_server")
+async def test_all_loads_live_in_one_process_which_is_counted_and_loses_nothing() -> None:
+    found, red = await soak(17, minutes=0)
+
+    assert not red
+    assert [name for name, each in found["scenarios"].items() if not each["handled"]] == []
+    assert set(found["scenarios"]) == {name for name, load in LOADS.items() if load.workers == 1}
+    [sample] = found["samples"]
+    assert sample["tasks"] > 0
+    assert sample["broker_connections"] > len(found["scenarios"])

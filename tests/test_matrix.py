@@ -161,7 +161,7 @@ def test_what_rests_on_the_version_of_rabbitmq_has_a_cell_of_its_own_for_each(ch
     ran = checkout.matrix("versions-3.10", "versions-4.0", "versions-4.3")
 
     assert ran.returncode == 0
-    assert checkout.asked.count("--strict-config -o cache_dir=.work/cache \"${@:2}\" -m each_version") == 3
+    assert checkout.asked.count('--strict-config -o cache_dir=.work/cache "${@:2}" -m each_version') == 3
     assert sorted(checkout.seen) == ["versions-3.10", "versions-4.0", "versions-4.3"]
 
 

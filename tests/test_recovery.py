@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from rabbitevents import (
     RefusedError,
 )
 from rabbitevents.brokers.rabbitmq import subscriber
+from rabbitevents.brokers.rabbitmq.transport import Transport
 from rabbitevents.facts import ConnectionLost, ConsumerLost, ConsumerRestored
 from rabbitevents.properties import Properties
 from tests.bed.fake_broker import FakeBroker
@@ -102,6 +104,24 @@ async def test_after_a_consumer_timeout_the_consumer_is_back_and_the_effect_happ
 
         assert seen[:2] == [False, True]
         assert all(check.ok for check in bus.health().checks)
+
+
+async def test_nothing_stays_of_attempts_to_connect_that_were_refused(own_node: NodeFactory) -> None:
+    def attempts() -> int:
+        gc.collect()
+        return sum(type(each) is Transport for each in gc.get_objects())
+
+    node = await own_node()
+    async with Bus(node.url, recording(Effects())) as bus:
+        before = attempts()
+
+        node.set_password("guest", "another")
+        await node.aclose_all_connections()
+        await eventually(lambda: "ACCESS_REFUSED" in str(bus.health().problems), "the refusal", 20)
+        node.set_password("guest", "guest")
+        await eventually(lambda: bus.health().ok, "the connections", 20)
+
+        await eventually(lambda: attempts() == before, "the end of what was refused", 10)
 
 
 async def test_one_bad_publish_with_500_in_flight_is_refused_alone(rabbit_url: str) -> None:

@@ -264,9 +264,10 @@ async def test_a_waiting_queue_that_may_not_be_made_is_said_to_who_publishes(pla
     before = place.things()
 
     async with Bus(place.user(RIGHTS[PUBLISHES]), name="web", grace=1) as web:
-        with pytest.raises(TopologyError, match=r"lacks configure on .*'events\.delay\.1000'") as caught:
+        with pytest.raises(RefusedError, match=r"lacks configure on .*'events\.delay\.1000'") as caught:
             await web.publish(OrderPlaced("o-1"), delay=timedelta(seconds=1))
 
+    assert isinstance(caught.value.__cause__, TopologyError)
     assert "rabbitmqctl set_permissions" in str(caught.value)
     assert place.things() == before
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import trustme
 
 from tests.bed.loopback import LOOPBACK, free_port
+from tests.bed.network import Host
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PREFIX = "rbt-"
@@ -22,7 +23,8 @@ _numbers = itertools.count(1)
 class Layout:
     """Folder, ports, name and secret of one node: all that survives a restart.
 
-    `folder` is the path as we see it, `home` the same folder as the node sees it from inside of `root`.
+    `folder` is the path as we see it, `home` the same folder as the node sees it from inside of `root`. `host` is where
+    it runs; None: here.
     """
 
     name: str
@@ -35,6 +37,12 @@ class Layout:
     http_port: int | None
     distribution_port: int
     epmd_port: int
+    host: Host | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the node listens."""
+        return LOOPBACK if self.host is None else self.host.address
 
     @property
     def log(self) -> Path:
@@ -43,7 +51,8 @@ class Layout:
 
     def command(self, *words: str) -> list[str]:
         """Return `words` as a command that runs where the node runs."""
-        return list(words) if self.root is None else ["chroot", str(self.root), *words]
+        there = [] if self.host is None else ["nsenter", f"--net=/run/netns/{self.host.namespace}", "--"]
+        return [*there, *([] if self.root is None else ["chroot", str(self.root)]), *words]
 
     def environment(self) -> dict[str, str]:
         """Return the whole environment of the node and of its tools; ours is not inherited.
@@ -54,15 +63,16 @@ class Layout:
         """
         processors = len(os.sched_getaffinity(0))
         schedulers = f"+S {processors}:{processors} +SDcpu {processors}:{processors}"
-        loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
+        here_only = f"-kernel inet_dist_use_interface {{{self.address.replace('.', ',')}}}"
         return {
             "PATH": _PATH,
             "LANG": "C.UTF-8",
             "HOME": str(self.home),
             "ERL_EPMD_PORT": str(self.epmd_port),
-            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "ERL_EPMD_ADDRESS": self.address,
+            "RABBITMQ_USE_LONGNAME": str(self.host is not None).lower(),
             "RABBITMQ_NODENAME": self.name,
-            "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
+            "RABBITMQ_NODE_IP_ADDRESS": self.address,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "RABBITMQ_MNESIA_BASE": str(self.home / "data"),
@@ -73,9 +83,9 @@ class Layout:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "enabled_plugins"),
             "RABBITMQ_ALLOW_INPUT": "1",
             "RABBITMQ_SERVER_START_ARGS": "-noinput",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback_only} {schedulers}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{here_only} {schedulers}",
             "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
-            "RABBITMQ_CTL_ERL_ARGS": loopback_only,
+            "RABBITMQ_CTL_ERL_ARGS": here_only,
         }
 
 
@@ -91,18 +101,19 @@ def lay_out(
     tls: bool,
     management: bool = False,
     beside: Layout | None = None,
+    host: Host | None = None,
 ) -> Layout:
     """Make a node's folder, inside of `root` if there is one, with its cookie and its configuration files.
 
-    `beside` is another node whose cookie and name server to share, as the members of a cluster do.
-    Removes the folders of test runs that were killed before they could.
+    `beside` is another node whose cookie and name server to share, as the members of a cluster do; on a `host` of its own
+    each has its own name server, on the same port. Removes the folders of test runs that were killed before they could.
     """
     parent = Path(tempfile.gettempdir()) if root is None else root / "tmp"
     _sweep(parent)
     stem = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
     folder = Path(tempfile.mkdtemp(prefix=f"{stem}-", dir=parent))
     layout = Layout(
-        name=f"{stem}@localhost",
+        name=f"{stem}@{'localhost' if host is None else host.address}",
         folder=folder,
         home=folder if root is None else Path("/") / folder.relative_to(root),
         root=root,
@@ -112,6 +123,7 @@ def lay_out(
         http_port=free_port() if management else None,
         distribution_port=free_port(),
         epmd_port=beside.epmd_port if beside else free_port(),
+        host=host,
     )
     _write(layout, config, advanced)
     return layout

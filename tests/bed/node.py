@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.bed.layout import Layout, lay_out
-from tests.bed.loopback import LOOPBACK
+from tests.bed.network import Host
 from tests.bed.processes import spawn, suspend, unpin
 
 _BIN = "/usr/lib/rabbitmq/bin"
@@ -38,7 +38,7 @@ class Node:
     `config` are lines of rabbitmq.conf, `advanced` is the Erlang term of advanced.config, `tls` adds a listener
     with a certificate for localhost, `management` one for HTTP, and `root` is the folder of another system whose
     RabbitMQ to run. `beside` is a running node with which this one can form a cluster: they share a cookie and a name
-    server, which is that node's.
+    server, which is that node's; on a `host`, a machine of its own, a node has its own.
     Every method blocks; each that can last has a twin that leaves the event loop running: `astart` for `start`.
     """
 
@@ -51,6 +51,7 @@ class Node:
         management: bool = False,
         root: Path | str | None = None,
         beside: Node | None = None,
+        host: Host | None = None,
     ) -> None:
         folder = None if root is None else Path(root).resolve()
         self.layout: Layout = lay_out(
@@ -60,8 +61,9 @@ class Node:
             tls=tls,
             management=management,
             beside=beside.layout if beside else None,
+            host=host,
         )
-        self._has_own_epmd = beside is None
+        self._has_own_epmd = beside is None or host is not None
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
 
@@ -97,7 +99,7 @@ class Node:
         deadline = time.monotonic() + timeout
         self._start_epmd(deadline)
         self._server = self._spawn(f"{_BIN}/rabbitmq-server")
-        while not _greets(self.port):
+        while not _greets(self.layout.address, self.port):
             self._check_alive(deadline)
         self.eval("rabbit:await_startup()")  # RabbitMQ 4 greets before it listens for TLS
         unpin(self.pid)
@@ -199,8 +201,8 @@ class Node:
         # A name server of its own for each node: the shared one would be a daemon that stays behind.
         if not self._has_own_epmd or (self._epmd is not None and self._epmd.poll() is None):
             return
-        self._epmd = self._spawn("epmd", "-port", str(self.layout.epmd_port), "-address", LOOPBACK)
-        while not _listens(self.layout.epmd_port):
+        self._epmd = self._spawn("epmd", "-port", str(self.layout.epmd_port), "-address", self.layout.address)
+        while not _listens(self.layout.address, self.layout.epmd_port):
             if self._epmd.poll() is not None or time.monotonic() > deadline:
                 raise NodeError(f"epmd of {self.layout.name} did not start:\n{self.log_tail()}")
             time.sleep(0.01)
@@ -236,15 +238,15 @@ class Node:
         return done.stdout
 
 
-def _listens(port: int) -> bool:
+def _listens(address: str, port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex((LOOPBACK, port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
-def _greets(port: int) -> bool:
+def _greets(address: str, port: int) -> bool:
     """Whether a broker answers the protocol header with Connection.Start (frame type 1, class 10, method 10)."""
     try:
-        with socket.create_connection((LOOPBACK, port), timeout=2) as probe:
+        with socket.create_connection((address, port), timeout=2) as probe:
             probe.sendall(_START)
             greeting = probe.recv(11)
     except OSError:

@@ -36,7 +36,7 @@ class RabbitNode(Node):
     @property
     def url(self) -> str:
         """The AMQP URL of the default virtual host, as guest."""
-        return f"amqp://guest:guest@{LOOPBACK}:{self.port}/"
+        return f"amqp://guest:guest@{self.layout.address}:{self.port}/"
 
     @property
     def tls_url(self) -> str:

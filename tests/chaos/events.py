@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Mapping
+from contextvars import ContextVar
 
 from attrs import frozen
+from redis.asyncio import Redis
 from sqlalchemy import Column, Integer, MetaData, Table, Text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -23,8 +26,10 @@ LONGEST = 0.02
 """Seconds that a handler takes at most."""
 DELIVERY_LIMIT = 12
 """How often the broker delivers what crashes its processes, in the load that meets such events."""
-POISON, JUNK = "poison", "junk"
-"""How the lanes are called whose events crash whoever handles them, and cannot be read."""
+POISON, JUNK, SLOW = "poison", "junk", "slow"
+"""How the lanes are called whose events crash whoever handles them, cannot be read, and take long."""
+LONG = 20.0
+"""How many seconds."""
 
 EFFECTS = Table(
     "chaos_effects",
@@ -105,20 +110,29 @@ def waits(id: str) -> float:
 async def work(ledger: Ledger, struck: Struck) -> None:
     """Have one effect, after a while."""
     await ledger.note("start", struck.id)
-    await asyncio.sleep(random.uniform(0, LONGEST))
+    await asyncio.sleep(LONG if struck.lane.startswith(SLOW) else random.uniform(0, LONGEST))
     await ledger.note("effect", struck.id)
 
 
-def url() -> str:
-    """Return where the broker is."""
-    return os.environ["AMQP_URL"]
+place: ContextVar[Mapping[str, str]] = ContextVar("place", default=os.environ)
+"""Where everything is, by name: the environment says it, unless one process has several places."""
+
+
+def url() -> list[str]:
+    """Return where the broker is: one URL, or one for each node of a cluster."""
+    return place.get()["AMQP_URL"].split()
 
 
 def ledger() -> Ledger:
     """Open the ledger."""
-    return Ledger(os.environ["LEDGER"])
+    return Ledger(place.get()["LEDGER"])
+
+
+def redis() -> Redis:
+    """Return a client of the Redis."""
+    return Redis(port=int(place.get()["REDIS_PORT"]))
 
 
 def engine() -> AsyncEngine:
     """Return an engine for the database."""
-    return create_async_engine(os.environ["DATABASE_URL"], pool_size=30)
+    return create_async_engine(place.get()["DATABASE_URL"], pool_size=int(place.get().get("DATABASE_POOL", "30")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -73,10 +73,12 @@ def judge(
     crashes: int = 0,
     late: int = 0,
     forfeit_until: float = 0.0,
+    forgotten_until: float = 0.0,
 ) -> Verdict:
     """Compare. ``crashes`` of processes that handle; ``late`` are processes that did not end in time.
 
     ``forfeit_until`` (on the records' clock): what was attempted before may be lost, since its queue was deleted.
+    ``forgotten_until``: what was attempted before may come again, since its marks were deleted.
     """
     by = _by_kind(records)
     attempted, effects, dead = by["attempt"], by["effect"], by["dead"]
@@ -96,11 +98,18 @@ def judge(
         unexpected=_unexpected(by, promises) + _early(records, promises),
         duplicate_deliveries=by["start"].total() - len(by["start"]),
         duplicate_effects=effects.total() - len(effects),
-        excess=sum(_excess(by[kind], promises.per_crash, crashes) for kind in promises.once),
+        excess=sum(
+            _excess(_marked(by[kind], times, forgotten_until), promises.per_crash, crashes) for kind in promises.once
+        ),
         stuck=left.total() + late,
         silent=len(attempted.keys() - answers.keys()),
         inversions=_inversions(records) if promises.in_order else 0,
     )
+
+
+def _marked(counts: Counter[str], times: Mapping[str, float], since: float) -> Counter[str]:
+    """Return the counts of what was attempted when its marks were not deleted any more."""
+    return Counter({id: count for id, count in counts.items() if times.get(id, since) >= since})
 
 
 def _excess(counts: Counter[str], per_crash: int | None, crashes: int) -> int:

@@ -13,7 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from types import FrameType
+from typing import NamedTuple
 
 from tests.chaos.ledger import Ledger
 
@@ -21,14 +23,31 @@ PAUSE = 0.05
 """Seconds between two events of a lane, on average."""
 
 
+class Pace(NamedTuple):
+    """How many lanes publish, where the publisher does not say it itself, how often (seconds), and until when.
+
+    One that ends by SIGTERM alone has no ``stopped``.
+    """
+
+    lanes: int | None = None
+    pause: float = PAUSE
+    stopped: threading.Event | None = None
+
+
+_USUAL = Pace()
+pace: ContextVar[Pace] = ContextVar("pace", default=_USUAL)
+
+
 async def publish(ledger: Ledger, answer: Callable[[str, int], Awaitable[str]], *, lanes: int) -> None:
-    """Publish until SIGTERM; return when all were answered.
+    """Publish until SIGTERM, or as the `pace` says; return when all were answered.
 
     ``answer`` publishes the event of a lane and a number, and returns "confirmed", "failed" or "unknown". A lane whose
     event got no answer goes on under another name: it could still come after the next one.
     """
-    stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    told = pace.get()
+    stopped = told.stopped or threading.Event()
+    if told.stopped is None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
 
     async def lane(place: int) -> None:
         life = number = 0
@@ -41,14 +60,15 @@ async def publish(ledger: Ledger, answer: Callable[[str, int], Awaitable[str]], 
             if outcome != "confirmed":
                 life, number = life + 1, 0
                 await asyncio.sleep(0.1)
-            await asyncio.sleep(random.uniform(0, 2 * PAUSE))
+            await asyncio.sleep(random.uniform(0, 2 * told.pause))
 
-    await asyncio.gather(*map(lane, range(lanes)))
+    await asyncio.gather(*map(lane, range(told.lanes or lanes)))
 
 
 def publish_from_threads(ledger: Ledger, answer: Callable[[str, int], str], *, threads: int) -> None:
     """Do the same without an event loop, each lane in a thread of its own."""
-    stopped = threading.Event()
+    told = pace.get()
+    stopped = told.stopped or threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()
@@ -60,10 +80,11 @@ def publish_from_threads(ledger: Ledger, answer: Callable[[str, int], str], *, t
                 return
             ledger.write("attempt", [f"{name}/{number}"])
             ledger.write(answer(name, number), [f"{name}/{number}"])
-            time.sleep(random.uniform(0, PAUSE))
+            time.sleep(random.uniform(0, told.pause))
 
-    signal.signal(signal.SIGTERM, stop)
-    running = [threading.Thread(target=lane, args=(place,)) for place in range(threads)]
+    if told.stopped is None:
+        signal.signal(signal.SIGTERM, stop)
+    running = [threading.Thread(target=lane, args=(place,)) for place in range(told.lanes or threads)]
     for each in running:
         each.start()
     for each in running:

@@ -13,12 +13,19 @@ An id is ``LANE/NUMBER``: what was published in one lane was published in the or
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+APART = 1.0
+"""Seconds by which a line may be older than the one before it: who writes looks at the clock first.
+
+One that is older by more, since its process was suspended in between, hides what is before it from who asks what is new.
+"""
 
 
 class Record(NamedTuple):
@@ -107,18 +114,21 @@ class Tail:
     def under_way(self) -> int:
         """How many events of the last ten seconds are published and not answered, or confirmed and not handled."""
         since = time.monotonic() - 10
-        unanswered, unhandled = self.attempted.keys() - self.answered, self.confirmed.keys() - self.done.keys()
-        return sum(self.attempted[id] > since for id in unanswered) + sum(
-            self.confirmed[id] > since for id in unhandled
-        )
+        unanswered = sum(id not in self.answered for id, _ in after(since, self.attempted))
+        return unanswered + sum(id not in self.done for id, _ in after(since, self.confirmed))
 
     def flows(self, since: float) -> bool:
         """Say whether an event that was confirmed after ``since`` was handled, and another handling has begun."""
-        return self.recovered(since) < math.inf and any(
-            at > since and id in self.done for id, at in self.confirmed.items()
-        )
+        return self.recovered(since) < math.inf and any(id in self.done for id, _ in after(since, self.confirmed))
 
     def recovered(self, since: float) -> float:
         """Return when, after ``since``, there was both a confirm and the beginning of a handling; infinite: not yet."""
-        confirmed = min((at for at in self.confirmed.values() if at > since), default=math.inf)
-        return max(confirmed, min((at for at in self.begun if at > since), default=math.inf))
+        confirmed = min((at for _, at in after(since, self.confirmed)), default=math.inf)
+        begun = itertools.takewhile(lambda at: at > since - APART, reversed(self.begun))
+        return max(confirmed, min((at for at in begun if at > since), default=math.inf))
+
+
+def after(since: float, times: dict[str, float]) -> Iterator[tuple[str, float]]:
+    """Return what is later than ``since``, the latest first; what is older is not looked at: the file may be an hour's."""
+    late = itertools.takewhile(lambda id: times[id] > since - APART, reversed(times))
+    return ((id, times[id]) for id in late if times[id] > since)

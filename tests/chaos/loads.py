@@ -19,11 +19,15 @@ class Load(msgspec.Struct, frozen=True):
     publisher: str = "publish"
     uses: frozenset[str] = frozenset()
     """What it needs beside the broker: servers, or the environment of others."""
+    workers: int = 1
+    """How many processes a service starts."""
 
     @property
     def serving(self) -> list[str]:
         """The module and its words that handle."""
-        return [self.bus, "serve"] if "peers" in self.uses else ["rabbitevents", "run", f"tests.chaos.{self.bus}"]
+        several = ["--workers", str(self.workers)] if self.workers > 1 else []
+        own = ["rabbitevents", "run", f"tests.chaos.{self.bus}", *several]
+        return [self.bus, "serve"] if "peers" in self.uses else own
 
     @property
     def publishing(self) -> list[str]:
@@ -40,6 +44,7 @@ _ONE_EACH = Promises(stages=("effect", "passed"), per_crash=0)
 
 LOADS: Final[Mapping[str, Load]] = {
     "handle": Load("services:handle"),
+    "workers": Load("services:handle", workers=2),
     "sync": Load("services:handle", publisher="publish_from_threads"),
     "delayed": Load("services:handle", Promises(dies=crashes, waits=waits), publisher="delay"),
     "retries": Load("services:retries", Promises(dies=_or_crashes(dies))),

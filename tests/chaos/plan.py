@@ -12,6 +12,9 @@ from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.loads import LOADS
 from tests.chaos.peers import COMPARED, PEERS
 
+_BESIDE = {"cluster", "service", "redis", "postgres"}
+"""What is touched by faults that meet those of a cluster: no proxy is in front of its nodes."""
+
 
 class Scenario(msgspec.Struct, frozen=True):
     """A load, what happens to it, and how often."""
@@ -30,15 +33,22 @@ def fits(fault: type[Fault], load: str) -> bool:
     return (not fault.loads or load in fault.loads) and (not fault.uses or fault.uses in LOADS[load].uses)
 
 
-def singles() -> list[Scenario]:
-    """Every fault with every load that it makes sense for."""
-    return [Scenario(load, (name,)) for name, fault in FAULTS.items() for load in LOADS if fits(fault, load)]
+def singles(*, cluster: bool = False) -> list[Scenario]:
+    """Every fault of one node, or of a cluster, with every load that it makes sense for."""
+    known = [fault for fault in FAULTS.values() if (fault.touches == "cluster") == cluster]
+    return [Scenario(load, (fault.name,)) for fault in known for load in LOADS if fits(fault, load)]
 
 
-def pairs(seed: int) -> list[Scenario]:
-    """Every two faults that touch different things, once, each pair with a load that the seed says."""
+def pairs(seed: int, *, cluster: bool = False) -> list[Scenario]:
+    """Every two faults that touch different things, once, each pair with a load that the seed says.
+
+    A cluster's faults meet those of what is beside the broker.
+    """
     chosen, found = random.Random(f"pairs {seed}"), list[Scenario]()
     for one, other in itertools.combinations(FAULTS.values(), 2):
+        touched = {one.touches, other.touches}
+        if ("cluster" in touched) != cluster or (cluster and not touched <= _BESIDE):
+            continue
         loads = [load for load in LOADS if fits(one, load) and fits(other, load)]
         if one.touches != other.touches and loads and all(each.lossless and not each.alone for each in (one, other)):
             found.append(Scenario(chosen.choice(loads), (one.name, other.name)))
@@ -52,7 +62,9 @@ def compared(injections: int, only: Sequence[str] = ()) -> list[Scenario]:
     return [Scenario(each.load, each.faults, max(1, injections // len(found))) for each in found]
 
 
-def planned(seed: int, injections: int, *, only: Sequence[str] = (), pairwise: bool = False) -> list[Scenario]:
+def planned(
+    seed: int, injections: int, *, only: Sequence[str] = (), pairwise: bool = False, cluster: bool = False
+) -> list[Scenario]:
     """Return the scenarios of a run in the seed's order; ``only`` are names that each of them must have.
 
     With fewer injections than scenarios, not all of these are in it. Raises ValueError where nothing is left.
@@ -61,7 +73,8 @@ def planned(seed: int, injections: int, *, only: Sequence[str] = (), pairwise: b
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(known)}")
     two_faults = sum(name in FAULTS for name in only) == 2
-    chosen = pairs(seed) if two_faults else [*singles(), *(pairs(seed) if pairwise else ())]
+    both = pairs(seed, cluster=cluster)
+    chosen = both if two_faults else [*singles(cluster=cluster), *(both if pairwise else ())]
     if two_faults and (loads := [name for name in only if name in LOADS]):
         chosen = [
             Scenario(loads[0], each.faults) for each in chosen if all(fits(FAULTS[f], loads[0]) for f in each.faults)

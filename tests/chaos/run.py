@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ from tests.chaos.plan import Scenario
 from tests.chaos.world import ROOT, Servers, World, world
 
 QUIET = 45.0
-"""Seconds after the last publish in which all has to be handled."""
+"""Seconds without an effect, once nothing is published any more, after which what is left is stuck."""
 
 ALL = {**LOADS, **PEERS}
 
 ENOUGH = 500
 """How many faults of a kind are named."""
+
+
+_FIRST, _HEALED_LAST = {"queue": 0, "service": 2}, {"queue": 1, "service": 2}
+"""In which order faults that meet are inflicted, and healed, by what they touch."""
 
 
 class Count(msgspec.Struct):
@@ -55,15 +60,15 @@ class Count(msgspec.Struct):
 
 
 async def run(
-    scenarios: Sequence[Scenario], seed: int, *, sources: Path = ROOT, minutes: float | None = None
+    scenarios: Sequence[Scenario], seed: int, *, sources: Path = ROOT, minutes: float | None = None, nodes: int = 1
 ) -> tuple[list[Count], str]:
     """Run scenarios one after the other, on servers of their own; return what was counted, and RabbitMQ's version.
 
-    ``minutes``: begin none after so long.
+    ``minutes``: begin none after so long. ``nodes``: how many RabbitMQ has.
     """
     began, counts = time.monotonic(), list[Count]()
     async with AsyncExitStack() as stack:
-        servers = Servers(stack, os.environ.get("RABBITEVENTS_TEST_ROOT"))
+        servers = Servers(stack, os.environ.get("RABBITEVENTS_TEST_ROOT"), nodes)
         for number, scenario in enumerate(scenarios):
             if minutes is not None and time.monotonic() - began > minutes * 60:
                 break
@@ -86,7 +91,7 @@ async def one(servers: Servers, scenario: Scenario, seed: str, sources: Path = R
             except TimeoutError as error:  # nothing flows: what there is is judged all the same
                 count.error = str(error)
             await there.end(QUIET, ALL[scenario.load].promises.dies)
-            count.verdict = verdict_of(there, scenario)
+            count.verdict = verdict_of(there, scenario.load)
     except Exception as error:
         # Whatever keeps a scenario from its end is said, and the next one is run: the run is a night's.
         count.error = f"{type(error).__name__}: {error}"[:ENOUGH]
@@ -103,16 +108,9 @@ async def inject(there: World, scenario: Scenario, count: Count) -> None:
     """Wait for load, inflict all faults, see them, heal, and wait until events flow again."""
     await there.flowing()
     await asyncio.sleep(there.random.uniform(0.1, 1.0))
-    faults: list[Fault] = [FAULTS[name]() for name in scenario.faults]
-    # A process that starts needs its servers: it is healed last.
-    faults.sort(key=lambda fault: fault.touches == "service")
     under_way = there.tail.read().under_way
-    for fault in faults:
-        await fault.inflict(there)
-        await asyncio.sleep(there.random.uniform(0, 1.5) if len(faults) > 1 else 0)
-    seen = [await fault.observed(there) for fault in faults]
-    healed = max([await fault.after(there) for fault in faults])
-    if under_way and all(seen):
+    seen, healed = await meet([(FAULTS[name](), there) for name in scenario.faults], there.random)
+    if under_way and seen:
         count.injections += 1
     else:
         count.misses += 1
@@ -120,24 +118,49 @@ async def inject(there: World, scenario: Scenario, count: Count) -> None:
     count.recoveries.append(round(there.tail.recovered(healed) - healed, 2))
 
 
-def verdict_of(there: World, scenario: Scenario) -> Verdict:
+async def meet(faults: Sequence[tuple[Fault, World]], dice: random.Random) -> tuple[bool, float]:
+    """Inflict faults on worlds at the same time; return whether all were seen, and since when all stands again."""
+    # What is done to a queue needs a broker, and a process that starts needs its servers.
+    faults = sorted(faults, key=lambda each: _FIRST.get(each[0].touches, 1))
+    begun = list[tuple[Fault, World]]()
+    try:
+        for fault, there in faults:
+            begun.append((fault, there))
+            await fault.inflict(there)
+            await asyncio.sleep(dice.uniform(0, 1.5) if len(faults) > 1 else 0)
+        seen = [await fault.observed(there) for fault, there in faults]
+    except Exception:
+        for fault, there in begun:
+            with suppress(Exception):  # what did happen is healed as far as it can be
+                await fault.after(there)
+        raise
+    faults.sort(key=lambda each: _HEALED_LAST.get(each[0].touches, 0))
+    return all(seen), max([await fault.after(there) for fault, there in faults])
+
+
+def verdict_of(there: World, load: str) -> Verdict:
+    """Judge what happened in a world."""
     return judge(
         there.tail.read().records,
-        ALL[scenario.load].promises,
+        ALL[load].promises,
         crashes=there.crashes,
         late=there.late,
         forfeit_until=there.forfeit_until,
+        forgotten_until=there.forgotten_until,
     )
 
 
 async def heal(servers: Servers) -> None:
     """Make the servers stand again after a scenario that was broken off."""
-    node = servers.node
-    if node.running:
-        await asyncio.to_thread(node.resume)
-        await node.aset_memory_alarm(on=False)
-    else:
-        await node.astart()
+    if servers.network is not None:
+        servers.network.heal()
+    for node in servers.nodes:
+        if node.running:
+            await asyncio.to_thread(node.resume)
+            await node.aset_memory_alarm(on=False)
+        else:
+            await node.astart()
+    await asyncio.to_thread(servers.node.set_password, "guest", "guest")
     for server in (servers.redis, servers.postgres):
         if server.running:
             server.resume()

@@ -11,7 +11,6 @@ import random
 import signal
 from datetime import timedelta
 
-from redis.asyncio import Redis
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from tenacity import stop_after_attempt, wait_chain, wait_fixed
@@ -36,6 +35,7 @@ from tests.chaos.events import (
     engine,
     failures,
     ledger,
+    redis,
     url,
     work,
 )
@@ -106,7 +106,7 @@ def idempotent() -> Bus:
     async def take(struck: Struck) -> None:
         await work(notes, struck)
 
-    once = Idempotency(RedisStore(Redis(port=int(os.environ["REDIS_PORT"]))), lease=LEASE, keep=timedelta(days=1))
+    once = Idempotency(RedisStore(redis()), lease=LEASE, keep=timedelta(days=1))
     return Bus(url(), router, plugins=[DeadLetter(), Retry(), once], grace=GRACE)
 
 

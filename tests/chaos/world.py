@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import re
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +17,15 @@ from typing import Any
 
 import aio_pika
 import msgspec
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from rabbitevents_eventstore import EventTables
 from rabbitevents_outbox import Tables
 from rabbitevents_process import ProcessTables
+from tests.bed.cluster import cluster
+from tests.bed.network import Network
 from tests.bed.postgres import PostgresServer
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
@@ -33,86 +34,43 @@ from tests.chaos.events import EFFECTS, GRACE, JUNK
 from tests.chaos.ledger import Ledger, Tail
 from tests.chaos.loads import Load
 from tests.chaos.peers import environment
+from tests.chaos.process import Process
 from tests.committed import until
 
 HEARTBEAT = 4
 """Seconds: a broker that is silent for two and a half of them is given up, so that an injection does not last."""
 
+BACKLOG = 240.0
+"""Seconds in which a backlog has to be worked off."""
+
 ROOT = Path(__file__).parents[2]
 """The sources that are run, unless others are."""
 
 
-_SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]"
-"""What falls due while its queue is full comes 5 s later, and not three minutes, which is the broker's default."""
-
-
-class Process:
-    """One of our processes, which can be started again. It ends with us."""
-
-    def __init__(
-        self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path, python: str
-    ) -> None:
-        self.output = output
-        self._command = ["setpriv", "--pdeathsig", "KILL", "--", python, "-m", *words]
-        paths = {"PYTHONPATH": f"{sources}{os.pathsep}{sources / 'plugins'}", "PYTHONDONTWRITEBYTECODE": "1"}
-        self._environment = {**os.environ, **environment, **paths}
-        self._sources = sources
-        self._process: asyncio.subprocess.Process | None = None
-        self._from = 0
-
-    async def start(self) -> None:
-        """Start it."""
-        self._from = self.output.stat().st_size if self.output.exists() else 0
-        with self.output.open("ab") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=self._environment, cwd=self._sources, stdout=output, stderr=output
-            )
-
-    @property
-    def said(self) -> str:
-        """What it has printed since it was last started."""
-        return self.output.read_bytes()[self._from :].decode(errors="replace") if self.output.exists() else ""
-
-    @property
-    def pid(self) -> int:
-        """Its id, 0 while there is none."""
-        return 0 if self._process is None else self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        """Its exit status, None while it runs."""
-        return None if self._process is None else self._process.returncode
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
-
-    async def ended(self, seconds: float) -> bool:
-        """Wait for its end; say whether it came in time."""
-        if self._process is None:
-            return True
-        try:
-            async with asyncio.timeout(seconds):
-                await self._process.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def kill(self) -> None:
-        """End it at once."""
-        self.send(signal.SIGKILL)
-        await self.ended(10)
+_SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}, {channel_tick_interval, 1000}]}]"
+"""What falls due while its queue is full comes 5 s later, and not three minutes, which is the broker's default; and who
+holds a delivery for too long is found within a second, and not a minute."""
 
 
 class Servers:
-    """The servers that all scenarios of a run share, each started when it is first needed."""
+    """The servers that all scenarios of a run share, each started when it is first needed; RabbitMQ at once.
 
-    def __init__(self, stack: AsyncExitStack, root: str | None) -> None:
-        self.node: RabbitNode = stack.enter_context(RabbitNode(advanced=_SOON, root=root))
+    Of a ``size`` of more than one it is a cluster, each of its nodes on a host of its own. Raises NetworkError where
+    such hosts cannot be made.
+    """
+
+    def __init__(self, stack: AsyncExitStack, root: str | None, size: int = 1) -> None:
+        self.network: Network | None = stack.enter_context(Network(size)) if size > 1 else None
+        hosts = self.network.hosts if self.network else ()
+        self.nodes: list[RabbitNode] = stack.enter_context(cluster(size, root, hosts=hosts, advanced=_SOON))
         self._stack = stack
         self._redis: RedisServer | None = None
         self._postgres: PostgresServer | None = None
+
+    @property
+    def node(self) -> RabbitNode:
+        """A node that runs, if one does: the first."""
+        return next((node for node in self.nodes if node.running), self.nodes[0])
 
     @property
     def redis(self) -> RedisServer:
@@ -139,7 +97,6 @@ class World:
 
     def __init__(self, servers: Servers, proxy: Proxy, url: str, folder: Path, seed: str) -> None:
         self.servers = servers
-        self.node = servers.node
         self.proxy = proxy
         self.url = url
         self.folder = folder
@@ -153,7 +110,12 @@ class World:
         self.store_away = False
         self.late = 0
         """How many processes did not end in time when they were asked to."""
-        self.forfeit_until = 0.0
+        self.forfeit_until = self.forgotten_until = 0.0
+
+    @property
+    def node(self) -> RabbitNode:
+        """The broker, or a node of it that runs."""
+        return self.servers.node
 
     @property
     def vhost(self) -> str:
@@ -167,8 +129,8 @@ class World:
         return sum(1 for each in self.tail.read().confirmed.values() if each > at)
 
     def connections(self) -> int:
-        """Count the connections that the broker has."""
-        return int(self.node.eval("length(rabbit_networking:connections())"))
+        """Count the connections that the broker has; none while it is away."""
+        return 0 if not self.node.running else int(self.node.eval("length(rabbit_networking:connections())"))
 
     def queues(self) -> dict[str, int]:
         """Count what lies in each queue of this scenario, delivered or not, or due and on its way to another one.
@@ -190,12 +152,7 @@ class World:
 
     async def begin(self, load: Load, sources: Path) -> None:
         """Start two services and a publisher, and wait until events flow."""
-        through = f"{self.proxy.url_for(self.url)}?heartbeat={HEARTBEAT}"
-        environment = {"AMQP_URL": through, "LEDGER": str(self.folder / "ledger")}
-        if "redis" in load.uses:
-            environment["REDIS_PORT"] = str(self.servers.redis.port)
-        if "postgres" in load.uses:
-            environment["DATABASE_URL"] = self.database = await self._make_database()
+        environment = await self.place(load)
         python = str(self.servers.peers) if "peers" in load.uses else sys.executable
 
         def process(words: list[str], name: str) -> Process:
@@ -209,6 +166,19 @@ class World:
         self.publisher = process(load.publishing, "publisher")
         await self.publisher.start()
         await self.flowing()
+
+    async def place(self, load: Load) -> dict[str, str]:
+        """Say where everything is that a load needs, by the names that `tests.chaos.events.place` has; make its database."""
+        nodes = self.servers.nodes
+        urls = [f"{node.url}{self.vhost}" for node in nodes] if len(nodes) > 1 else [self.proxy.url_for(self.url)]
+        self.random.shuffle(urls)
+        found = {"AMQP_URL": " ".join(f"{url}?heartbeat={HEARTBEAT}" for url in urls)}
+        found["LEDGER"] = str(self.folder / "ledger")
+        if "redis" in load.uses:
+            found["REDIS_PORT"] = str(self.servers.redis.port)
+        if "postgres" in load.uses:
+            found["DATABASE_URL"] = self.database = await self._make_database()
+        return found
 
     async def _make_database(self) -> str:
         server = self.servers.postgres
@@ -234,12 +204,16 @@ class World:
         assert self.publisher is not None
         self.publisher.send(signal.SIGTERM)
         self.late += not await self.publisher.ended(45)
-        await self._quiet(deadline, dies)
+        await self.quiet(deadline, dies)
         for service in self.services:
             service.send(signal.SIGTERM)
         for service in self.services:
             self.late += not await service.ended(GRACE + 5 + 5)  # the machine is busy
         await self.kill()
+        await self.take_stock()
+
+    async def take_stock(self) -> None:
+        """Note what lies in queues, and the rows that were committed, once all processes have ended."""
         await self._drain()
         if self.database is not None:
             await self._read_effects()
@@ -250,33 +224,43 @@ class World:
         for process in [*self.services, *([self.publisher] if self.publisher else [])]:
             await process.kill()
 
-    async def _quiet(self, deadline: float, dies: Callable[[str], bool]) -> None:
-        """Wait until no queue but the dead has anything, and stays so for a second."""
-        end, since = time.monotonic() + deadline, 0.0
-        while time.monotonic() < end:
+    async def quiet(self, deadline: float, dies: Callable[[str], bool]) -> None:
+        """Wait until no queue but the dead has anything, and stays so for a second; at most so long without an effect.
+
+        A machine that was busy while the broker was away has a backlog, which is worked off; for `BACKLOG` at most.
+        """
+        began, since, progress = time.monotonic(), 0.0, (0, 0.0)
+        while (now := time.monotonic()) < min(progress[1] or began, began + BACKLOG) + deadline:
+            if len(self.tail.read().done) > progress[0]:
+                progress = len(self.tail.done), now
             held = await asyncio.to_thread(self.queues)
             waits = any(number for name, number in held.items() if not is_dead(name))
-            missing = [id for id in self.tail.read().confirmed.keys() - self.tail.done.keys() if not dies(id)]
-            now = time.monotonic()
+            missing = [id for id in self.tail.confirmed.keys() - self.tail.done.keys() if not dies(id)]
             since = (since or now) if not waits and not missing else 0.0
             if since and now - since > 1:
                 return
             await asyncio.sleep(0.2)
 
     async def _drain(self) -> None:
-        """Take all that lies in queues, and note it: by consuming, since ordered queues know no basic.get."""
-        ledger = Ledger(self.folder / "ledger")
+        """Take all that lies in queues, and note it: by consuming, since ordered queues know no basic.get.
+
+        What was held up behind something else falls due when that is taken, and lies in another queue then.
+        """
         connection = await aio_pika.connect(self.url)
         async with connection, connection.channel() as channel:
-            for name, number in (await asyncio.to_thread(self.queues)).items():
-                if not number:
-                    continue
-                queue = await channel.get_queue(name, ensure=False)
-                what = "dead" if is_dead(name) else "left"
-                async with queue.iterator(no_ack=True, timeout=2) as messages:
-                    with contextlib.suppress(TimeoutError):
-                        async for message in messages:
-                            ledger.write(what, [_id_of(message)])
+            for _ in range(4):
+                held = [name for name, number in (await asyncio.to_thread(self.queues)).items() if number]
+                for name in held:
+                    await self._empty(await channel.get_queue(name, ensure=False))
+                if not held:
+                    return
+
+    async def _empty(self, queue: AbstractQueue) -> None:
+        ledger, what = Ledger(self.folder / "ledger"), "dead" if is_dead(queue.name) else "left"
+        async with queue.iterator(no_ack=True, timeout=2) as messages:
+            with contextlib.suppress(TimeoutError):
+                async for message in messages:
+                    ledger.write(what, [_id_of(message)])
 
     async def _read_effects(self) -> None:
         """Note the rows that handlers have committed, and what was never sent."""
@@ -286,7 +270,9 @@ class World:
             for row in await connection.execute(select(EFFECTS).order_by(EFFECTS.c.number)):
                 ledger.write(row.what, [row.id])
             outbox = Tables().outbox
-            ledger.write("left", [f"outbox/{row.id}" for row in await connection.execute(select(outbox.c.id))])
+            for row in await connection.execute(select(outbox.c.body)):
+                document = msgspec.json.decode(row.body)
+                ledger.write("left", [f"{document['lane']}/{document['number']}"])
         await engine.dispose()
 
 
@@ -314,5 +300,5 @@ async def world(servers: Servers, folder: Path, seed: str) -> AsyncGenerator[Wor
             yield made
         finally:
             await made.kill()
-            if servers.node.running:
+            if all(node.running for node in servers.nodes):
                 await asyncio.to_thread(servers.node.delete_vhost, url)

@@ -119,7 +119,8 @@ class Link:
             elif self.refuses(error):
                 self._refusing.add(address)
                 if len(self._refusing) == len(set(self._where)) and not self.refused.done():
-                    self.refused.set_result(error)
+                    # Not the error itself: its traceback would keep the attempt, for as long as this link lives.
+                    self.refused.set_result(BrokerError(str(error), code=error.code))
             self._say_away(str(error))
             if connection is not None:
                 await connection.close()

@@ -10,13 +10,24 @@ from tests.chaos.faults.broker import (
     PasswordChanged,
     RightsTaken,
 )
+from tests.chaos.faults.cluster import ConnectedNodeKilled, MajorityLost, NodesCut, QueueLeaderKilled, RollingRestart
 from tests.chaos.faults.fault import Fault
 from tests.chaos.faults.link import ConfirmsLost, CutInMidFrame, LinkBlackHoled, LinkDeaf, LinkReset
 from tests.chaos.faults.queues import DeadQueueDeleted, QueueDeleted, QueueFull, Unbound
-from tests.chaos.faults.service import Junk, Poison, ServiceKilled, ServiceStopped, ServiceSuspended
+from tests.chaos.faults.service import (
+    ConsumerTimeout,
+    DescriptorsExhausted,
+    GroupStopped,
+    Junk,
+    Poison,
+    ServiceKilled,
+    ServiceStopped,
+    ServiceSuspended,
+)
 from tests.chaos.faults.stores import (
     PostgresKilled,
     PostgresSuspended,
+    RedisFlushed,
     RedisFull,
     RedisKilled,
     RedisReadOnly,
@@ -46,7 +57,10 @@ _ALL: tuple[type[Fault], ...] = (
     LinkDeaf,
     ServiceKilled,
     ServiceStopped,
+    GroupStopped,
     ServiceSuspended,
+    DescriptorsExhausted,
+    ConsumerTimeout,
     Poison,
     Junk,
     RedisKilled,
@@ -54,8 +68,14 @@ _ALL: tuple[type[Fault], ...] = (
     RedisSuspended,
     RedisFull,
     RedisReadOnly,
+    RedisFlushed,
     PostgresKilled,
     PostgresSuspended,
+    ConnectedNodeKilled,
+    QueueLeaderKilled,
+    MajorityLost,
+    RollingRestart,
+    NodesCut,
 )
 
 FAULTS: dict[str, type[Fault]] = {fault.name: fault for fault in _ALL}

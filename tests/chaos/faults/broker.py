@@ -26,7 +26,7 @@ class BrokerKilled(Fault):
         return self.connections > 0 and not world.node.running and not world.proxy.connections
 
     async def after(self, world: World) -> float:
-        there = asyncio.create_task(accepts(world.node.port))
+        there = asyncio.create_task(accepts(world.node))
         await world.node.astart()
         return await there
 

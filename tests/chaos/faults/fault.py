@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from tests.bed.loopback import LOOPBACK
-from tests.chaos.world import Process, World
+from tests.bed.rabbitmq import RabbitNode
+from tests.chaos.process import Process
+from tests.chaos.world import World
 from tests.committed import until
 
 
 class Fault:
-    """What happens to a world. ``touches`` says which part of it: two faults meet where they touch different ones."""
+    """What happens to a world. ``touches`` says which part of it: two faults meet where they touch different ones.
+
+    What touches the "cluster" needs a RabbitMQ of three nodes.
+    """
 
     name: ClassVar[str]
     touches: ClassVar[str]
@@ -39,11 +43,11 @@ class Fault:
         return time.monotonic()
 
 
-async def accepts(port: int) -> float:
-    """Wait until a port takes connections; return when that was."""
+async def accepts(node: RabbitNode) -> float:
+    """Wait until a node takes connections; return when that was."""
     while True:
         try:
-            _, writer = await asyncio.open_connection(LOOPBACK, port)
+            _, writer = await asyncio.open_connection(node.layout.address, node.port)
         except OSError:
             await asyncio.sleep(0.02)
             continue

@@ -39,13 +39,13 @@ class QueueFull(Fault):
         words = f'<<"{world.vhost}">>, <<"full">>, <<"^chaos.take$">>, {definition}, 0, <<"queues">>, <<"test">>'
         await world.node.aeval(f"ok = rabbit_policy:set({words})")
         for each in world.services:
-            each.send(signal.SIGSTOP)
+            each.send_all(signal.SIGSTOP)
 
     async def observed(self, world: World) -> bool:
         before = world.tail.read().refused
         seen = world.database is not None or await comes(lambda: world.tail.read().refused > before, 3)
         for each in world.services:
-            each.send(signal.SIGCONT)
+            each.send_all(signal.SIGCONT)
         await asyncio.sleep(world.random.uniform(0, 3))
         return seen
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import time
+from contextlib import suppress
 
-from tests.chaos.events import GRACE, POISON, Struck
-from tests.chaos.faults.fault import Fault, comes, start_again
+from tests.chaos.events import GRACE, POISON, SLOW, Struck
+from tests.chaos.faults.fault import Fault, blocked, comes, start_again
 from tests.chaos.intruder import slip_in, slip_in_junk
-from tests.chaos.world import Process, World
+from tests.chaos.process import Process
+from tests.chaos.world import World
 
 
 class ServiceKilled(Fault):
@@ -53,6 +56,40 @@ class ServiceStopped(Fault):
         return time.monotonic()
 
 
+class GroupStopped(ServiceStopped):
+    """All processes of a service, those that it has started included, are asked to stop at once, as a terminal does."""
+
+    name, loads = "group-stopped", ("workers",)
+
+    async def inflict(self, world: World) -> None:
+        self.victim = world.random.choice(world.services)
+        self.victim.send_all(signal.SIGTERM)
+
+
+class DescriptorsExhausted(Fault):
+    """No process can open anything any more, and all connections end, for up to 4 s."""
+
+    name, touches, at = "descriptors-exhausted", "limits", 0.0
+
+    async def inflict(self, world: World) -> None:
+        processes = [*world.services, *([world.publisher] if world.publisher else [])]
+        self.limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for each in processes for pid in each.pids}
+        for pid, (_, most) in self.limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, most))
+        world.proxy.cut()
+        self.at = time.monotonic()
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(world.random.uniform(1.5, 4))
+        return blocked(world, self.at + 0.5)
+
+    async def after(self, world: World) -> float:
+        for pid, limit in self.limits.items():
+            with suppress(ProcessLookupError):  # one that was killed meanwhile
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        return time.monotonic()
+
+
 class ServiceSuspended(Fault):
     """A process that handles stands still (SIGSTOP) for longer than its heartbeats and leases: it is given up, and goes on."""
 
@@ -62,7 +99,7 @@ class ServiceSuspended(Fault):
     async def inflict(self, world: World) -> None:
         self.victim: Process = world.random.choice(world.services)
         self.connections = await asyncio.to_thread(world.connections)
-        self.victim.send(signal.SIGSTOP)
+        self.victim.send_all(signal.SIGSTOP)
         world.crashes += 1
 
     async def observed(self, world: World) -> bool:
@@ -71,7 +108,7 @@ class ServiceSuspended(Fault):
         return given_up
 
     async def after(self, world: World) -> float:
-        self.victim.send(signal.SIGCONT)
+        self.victim.send_all(signal.SIGCONT)
         return time.monotonic()
 
 
@@ -103,6 +140,36 @@ class Poison(Fault):
             if each.status is not None:
                 await start_again(each)
         return time.monotonic()
+
+
+class ConsumerTimeout(Fault):
+    """The broker gives a delivery 2 s, and three take 20 s: their channels are closed, and they come again."""
+
+    name, touches, loads, alone = "consumer-timeout", "broker", ("handle",), True
+    usual = 30 * 60 * 1000
+
+    async def inflict(self, world: World) -> None:
+        await self._allow(world, 2000)
+        self.slow = [Struck(f"{SLOW}-{world.random.getrandbits(40)}", 0) for _ in range(3)]
+        for each in self.slow:
+            await slip_in(world, each)
+
+    async def observed(self, world: World) -> bool:
+        ids = {each.id for each in self.slow}
+
+        def came_again() -> bool:
+            records = world.tail.read().records
+            return sum(each.what == "start" and each.id in ids for each in records) > len(ids)
+
+        return await comes(came_again, 30)
+
+    async def after(self, world: World) -> float:
+        await self._allow(world, self.usual)
+        return time.monotonic()
+
+    async def _allow(self, world: World, milliseconds: int) -> None:
+        await world.node.aeval(f"application:set_env(rabbit, consumer_timeout, {milliseconds})")
+        await world.node.aclose_all_connections()  # a channel knows what was said when it was opened
 
 
 class Junk(Fault):

@@ -7,7 +7,7 @@ import time
 
 from tests.bed.loopback import LOOPBACK
 from tests.bed.redis import RedisError
-from tests.chaos.faults.fault import Fault
+from tests.chaos.faults.fault import Fault, comes
 from tests.chaos.world import World
 
 
@@ -128,3 +128,17 @@ class RedisReadOnly(RedisFull):
 
     name = "redis-read-only"
     refusing, willing = (f"REPLICAOF {LOOPBACK} 1",), ("REPLICAOF NO ONE",)
+
+
+class RedisFlushed(Fault):
+    """Redis forgets all: what was handled and comes again has a second effect, and nothing that is published afterwards."""
+
+    name, touches, uses = "redis-flushed", "redis", "redis"
+
+    async def inflict(self, world: World) -> None:
+        await asyncio.to_thread(world.servers.redis.flush)
+        world.forgotten_until = time.monotonic()
+
+    async def observed(self, world: World) -> bool:
+        since = time.monotonic()
+        return await comes(lambda: world.tail.read().flows(since), 20)

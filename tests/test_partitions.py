@@ -186,8 +186,10 @@ async def test_what_cannot_be_replayed_stays_where_there_is_neither_a_queue_nor_
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what has to be asked."""
     async with asyncio.timeout(30):
-        while not await condition():
+        holds = await condition()
+        while not holds:
             await asyncio.sleep(0.05)
+            holds = await condition()
 
 
 # --- ids -------------------------------------------------------------------------------------------------------------

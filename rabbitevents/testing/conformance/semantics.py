@@ -400,5 +400,7 @@ async def _with_delays(broker: Broker, exchange: str, queue: str, pattern: str =
 async def _has(broker: Broker, queue: str, wanted: Depth) -> None:
     """Wait until a look at a queue says so: what was confirmed may be counted a moment later."""
     async with asyncio.timeout(10):
-        while await broker.depth(queue) != wanted:
+        seen = await broker.depth(queue)
+        while seen != wanted:
             await asyncio.sleep(0.01)
+            seen = await broker.depth(queue)

@@ -78,7 +78,7 @@ def next_resizing_step(resizing: Resizing, standing: Standing) -> Step | None:
             f"{resizing.whole!r} stands with {' and with '.join(map(str, olds))} partitions besides the {resizing.total} that are "
             "wanted: somebody began to lead over to another number. Run this with that code first"
         )
-    old = olds[0]
+    old = max(olds)
     return (
         _told(resizing, standing, old)
         or _made(resizing, standing)

@@ -36,7 +36,7 @@ test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs 
 	@$(run) pytest $(workers) $(TESTS)
 	@$(if $(TESTS),,echo "what Jaeger shows was not looked at (tests/jaeger was skipped): make test-jaeger does, and needs Go")
 
-chaos: venv-dev debian ## faults meet loads on real servers, counted; ARGS="--injections 200 --seed 7 --pairwise", ARGS=--peers, ARGS=--self-test, ARGS=--help
+chaos: venv-dev debian ## faults meet loads on real servers, counted; ARGS="--injections 200 --seed 7 --pairwise", ARGS=--cluster, ARGS=--soak, ARGS=--peers, ARGS=--self-test, ARGS=--help
 	@$(run) tests.chaos $(ARGS)
 
 check: lint types test ## all that CI runs

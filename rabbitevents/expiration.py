@@ -1,7 +1,7 @@
 """How long an event may wait to be handled: AMQP's expiration, kept across copies that wait at the broker.
 
-AMQP's property says how long a message may lie in a queue, and begins anew with each copy. What waits has its wait there,
-and a header says when its time is over.
+AMQP's property says how long a message may lie in a queue, and begins anew with each copy. What waits has none there, as
+that would end its wait instead; a header says when its time is over.
 """
 
 from __future__ import annotations

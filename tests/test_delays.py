@@ -106,31 +106,6 @@ async def test_a_delivery_forwarded_with_a_delay_returns_to_the_one_queue_that_s
     ]
 
 
-async def test_what_waits_in_a_queue_that_knows_nothing_of_its_ttl_falls_due_all_the_same(
-    own_node: NodeFactory,
-) -> None:
-    node = await own_node(advanced="[{rabbit, [{quorum_tick_interval, 600000}]}]")  # which would tell it again
-    router, seen = Router("clock"), list[int]()
-
-    @router.on(ReminderDue)
-    async def remind(reminder: ReminderDue) -> None:
-        seen.append(reminder.number)
-
-    async with Bus(node.url, router) as bus:
-        await bus.publish(ReminderDue(1, 0.5), delay=0.5)
-        await eventually(lambda: seen == [1], "the first", 20)
-        # As one is whose node ends while it is declared:
-        await node.aeval("""
-            {ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"events.delay.500">>)),
-            {Name, _} = Server = amqqueue:get_pid(Q),
-            Known = #{name => Name, queue_resource => amqqueue:get_name(Q), overflow_strategy => reject_publish,
-                      dead_letter_handler => at_least_once},
-            {ok, _, _} = ra:process_command(Server, rabbit_fifo:make_update_config(Known))""")
-        await bus.publish(ReminderDue(2, 0.5), delay=0.5)
-
-        await eventually(lambda: seen == [1, 2], "the second", 20)
-
-
 async def test_on_the_embedded_broker_hours_pass_in_milliseconds() -> None:
     router, seen = Router("clock"), list[int]()
 

@@ -114,7 +114,7 @@ class Delays:
             return await self._broker.publish(message, deadline)
         ms = tier(message.after)
         name, leads_to = self._family(message, ms)
-        waiting = _says_how_long(msgspec.structs.replace(message.waiting(), exchange=name, after=None), ms)
+        waiting = msgspec.structs.replace(message.waiting(), exchange=name, after=None)
         room = waiting_room(name, leads_to, ms)
         await self._prepare(name, room, message, deadline)
         try:
@@ -178,16 +178,6 @@ class Delays:
         """Declare nothing more."""
         for declaring in self._declaring.values():
             declaring.cancel()
-
-
-def _says_how_long(waiting: Message, ms: int) -> Message:
-    """Return a message that falls due by itself.
-
-    A queue whose node ended while it was declared there knows nothing of its TTL for 5 s, and what came meanwhile would
-    stay for good, with all that is behind it (RabbitMQ 4.0.5: 9 of 10 such queues). What has fallen due has no expiration.
-    """
-    properties = msgspec.structs.replace(waiting.properties, expiration=str(ms))
-    return msgspec.structs.replace(waiting, properties=properties)
 
 
 def _look(task: asyncio.Task[None]) -> None:

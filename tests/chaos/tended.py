@@ -55,7 +55,7 @@ async def _tend(host: Host) -> None:
 async def _replay(letters: DeadLetters) -> None:
     """Edit what needs mending, and replay what is incurable once: it comes back."""
     bodies: dict[str, bytes] = {}
-    for letter in await letters.find(FAILED, limit=200):
+    for letter in await letters.find(FAILED, limit=5000):
         struck = msgspec.json.decode(letter.body)
         id = f"{struck['lane']}/{struck['number']}"
         if needs_mending(id):

@@ -79,10 +79,10 @@ MUTATIONS = (
     Mutation(
         "a dead letter is let go before its replay is confirmed",
         "plugins/rabbitevents_deadletter/workbench/deadletters.py",
-        "            await self._bus.send(message)\n            if look is not None:\n"
+        "            await self._put(message)\n            if look is not None:\n"
         "                look.acknowledge(letter.delivery)\n",
         "            if look is not None:\n                look.acknowledge(letter.delivery)\n"
-        "            await self._bus.send(message)\n",
+        "            await self._put(message)\n",
         Scenario("replayed", ("memory-alarm", "service-killed"), 4),
         "lost",
     ),

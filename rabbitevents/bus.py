@@ -779,7 +779,8 @@ class Bus:
         Raises `ConfigurationError` where there is none of that name.
         """
         self._home.check()
-        await asyncio.gather(*(workers.pause(by, reason) for workers in self._workforce[subscription]))
+        pausing = (workers.pause(by, reason) for workers in self._workforce[subscription])
+        await asyncio.shield(asyncio.gather(*pausing))  # who is cut off has asked for it all the same
 
     async def resume(self, subscription: str, /, *, by: str = APPLICATION, one_at_a_time: bool = False) -> None:
         """Take deliveries again.
@@ -796,7 +797,8 @@ class Bus:
             raise ConfigurationError(
                 f"resume({subscription!r}) was called by a handler of that subscription, which only others can resume"
             )
-        await asyncio.gather(*(each.resume(by, one_at_a_time=one_at_a_time) for each in workers))
+        resuming = (each.resume(by, one_at_a_time=one_at_a_time) for each in workers)
+        await asyncio.shield(asyncio.gather(*resuming))
 
     async def wait(self, delay: float, /) -> bool:
         """Wait for ``delay`` seconds, and say whether they have passed: False as soon as the bus is told to stop.

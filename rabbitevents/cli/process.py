@@ -85,14 +85,14 @@ def _check_company(plugins: Iterable[object], settings: Settings) -> None:
 
 
 async def _serving(bus: Bus, settings: Settings, line: Lifeline | None) -> None:
+    if settings.worker <= 1:  # of several, the others start once the first one runs
+        await refuse_former_names(bus)
     # Soon: whoever reads it and sends a signal finds us listening for signals.
     asyncio.get_running_loop().call_soon(logs.tell, f"connecting to {bus.address}")
     looking: set[asyncio.Task[None]] = set()
     async with _health(bus, settings):
         if line is not None:
             line.hold(bus, health=settings.health is not None)
-        if settings.worker <= 1:  # of several, the others start once the first one runs
-            await refuse_former_names(bus)
         try:
             await bus.serve(grace=settings.grace, started=partial(_started, bus, settings, line, looking))
         finally:

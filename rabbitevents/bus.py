@@ -448,14 +448,12 @@ class Bus:
             if name in wanted.foreign:
                 if told.declare == "passive":  # else the queues that are to be bound to it say so
                     log.error("%s", error)
-            elif name in queues and str(error) not in said:  # one trouble of all partitions is said once
+            elif name in queues:
+                if str(error) not in said:  # one trouble of all partitions is said once
+                    what = "subscription %s does not run as long as this is so: %s"
+                    log.error(what, name, error, extra={"subscription": name})
                 said.add(str(error))
-                log.error(
-                    "subscription %s does not run as long as this is so: %s", name, error, extra={"subscription": name}
-                )
-            elif (
-                name not in theirs and name not in queues
-            ):  # the place of its dead letters is one trouble with a queue that does not run
+            elif name not in theirs:  # the place of its dead letters is one trouble with a queue that does not run
                 raise error
         # With other limits than ours, it has our dead-letter exchange all the same.
         unknown = {name for name, error in refused.items() if not error.stands or error.code != 406}

@@ -24,8 +24,8 @@ _OF_A_DIVISION = re.compile(r"^(?P<whole>.+)\.(?:\d+-)?of-(?P<total>\d+)$")
 def names(whole: str, total: int) -> tuple[str, ...]:
     """Return the names of the queues, in their order, which is the alphabet's, too.
 
-    In that order RabbitMQ 3.10 binds them when it starts again, whatever the order was before: another one would move
-    nearly every entity to another queue (measured).
+    They are bound in that order, by whoever comes first: where the exchange has its queues in another order, nearly every
+    entity is in another queue.
     """
     digits = len(str(total - 1))
     return tuple(f"{whole}.{number:0{digits}}-of-{total}" for number in range(total))
@@ -45,6 +45,12 @@ def undivided(queue: str) -> str:
     """Return the name of the subscription that a queue is a partition of, which is its dead letters' too; else its own."""
     found = _OF_A_DIVISION.match(queue)
     return queue if found is None else found["whole"]
+
+
+def total_of(name: str) -> int:
+    """Return of how many partitions a queue is one, or an exchange leads to; 0 for what belongs to no division."""
+    found = _OF_A_DIVISION.match(name)
+    return 0 if found is None else int(found["total"])
 
 
 def guard_of(name: str) -> str | None:

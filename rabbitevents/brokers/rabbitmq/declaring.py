@@ -172,7 +172,9 @@ class _Declaring:
             self._note_unbound(item)
         elif not self._refused.keys() & self._made_of(item):
             refused = await self._ask(partial(_declared, item=item, passive=False), f"declaring {_name(item)}")
-            if refused is not None and not await self._is_used_all_the_same(item, refused):
+            if refused is None or self._is_divided_otherwise(item, refused):
+                return
+            if not await self._is_used_all_the_same(item, refused):
                 self._note(item, refused)
 
     async def _look_for_the_plugin(self) -> None:
@@ -235,8 +237,6 @@ class _Declaring:
 
     async def _is_used_all_the_same(self, item: Exchange | Queue | Binding, error: BrokerError) -> bool:
         """Say whether a queue that stands differs in limits alone: with other ones, too, it keeps what it was given."""
-        if self._is_divided_otherwise(item, error):
-            return True
         if not isinstance(item, Queue) or error.code != 406:
             return False
         arguments, differing, refused = dict(item.arguments), list[str](), error

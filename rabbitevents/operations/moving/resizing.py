@@ -9,7 +9,6 @@ the old ones have ended: older code that starts or reconnects meanwhile, or late
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import msgspec
@@ -25,8 +24,9 @@ from rabbitevents.operations.moving.course import (
     Step,
     Unbind,
 )
-from rabbitevents.operations.standing import Standing
-from rabbitevents.partitions import GUARD, division, ended
+from rabbitevents.operations.standing import Standing, StandingBinding
+from rabbitevents.partitions import GUARD, division, ended, names, total_of
+from rabbitevents.partitions import guard_of as guard_of_name
 from rabbitevents.topology import DELAY_DUE, HASH, Binding, Exchange, Queue, Topology, guard_of
 
 
@@ -54,10 +54,8 @@ class Resizing(msgspec.Struct, frozen=True):
 
     def former(self, standing: Standing) -> tuple[int, ...]:
         """Return how many partitions there were, as far as those, or what leads to them, still stand."""
-        pattern = re.compile(rf"{re.escape(self.whole)}\.(?:\d+-)?of-(\d+)")
-        names = (*standing.exchanges, *standing.queues)
-        found = {int(match[1]) for match in map(pattern.fullmatch, names) if match is not None}
-        return tuple(sorted(found - {self.total}))
+        there = (name for name in (*standing.exchanges, *standing.queues) if guard_of_name(name) == self.guard)
+        return tuple(sorted({total_of(name) for name in there} - {self.total}))
 
     def says(self, standing: Standing) -> str:
         """Return what the guard says; nothing, where there is none."""
@@ -145,8 +143,7 @@ def _emptied(resizing: Resizing, standing: Standing, old: int) -> Step:
 
 
 def _partitions(resizing: Resizing, standing: Standing, old: int) -> list[str]:
-    pattern = re.compile(rf"{re.escape(resizing.whole)}\.\d+-of-{old}")
-    return sorted(name for name in standing.queues if pattern.fullmatch(name))
+    return [name for name in names(resizing.whole, old) if name in standing.queues]
 
 
 def _link(item: Binding) -> Link:
@@ -160,8 +157,4 @@ def _links(standing: Standing, target: str) -> list[Link]:
 
 
 def _stands(link: Link, standing: Standing) -> bool:
-    return any(
-        (each.exchange, each.target, each.routing_key, each.to_queue)
-        == (link.source, link.target, link.key, link.to_queue)
-        for each in standing.bindings
-    )
+    return StandingBinding(link.source, link.target, link.key, link.to_queue) in standing.bindings

@@ -17,8 +17,9 @@ was published to it and of every one that it delivered (its firehose). From them
 
 **A bound** is all that there can be for a cut that falls between a failing run's end and the moment when the broker
 takes the acknowledgement: the copy may be safe although its delivery comes again, and then there are two (delivery is
-at least once). At most one such copy for each such run is let pass, counted as ``doubled``. The moment when the broker
-takes the acknowledgement cannot be seen: it is assumed to be at most `flapping_ledger.TAKEN` after it was written.
+at least once). At most one such copy for each such run is let pass, and one for each cut before the broker has
+confirmed it, counted as ``doubled``. The moment when the broker takes the acknowledgement cannot be seen: it is assumed
+to be at most `flapping_ledger.TAKEN` after it was written.
 """
 
 from __future__ import annotations

@@ -94,6 +94,17 @@ class Case:
         self.id, self.runs, self.said = id, runs, ledger.confirmed[id]
         self.inline = id in ledger.in_process
         self._ledger = ledger
+        self._safe = self._when_safe()
+
+    def _when_safe(self) -> dict[Run, float]:
+        """Return when what became of each run that had something to forward was safe: each has a word of its own."""
+        said = sorted(at for id, at in self._ledger.forwarded if id == self.id)
+        safe: dict[Run, float] = {}
+        for run in sorted(self.runs, key=lambda run: run.ended):
+            if run.failed and not run.ended_stale and (not self.inline or run.attempt == self.said):
+                safe[run] = next((at for at in said if at >= run.ended), float("inf"))
+                said = [at for at in said if at != safe[run]]
+        return safe
 
     def copies(self, attempt: int) -> int:
         return self._ledger.copies[self.id, attempt]
@@ -144,13 +155,14 @@ class Case:
     def _more_by_a_cut(self, run: Run) -> int:
         """Count the copies that a cut can have made more of: by a run that is repeated, and by a publish that is.
 
-        A copy that was under way when the wire was cut is published again, since nobody knows whether it came; and its
-        delivery, which was not settled, comes again besides.
+        A copy that was under way when the wire was cut is published again, since nobody knows whether it came, and once
+        more by each cut that comes before the broker has confirmed it (its disk may take seconds); and its delivery,
+        which was not settled, comes again besides.
         """
         if run.ended_stale:
             return 0
-        safe = min((at for id, at in self._ledger.forwarded if id == self.id and at >= run.ended), default=float("inf"))
-        return self._cut_between(run.ended, safe + TAKEN) + self._cut_between(run.ended, safe)
+        safe = self._safe[run]
+        return bool(self._cuts_between(run.ended, safe + TAKEN)) + self._cuts_between(run.ended, safe)
 
     def _ran_otherwise(self) -> bool:
         if self.copied_more_than_once:
@@ -169,9 +181,9 @@ class Case:
             for run in self.runs:
                 if run.copy == copy:
                     began.setdefault(run.place, run.began)
-            if any(not self._cut_between(one, next) for one, next in pairwise(began.values())):
+            if any(not self._cuts_between(one, next) for one, next in pairwise(began.values())):
                 return True
         return False
 
-    def _cut_between(self, start: float, end: float) -> bool:
-        return any(start - UNHEARD <= cut <= end for cut in self._ledger.cuts)
+    def _cuts_between(self, start: float, end: float) -> int:
+        return sum(start - UNHEARD <= cut <= end for cut in self._ledger.cuts)

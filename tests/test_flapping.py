@@ -37,13 +37,22 @@ def run(attempt: int, began: float, *, place: int = 1, copy: int = 1, stale: boo
     return Run("e", copy, attempt, (place, 1), began, False, began + 1, stale, failed)
 
 
-def ledger(*runs: Run, dead: int = 1, cuts: tuple[float, ...] = (), said: int = 3, delivered: int = 1) -> Ledger:
-    """What is known of one event that is tried again in the process."""
+def ledger(
+    *runs: Run,
+    dead: int = 1,
+    cuts: tuple[float, ...] = (),
+    said: int = 3,
+    delivered: int = 1,
+    safe: tuple[float, ...] | None = None,
+) -> Ledger:
+    """What is known of one event that is tried again in the process. Each copy is ``safe`` at once unless said."""
+    if safe is None:
+        safe = tuple(run.ended + 0.01 for run in runs if run.attempt == said) if dead else ()
     return Ledger(
         confirmed={"e": said},
         in_process={"e"},
         runs=list(runs),
-        forwarded=[("e", run.ended + 0.01) for run in runs if run.attempt == said] if dead else [],
+        forwarded=[("e", at) for at in safe],
         cuts=list(cuts),
         copies=Counter({("e", 1): 1, ("e", 0): dead}),
         delivered=Counter({("e", 1): delivered}),
@@ -112,6 +121,29 @@ def test_a_cut_while_a_copy_is_under_way_may_have_it_published_again_besides() -
     one_too_many = judge(ledger(*runs, cuts=(5.005,), delivered=2, dead=4))
 
     assert under_way["faults"] == {}
+    assert list(one_too_many["faults"]) == [DOUBLE]
+
+
+def test_every_cut_before_the_broker_confirms_a_copy_may_have_it_published_once_more() -> None:
+    """A disk that takes three seconds, and a cut in each of them."""
+    runs = [run(1, 0), run(2, 2), run(3, 4), *(run(n, 8 + 2 * n, place=2) for n in (1, 2, 3))]
+    cuts, safe = (5.5, 6.5, 7.5), (8.0, 15.01)
+
+    as_often = judge(ledger(*runs, cuts=cuts, safe=safe, delivered=2, dead=5))
+    one_too_many = judge(ledger(*runs, cuts=cuts, safe=safe, delivered=2, dead=6))
+
+    assert as_often["faults"] == {}
+    assert list(one_too_many["faults"]) == [DOUBLE]
+
+
+def test_that_one_copy_is_safe_says_nothing_of_the_one_of_the_delivery_that_came_again() -> None:
+    runs = [run(1, 0), run(2, 2), run(3, 4), *(run(n, 5 + n, place=2) for n in (1, 2, 3))]
+    cuts, safe = (5.5, 9.2), (9.1, 9.3)
+
+    as_often = judge(ledger(*runs, cuts=cuts, safe=safe, delivered=2, dead=5))
+    one_too_many = judge(ledger(*runs, cuts=cuts, safe=safe, delivered=2, dead=6))
+
+    assert as_often["faults"] == {}
     assert list(one_too_many["faults"]) == [DOUBLE]
 
 

@@ -254,7 +254,7 @@ class Bus:
         subscriptions = self.subscriptions
         for subscription in subscriptions:
             if subscription.whole:
-                wanted += (topology.guard(subscription.whole, subscription.options.partitions),)
+                wanted += topology.guard(subscription.whole, subscription.options.partitions)
             needed = topology.needed(
                 subscription.queue,
                 subscription.dead_queue,

@@ -267,14 +267,15 @@ def division(whole: str, total: int) -> Exchange:
     return Exchange(partitions.division(whole, total), HASH, {"hash-header": "entity-id"})
 
 
-def guard(whole: str, total: int) -> Exchange:
-    """Return the exchange that says how many partitions there are: what is published to it comes to one of them.
+def guard(whole: str, total: int) -> tuple[Exchange, Exchange]:
+    """Return the exchange that says how many partitions there are, and the one that says that there are any anywhere.
 
-    AMQP tells no arguments, but refuses others than those that there are, and says them: so code that wants another
-    number of partitions learns of it before it makes anything.
+    What is published to the guard comes to one of them. AMQP tells no arguments, but refuses others than those that there
+    are, and says them: so code that wants another number of partitions learns of it before it makes anything.
     """
     leads_to = partitions.division(whole, total)
-    return Exchange(f"{whole}{partitions.GUARD}", "fanout", {"alternate-exchange": leads_to})
+    there_are_any = Exchange(partitions.DIVIDED, "fanout")
+    return there_are_any, Exchange(f"{whole}{partitions.GUARD}", "fanout", {"alternate-exchange": leads_to})
 
 
 def leading_to(division: Exchange, keys: Iterable[str], exchange: str) -> Topology:

@@ -167,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--steps", type=int, default=100)
     asked.add_argument("--kills", type=int, default=20)
     asked.add_argument("--longest", type=float, default=0.005, help="seconds that a handler takes at most")
-    asked.add_argument("--partitions", type=int, default=0, help="how many, in place of one queue")
+    asked.add_argument("--partitions", type=int, default=1, help="how many; one is a queue that nothing divides")
     asked.add_argument("--resize", type=int, default=0, help="lead over to so many partitions after the kills")
     asked.add_argument(
         "--rate", type=float, default=0, help="events a second that are published; by default as fast as can be"

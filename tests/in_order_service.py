@@ -30,15 +30,15 @@ def bus() -> Bus:
     longest = float(os.environ.get("LONGEST", "0.005"))
     orders = Router("orders")
 
-    partitions = int(os.environ.get("PARTITIONS", "0")) or None
+    partitions = int(os.environ.get("PARTITIONS", "1"))
 
     @orders.on(
         Stepped,
         ordered=True,
         single_active_consumer=True,
-        partitions=partitions,
-        concurrency=50 // (partitions or 1),
-        prefetch=500 // (partitions or 1),
+        partitions=partitions if partitions > 1 else None,
+        concurrency=50 // partitions,
+        prefetch=500 // partitions,
     )
     async def follow(stepped: Stepped, delivery: Delivery) -> None:
         if delivery.attempt == 1 and random.random() < FAILING:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from rabbitevents import partitions
-from rabbitevents.operations.scene import Scene
-from rabbitevents.operations.standing import StandingBinding, StandingExchange, StandingQueue
-from rabbitevents.partitions import GUARD
+from rabbitevents.operations.scene import Division, Scene
+from rabbitevents.operations.standing import Standing, StandingBinding, StandingExchange, StandingQueue
+from rabbitevents.partitions import DIVIDED, GUARD
 from rabbitevents.routing import Subscription
 from rabbitevents.topology import MOVING, Argument, Arguments, Binding, Exchange, Queue, Topology, guard_of
 
@@ -69,18 +69,50 @@ def wanted_bindings(topology: Topology) -> frozenset[StandingBinding]:
     )
 
 
+def divided_otherwise(subscriptions: Iterable[Subscription], standing: Standing) -> tuple[Division, ...]:
+    """Return the handlers that only a migration gives the number of partitions that the code says."""
+    wanted = {each.whole or each.name: each.options.partitions or 1 for each in subscriptions}
+    found = ((whole, _total_at(standing, whole, total), total) for whole, total in wanted.items())
+    others = [Division(whole, there, total) for whole, there, total in found if there not in (0, total)]
+    ending = [
+        Division(whole, total, total)
+        for whole, total in wanted.items()
+        if partitions.ended(partitions.division(whole, total)) in standing.exchanges
+    ]
+    known = {each.whole for each in others}
+    return (*others, *(each for each in ending if each.whole not in known))
+
+
+def _total_at(standing: Standing, whole: str, wanted: int) -> int:
+    """Return how many partitions there are at the broker; 0 where nothing says so."""
+    there = standing.exchanges.get(f"{whole}{GUARD}")
+    if there is not None:
+        return partitions.total_of(str(there.arguments.get("alternate-exchange", ""))) or wanted
+    return 1 if wanted > 1 and whole in standing.queues else 0
+
+
 def settled(scene: Scene) -> Scene:
-    """Return the scene without the partitions that are otherwise at the broker: the guard alone is to be spoken of."""
-    guards = {item.name for item in scene.needed.items if isinstance(item, Exchange) and item.name.endswith(GUARD)}
-    there = scene.standing.exchanges
-    ours = {item.name: item for item in scene.needed.items if isinstance(item, Exchange)}
-    others = {name for name in guards & there.keys() if of_exchange(ours[name], there[name])}
+    """Return the scene without what is divided otherwise at the broker: that alone is to be spoken of."""
+    others = divided_otherwise(scene.subscriptions, scene.standing)
     if not others:
         return scene
-    needed = Topology(tuple(item for item in scene.needed.items if guard_of(item) not in others))
-    queues = {name: queue for name, queue in scene.standing.queues.items() if partitions.guard_of(name) not in others}
+    guards, wholes = {each.guard for each in others}, {each.whole for each in others}
+    needed = Topology(tuple(item for item in scene.needed.items if not _is_of(item, guards, wholes)))
+    queues = {
+        name: queue
+        for name, queue in scene.standing.queues.items()
+        if partitions.guard_of(name) not in guards and name not in wholes
+    }
     standing = msgspec.structs.replace(scene.standing, queues=queues)
-    return msgspec.structs.replace(scene, needed=needed, standing=standing)
+    dropped = set(scene.needed.names) - set(needed.names)
+    missing = {name: why for name, why in scene.missing.items() if name not in dropped}
+    return msgspec.structs.replace(scene, needed=needed, missing=missing, standing=standing, divisions=others)
+
+
+def _is_of(item: Exchange | Queue | Binding, guards: set[str], wholes: set[str]) -> bool:
+    """Say whether something is a partition, leads to one or away, or says how many there are; or is of the one queue."""
+    names = {item.queue, item.routing_key} if isinstance(item, Binding) else {item.name}
+    return guard_of(item) in guards or not names.isdisjoint({*guards, *wholes, DIVIDED})
 
 
 def stale_bindings(scene: Scene) -> list[StandingBinding]:
@@ -88,6 +120,9 @@ def stale_bindings(scene: Scene) -> list[StandingBinding]:
     queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
     extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
     extra = {each for each in extra if not each.exchange.endswith((MOVING, f"{MOVING}.rest"))}
+    extra -= {
+        each for each in extra if partitions.undivided(each.routing_key) == each.target
+    }  # what waited for partitions
     return sorted(
         extra - wanted_bindings(scene.needed), key=lambda each: (each.target, each.routing_key, each.exchange)
     )

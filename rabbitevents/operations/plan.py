@@ -24,9 +24,9 @@ from rabbitevents.operations.differences import (
     to_be_renamed,
     wanted_bindings,
 )
-from rabbitevents.operations.scene import Found, Scene, Sight, Unseen, found_by
+from rabbitevents.operations.scene import Division, Found, Scene, Sight, Unseen, found_by
 from rabbitevents.operations.standing import StandingBinding, StandingQueue
-from rabbitevents.partitions import GUARD
+from rabbitevents.partitions import GUARD, total_of
 from rabbitevents.topology import MOVING, Exchange, Queue
 
 Action = Literal["add", "migrate", "remove", "decide"]
@@ -83,7 +83,7 @@ def changes(scene: Scene, probed: Iterable[Change] = ()) -> tuple[Change, ...]:
     found = [*_missing(scene), *probed]
     if "objects" not in scene.unseen:
         found += [*_otherwise(scene), *_unbound(scene), *_stale(scene), *_orphans(scene)]
-    found = [*found, *_moving(scene), *_former(scene)]
+    found = [*found, *_moving(scene), *_former(scene), *map(divided, scene.divisions)]
     return tuple(sorted(found, key=lambda each: ACTIONS.index(each.action)))
 
 
@@ -150,14 +150,16 @@ def otherwise_exchange(name: str, differs: tuple[Differs, ...]) -> Change:
 
     Of the one that says how many partitions there are, a migration makes it.
     """
-    if name.endswith(GUARD):
-        whole = name.removesuffix(GUARD)
-        said = (f"{each.stands}, and is to be {each.wanted}".replace(f"{whole}.", "") for each in differs)
-        return Change(
-            action="migrate", kind="queue", name=whole, differs=differs, what=f"its partitions are {'; '.join(said)}"
-        )
+    if name.endswith(GUARD) and differs:
+        stands, wanted = total_of(str(differs[0].stands)), total_of(str(differs[0].wanted))
+        return divided(Division(name.removesuffix(GUARD), stands, wanted))
     what = "have it deleted, and apply declares it and binds to it anew"
     return Change(action="decide", kind="exchange", name=name, differs=differs, what=what)
+
+
+def divided(division: Division) -> Change:
+    """Return the change of a handler that has another number of partitions."""
+    return Change(action="migrate", kind="queue", name=division.whole, what=str(division))
 
 
 def _unbound(scene: Scene) -> Iterator[Change]:

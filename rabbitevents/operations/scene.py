@@ -10,6 +10,7 @@ import msgspec
 from rabbitevents.brokers.rabbitmq.visiting import Lacking, Visit
 from rabbitevents.operations.effective import Version
 from rabbitevents.operations.standing import Standing, StandingQueue
+from rabbitevents.partitions import GUARD, counted
 from rabbitevents.routing import Subscription
 from rabbitevents.states import Depth, Finding, Grade
 from rabbitevents.topology import Topology
@@ -39,6 +40,24 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     skew: float | None = None
 
 
+class Division(msgspec.Struct, frozen=True):
+    """A handler that is to have another number of partitions than it has at the broker; one is a queue that nothing divides."""
+
+    whole: str
+    stands: int
+    wanted: int
+
+    @property
+    def guard(self) -> str:
+        """The exchange that says of how many partitions it is."""
+        return f"{self.whole}{GUARD}"
+
+    def __str__(self) -> str:
+        if self.stands == self.wanted:
+            return "its partitions are led over to others"
+        return f"it has {counted(self.stands)}, and is to have {counted(self.wanted)}"
+
+
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
     """All that checks look at. What is in ``unseen`` was not looked at, and why; a field for it says nothing then."""
 
@@ -54,6 +73,8 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     missing: Mapping[str, str] = {}
     depths: Mapping[str, Depth | None] = {}
     standing: Standing = Standing()
+    divisions: tuple[Division, ...] = ()
+    """The handlers that are divided otherwise. What is of their partitions is neither needed nor standing here."""
     before: Mapping[str, StandingQueue] = {}
     """The queues as they were an interval of the broker's statistics earlier."""
     overview: Overview = Overview()

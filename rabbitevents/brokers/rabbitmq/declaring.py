@@ -18,10 +18,11 @@ from rabbitevents import partitions
 from rabbitevents.brokers.rabbitmq import rights
 from rabbitevents.brokers.rabbitmq.calls import together
 from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.brokers.rabbitmq.moving import handled
 from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
 from rabbitevents.errors import BrokerError, TopologyError
-from rabbitevents.partitions import GUARD, ended
+from rabbitevents.partitions import DIVIDED, GUARD, ended
 from rabbitevents.states import Depth
 from rabbitevents.topology import HASH, Argument, Binding, Exchange, Queue, Topology, guard_of, missing
 
@@ -140,7 +141,8 @@ class _Declaring:
         self._otherwise: list[str] = []
         """What is said of queues that are used though they are otherwise."""
         self._divisions: dict[str, TopologyError] = {}
-        """Why nothing of a division is made, by its guard: there are other partitions, or others are led over to."""
+        """Why nothing of a division is made, by its guard: there are other partitions, or others are led over to; and of a
+        queue, by its name: it is divided."""
 
     async def look(self) -> None:
         """Look which exchanges and queues are there. That takes no right (3.10), or any one of the three (4.3)."""
@@ -161,7 +163,8 @@ class _Declaring:
             elif lacks:
                 self._refused[thing.name] = self._not_made(thing, lacks)
         await self._look_for_the_plugin()
-        await self._look_for_ended_ones()
+        await self._look_for_other_divisions()
+        await self._look_for_divided_ones()
         for wave in Topology(self._items).waves:
             await together(map(self._make, wave))
 
@@ -197,25 +200,46 @@ class _Declaring:
         finally:
             await connection.close()
 
-    async def _look_for_ended_ones(self) -> None:
-        """See which partitions others have been led over from: they are consumed as they stand, and nothing of them is made."""
+    async def _look_for_other_divisions(self) -> None:
+        """See of which partitions of ours nothing is to be made.
+
+        Those that others have been led over from are consumed as they stand; and where a queue stands that nothing divides
+        yet, that is consumed by the code that it is of.
+        """
         for item in self._items:
             if not isinstance(item, Exchange) or not item.name.endswith(GUARD):
                 continue
             there, whole = _division(item), item.name.removesuffix(GUARD)
-            marker = Exchange(ended(there), "fanout")
-            if await self._look_at(marker) is not None:
-                continue
-            text = (
-                f"the partitions {there!r} have ended, and others stand in their place: `rabbitevents topology migrate "
-                f"MODULE:BUS {whole}` leads back to them, with this code's bus"
-            )
-            self._divisions[item.name] = TopologyError(text, name=item.name, code=0, stands=True)
+            if await self._look_at(Exchange(ended(there), "fanout")) is None:
+                text = f"the partitions {there!r} have ended, and others stand in their place: {_leading(whole, 'leads back to them')}"
+                self._divisions[item.name] = TopologyError(text, name=item.name, code=0, stands=True)
+            elif item.name in self.missing and await self._look_at(Queue(whole)) is None:
+                text = (
+                    f"queue {whole!r} stands, which nothing divides, and this bus wants it {there.removeprefix(f'{whole}.')}: "
+                    f"while the code that consumes it still runs, {_leading(whole, 'leads over')}"
+                )
+                self._divisions[item.name] = TopologyError(text, name=item.name, code=406)
+
+    async def _look_for_divided_ones(self) -> None:
+        """See which of our queues are divided: they are consumed as they stand, as long as they do, and not made."""
+        queues = [queue for queue in handled(Topology(self._items)) if partitions.guard_of(queue) is None]
+        any_at_all = await self._look_at(Exchange(DIVIDED, "fanout")) if queues else None
+        if not queues or (any_at_all is not None and any_at_all.code != 403):
+            return
+        signs = [(queue, name) for queue in queues for name in (f"{queue}{GUARD}", ended(queue))]
+        answers = await together(self._look_at(Exchange(name, "fanout")) for _, name in signs)
+        for (queue, _), error in zip(signs, answers, strict=True):
+            if error is None:
+                text = (
+                    f"queue {queue!r} is divided into partitions, or is being divided, and this bus wants it as one: while the "
+                    f"code that they are of still runs, {_leading(queue, 'leads over')}"
+                )
+                self._divisions[queue] = TopologyError(text, name=queue, code=0, stands=True)
 
     def _note_divided(self, item: Exchange | Queue | Binding, why: TopologyError) -> None:
         """Note why something of a division is not made; the place of its dead letters is none of it."""
         name = _key(item)
-        if partitions.guard_of(name) is None and not name.endswith(GUARD):
+        if name.endswith(GUARD) or (name not in self._divisions and partitions.guard_of(name) is None):
             return
         stands = why.stands and name not in self.missing
         error = TopologyError(str(why), name=name, code=why.code if stands else 406, stands=stands)
@@ -228,9 +252,10 @@ class _Declaring:
         sides, whole = _BOTH_SIDES.search(str(error)), item.name.removesuffix(GUARD)
         theirs = str(_value(sides["theirs"])) if sides else "others"
         ours, theirs = (each.removeprefix(f"{whole}.") for each in (_division(item), theirs))
+        theirs = "one queue" if theirs == whole else theirs
         text = (
             f"the partitions of {whole!r} are {theirs}, and this bus wants them {ours}: while the code that they are of "
-            f"still runs, `rabbitevents topology migrate MODULE:BUS {whole}` leads over, with this code's bus"
+            f"still runs, {_leading(whole, 'leads over')}"
         )
         self._divisions[item.name] = TopologyError(text, name=item.name, code=406)
         return True
@@ -395,6 +420,11 @@ def _declared(channel: AbstractChannel, item: Exchange | Queue | Binding, *, pas
 def _is_foreign(item: Exchange | Queue | Binding) -> bool:
     """Say whether it is another team's exchange, which must be there and is never declared here."""
     return isinstance(item, Exchange) and item.kind is None
+
+
+def _leading(whole: str, leads: str) -> str:
+    """Say what leads to the partitions that this code wants."""
+    return f"`rabbitevents topology migrate MODULE:BUS {whole}` {leads}, with this code's bus"
 
 
 def _division(guard: Exchange) -> str:

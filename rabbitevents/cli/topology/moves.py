@@ -25,6 +25,7 @@ from rabbitevents.operations.moving.removing import Removal, removal, remove
 from rabbitevents.operations.moving.renaming import Renaming
 from rabbitevents.operations.moving.resizing import Resizing
 from rabbitevents.operations.planning import at_work
+from rabbitevents.partitions import counted
 from rabbitevents.topology import Queue
 
 WITHIN: Final = 600.0
@@ -57,8 +58,9 @@ def migrate_(reference: str, queue: str, http: str | None, within: float, yes: b
 
     A queue is given the name that it has in the code where that says what it
     was called before: @router.on(..., was="shop.charge"). Of a handler that has
-    another number of partitions in the code, QUEUE is the name without a number:
-    the code of before empties its partitions, and then the new ones are consumed.
+    another number of partitions in the code, or is to have any, or none any more,
+    QUEUE is the name without a number: the code of before empties what it has,
+    and then the new ones are consumed.
 
     Publishers and all other handlers go on; this one goes on too, and stands
     still for one or two short waits. Events keep their order, and none is lost or
@@ -119,9 +121,8 @@ async def _migrated(bus: Bus, http: str | None, found: Outlook, within: float) -
     if isinstance(found.wanted, Renaming):
         put(f"start the service anew; then move what is in {found.queue}.dead, and remove that: plan says how")
     if isinstance(found.wanted, Resizing):
-        put(
-            f"start the service with {found.wanted.total} partitions now: nobody else consumes them, and their events wait"
-        )
+        what = counted(found.wanted.total)
+        put(f"start the service with {what} now: nobody else consumes what is new, and its events wait")
     return CRASHED if lost else 0
 
 

@@ -20,7 +20,6 @@ from rabbitevents.operations.differences import (
 from rabbitevents.operations.effective import Setting
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingBinding, StandingQueue
-from rabbitevents.partitions import GUARD
 from rabbitevents.states import Finding, Grade
 from rabbitevents.topics import matches
 from rabbitevents.topology import (
@@ -71,13 +70,10 @@ def otherwise(scene: Scene) -> Iterator[Finding]:
             differing = of_exchange(item, scene.standing.exchanges[item.name])
             if differing:
                 what = f"other arguments: {said(differing)}"
-                yield Finding("wrong", item.name, what, _otherwise_exchange(item.name))
-
-
-def _otherwise_exchange(name: str) -> str:
-    if name.endswith(GUARD):
-        return f"its partitions are led over by rabbitevents topology migrate MODULE:BUS {name.removesuffix(GUARD)}"
-    return "have it deleted and declared anew"
+                yield Finding("wrong", item.name, what, "have it deleted and declared anew")
+    for division in scene.divisions:
+        way_out = f"rabbitevents topology migrate MODULE:BUS {division.whole}"
+        yield Finding("wrong", division.whole, str(division), way_out)
 
 
 def _anew(scene: Scene, queue: str) -> str:

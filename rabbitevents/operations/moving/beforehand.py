@@ -18,7 +18,7 @@ from rabbitevents.operations.moving.resizing import Resizing
 from rabbitevents.operations.planning import Worksite, seen
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingQueue
-from rabbitevents.partitions import division, ended
+from rabbitevents.partitions import GUARD, division, ended
 from rabbitevents.routing import Subscription
 from rabbitevents.topology import MOVING, Queue
 
@@ -48,8 +48,8 @@ async def outlook(site: Worksite, queue: str) -> Outlook:
     scene = await seen(site)
     if why := scene.unseen.get("objects"):
         raise BrokerError(f"this has to see what stands, and nothing was changed: {why}")
-    if named.whole:
-        return _resized(site, scene, named)
+    if resizing := _resizing(site, scene, named):
+        return await _resized(site, scene, resizing)
     if named.was and (named.queue == named.was or is_unfinished(scene, named)):
         return await _renamed(site, scene, named)
     return await _anew(site, scene, named.queue, wanted)
@@ -72,19 +72,43 @@ async def _anew(site: Worksite, scene: Scene, queue: str, wanted: Queue) -> Outl
     )
 
 
-def _resized(site: Worksite, scene: Scene, named: Subscription) -> Outlook:
-    """Look at a subscription that is to have another number of partitions."""
-    resizing = Resizing(named.whole, named.options.partitions, site.wanted)
-    olds = resizing.former(scene.standing)
-    begun = any(ended(division(named.whole, each)) in scene.standing.exchanges for each in olds)
+def _resizing(site: Worksite, scene: Scene, named: Subscription) -> Resizing | None:
+    """Return what it is to give a subscription its partitions; None for one that nothing divides, nor ever did."""
+    name = named.whole or named.name
+    there = (*scene.standing.exchanges, *(each.guard for each in scene.divisions))
+    if not named.whole and f"{name}{GUARD}" not in there:
+        return None
+    return Resizing(name, named.options.partitions or 1, site.wanted)
+
+
+async def _resized(site: Worksite, scene: Scene, resizing: Resizing) -> Outlook:
+    """Look at a subscription that is to have another number of partitions, or to be one queue."""
+    whole, total = resizing.whole, resizing.total
+    other = next((each for each in scene.divisions if each.whole == whole), None)
+    one = other is not None and other.stands == 1
+    if one:
+        await _emptied_by_ours(site, scene, whole)
+    exchanges = scene.standing.exchanges
+    begun = other is not None and ended(division(whole, other.stands)) in exchanges
+    unguarded = total > 1 and resizing.guard not in exchanges and ended(whole) in exchanges
     return Outlook(
-        queue=named.whole,
+        queue=whole,
         wanted=resizing,
-        differs=f"has {' and '.join(map(str, olds))} partitions, and is to have {resizing.total}" if olds else "",
-        going_on=begun or resizing.says(scene.standing) not in ("", resizing.name),
-        depth=None,
+        differs="" if other is None else str(other).removeprefix("it "),
+        going_on=begun or unguarded,
+        depth=await look(site, whole) if one else None,
         otherwise=(),
     )
+
+
+async def _emptied_by_ours(site: Worksite, scene: Scene, queue: str) -> None:
+    """See that the one queue is emptied by code that makes nothing of it again. Raises `ConfigurationError`."""
+    consumers = await consumers_of(site.management, queue)
+    problems = [*_strangers(consumers), *await not_shown(site, queue, consumers)]
+    if is_moving(scene, queue):
+        problems.append(f"{queue!r} is being made anew: end that first, with the code that it is of")
+    if problems:
+        raise ConfigurationError(f"nothing was changed: {'; '.join(problems)}")
 
 
 def renaming_of(site: Worksite, named: Subscription) -> Renaming:

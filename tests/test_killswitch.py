@@ -247,12 +247,17 @@ async def test_a_try_that_fails_spends_no_attempt_though_what_tripped_it_is_long
     async with running(service.bus(DeadLetter(), switch)) as probe:
         await give(probe, *range(20))
         await eventually(lambda: any("2 tries" in check.detail for check in switch.health()), "two tries")
-        calls = service.calls.total()
+        calls, dead = service.calls.total(), _dead(service)
         broken[0] = False
-        await eventually(lambda: len(service.done) == 20 - 4, "all but what had failed before")
+        await eventually(lambda: len(service.done) == 20 - dead, "all but what had failed before")
 
-    assert calls <= 5 + 9 + 4  # of ten workers; then one at a time
-    assert sum(isinstance(fact, facts.DeadLettered) for fact in service.facts) == 4
+    # Of ten workers; then one at a time. On a machine that is busy, more may fail before five do so within the time.
+    assert calls - dead <= 1 + 9 + 4
+    assert 4 <= _dead(service) == dead
+
+
+def _dead(service: Service) -> int:
+    return sum(isinstance(fact, facts.DeadLettered) for fact in service.facts)
 
 
 async def test_once_closed_it_begins_anew() -> None:

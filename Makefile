@@ -10,8 +10,9 @@ CELL ?=
 PAGES ?=
 PROCESSES ?= 3
 # More test processes than processors, as they wait more than they work, each with a RabbitMQ node of its own; a file's
-# tests stay together, and the order is that of tests/order.py. One process is enough for a part.
-workers := $(if $(TESTS),,--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
+# tests stay together, and the order is that of tests/order.py. One process is enough for a part. What fails beside others
+# runs once more, alone: scripts/test.
+workers := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 run := .venv/bin/python -m
 debian := faketime pgbouncer postgresql prometheus rabbitmq-server redis-server util-linux
@@ -33,7 +34,7 @@ bench: venv-dev ## how fast, beside others in all languages; ARGS="--quick --jso
 	@$(if $(DEBIAN),scripts/rabbitmq4 $(DEBIAN)) $(run) benchmarks $(ARGS)
 
 test: venv-dev debian ## the tests; TESTS="tests/test_demo.py -k sabotage" runs some of them
-	@$(run) pytest $(workers) $(TESTS)
+	@$(if $(TESTS),$(run) pytest $(TESTS),scripts/test $(workers))
 	@$(if $(TESTS),,echo "what Jaeger shows was not looked at (tests/jaeger was skipped): make test-jaeger does, and needs Go")
 
 chaos: venv-dev debian ## faults meet loads on real servers, counted; ARGS="--injections 200 --seed 7 --pairwise", ARGS=--cluster, ARGS=--soak, ARGS=--peers, ARGS=--self-test, ARGS=--help

@@ -17,7 +17,9 @@ class Process:
         self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path, python: str
     ) -> None:
         self.output = output
-        self._command = ["setpriv", "--pdeathsig", "KILL", "--", python, "-m", *words]
+        self.told = words
+        """The module that is run, and its words."""
+        self._python = python
         paths = {"PYTHONPATH": f"{sources}{os.pathsep}{sources / 'plugins'}", "PYTHONDONTWRITEBYTECODE": "1"}
         self._environment = {**os.environ, **environment, **paths}
         self._sources = sources
@@ -29,13 +31,17 @@ class Process:
         self._from = self.output.stat().st_size if self.output.exists() else 0
         with self.output.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *("setpriv", "--pdeathsig", "KILL", "--", self._python, "-m", *self.told),
                 env=self._environment,
                 cwd=self._sources,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
+
+    def say(self, **environment: str) -> None:
+        """Have its environment say something else from its next start on."""
+        self._environment.update(environment)
 
     @property
     def said(self) -> str:

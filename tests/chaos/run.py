@@ -68,7 +68,8 @@ async def run(
     """
     began, counts = time.monotonic(), list[Count]()
     async with AsyncExitStack() as stack:
-        servers = Servers(stack, os.environ.get("RABBITEVENTS_TEST_ROOT"), nodes)
+        operated = any(FAULTS[name].operated for scenario in scenarios for name in scenario.faults)
+        servers = Servers(stack, os.environ.get("RABBITEVENTS_TEST_ROOT"), nodes, management=operated)
         for number, scenario in enumerate(scenarios):
             if minutes is not None and time.monotonic() - began > minutes * 60:
                 break
@@ -147,6 +148,7 @@ def verdict_of(there: World, load: str) -> Verdict:
         late=there.late,
         forfeit_until=there.forfeit_until,
         forgotten_until=there.forgotten_until,
+        moved_until=there.servers.moved_until,
     )
 
 

@@ -252,8 +252,8 @@ def test_the_place_of_a_defect_that_the_self_test_builds_in_is_there_once(mutati
 # --- its processes and publishers ------------------------------------------------------------------------------------
 
 
-async def test_a_signal_to_all_reaches_what_a_process_has_started(tmp_path: Path) -> None:
-    (tmp_path / "parent.py").write_text("import subprocess; print(subprocess.run(['sleep', '60']).returncode)")
+async def test_a_signal_to_all_reaches_what_a_process_has_started_in_a_group_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text("import subprocess; print(subprocess.run(['sleep', '60'], process_group=0).returncode)")
     process = Process(["parent"], {}, tmp_path / "output", tmp_path, sys.executable)
 
     await process.start()

@@ -57,7 +57,7 @@ class ServiceStopped(Fault):
 
 
 class GroupStopped(ServiceStopped):
-    """All processes of a service, those that it has started included, are asked to stop at once, as a terminal does."""
+    """All processes of a service, those that it has started included, are asked to stop at once, as systemd does."""
 
     name, loads = "group-stopped", ("workers",)
 

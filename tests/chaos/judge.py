@@ -61,6 +61,8 @@ class Verdict(msgspec.Struct):
     silent: int = 0
     """Attempts to publish that ended without a word."""
     inversions: int = 0
+    moved: int = 0
+    """Those that are no broken promise: the whole broker was started again, and moved entities to other partitions."""
 
     @property
     def faults(self) -> int:
@@ -92,6 +94,8 @@ def judge(
     times = {record.id: record.at for record in records if record.what == "attempt"}
     forfeited = {id for id in missing if times.get(id, 0.0) < forfeit_until}
     thrown_out = {id for id in dead if not promises.dies(id) and times.get(id, forfeit_until) < forfeit_until}
+    late_ones = _inversions(records) if promises.in_order else set[str]()
+    moved = {id for id in late_ones if promises.moves and times.get(id, moved_until) < moved_until}
     return Verdict(
         confirmed=len(by["confirmed"]),
         handled=len(effects),
@@ -108,7 +112,8 @@ def judge(
         ),
         stuck=left.total() + late,
         silent=len(attempted.keys() - answers.keys()),
-        inversions=_inversions(records, times, moved_until if promises.moves else 0.0) if promises.in_order else 0,
+        inversions=len(late_ones - moved),
+        moved=len(moved),
     )
 
 
@@ -153,16 +158,17 @@ def _unexpected(by: defaultdict[str, Counter[str]], promises: Promises, thrown_o
     return len(unheard_of | denied | wrongly_dead | wrongly_alive)
 
 
-def _inversions(records: Iterable[Record], times: Mapping[str, float], since: float) -> int:
-    """Count them, of what was attempted since."""
+def _inversions(records: Iterable[Record]) -> set[str]:
+    """Return the events whose first effect came after a later one's of their lane."""
     latest: defaultdict[str, int] = defaultdict(lambda: -1)
     seen: set[str] = set()
-    found = 0
+    found: set[str] = set()
     for record in records:
         if record.what != "effect" or record.id in seen:
             continue
         seen.add(record.id)
         lane, _, number = record.id.rpartition("/")
-        found += int(number) < latest[lane] and times.get(record.id, since) >= since
+        if int(number) < latest[lane]:
+            found.add(record.id)
         latest[lane] = max(latest[lane], int(number))
     return found

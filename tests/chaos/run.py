@@ -188,7 +188,7 @@ def say(count: Count, number: int, of: int) -> None:
 def summary(counts: Sequence[Count]) -> dict[str, Any]:
     """Return the one object of a run: the sums, and each scenario's own figures."""
     names: tuple[str, ...] = ("confirmed", "handled", "dead", "unknown", "recovered", "lost", "forfeited", "unexpected")
-    names += ("duplicate_deliveries", "duplicate_effects", "excess", "stuck", "silent", "inversions")
+    names += ("duplicate_deliveries", "duplicate_effects", "excess", "stuck", "silent", "inversions", "moved")
     recoveries = sorted(each for count in counts for each in count.recoveries)
     return {
         "injections": sum(count.injections for count in counts),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faults import FAULTS
+from tests.chaos.faults.broker import keeps_bindings
 from tests.chaos.judge import Promises, Verdict, judge
 from tests.chaos.lanes import Pace, pace, publish
 from tests.chaos.ledger import Ledger, Record, Tail
@@ -132,6 +133,28 @@ def test_what_was_in_a_deleted_queue_is_forfeited_and_what_came_later_is_not() -
     assert (verdict.forfeited, verdict.lost) == (1, 1)
 
 
+def test_what_a_policy_has_thrown_out_is_forfeited_also_among_the_dead_and_what_came_later_is_not() -> None:
+    verdict = found("attempt a/0, dead a/0, attempt a/1, dead a/1", forfeit_until=1.5)
+
+    assert (verdict.forfeited, verdict.unexpected) == (1, 1)
+
+
+def test_what_was_published_before_entities_moved_may_come_late_where_a_restart_moves_them_and_what_came_later_may_not() -> (
+    None
+):
+    text = "attempt a/0, attempt a/1, effect a/1, effect a/0, attempt a/2, attempt a/3, effect a/3, effect a/2"
+    moves, stays = Promises(in_order=True, moves=True), Promises(in_order=True)
+
+    excused, held = judge(records(text), moves, moved_until=4), judge(records(text), stays, moved_until=4)
+    assert (excused.inversions, excused.moved) == (1, 1)
+    assert (held.inversions, held.moved) == (2, 0)
+
+
+@pytest.mark.parametrize(("version", "keeps"), [("3.10.8", False), ("4.0.5", False), ("4.2.0", True), ("4.3.6", True)])
+def test_a_restart_moves_entities_before_khepri(version: str, keeps: bool) -> None:
+    assert keeps_bindings(version) == keeps
+
+
 def test_what_was_published_before_its_marks_were_deleted_may_come_again_and_what_came_later_may_not() -> None:
     records_ = records(f"{TWICE}, {TWICE.replace('a/0', 'a/1')}")
 
@@ -184,6 +207,18 @@ def test_every_fault_meets_every_load_that_it_makes_sense_for() -> None:
     met = {(each.load, *each.faults) for each in (*singles(), *singles(cluster=True))}
 
     assert met == {(load, name) for load in LOADS for name, fault in FAULTS.items() if fits(fault, load)}
+
+
+def test_what_an_operator_or_a_deploy_does_meets_the_loads_with_one_queue_alone_and_in_no_shared_process() -> None:
+    met = {(each.load, *each.faults) for each in singles()}
+    names = ("topology-drifted", "policy-overrides", "migration", "rolling-rename")
+
+    assert {("handle", name) for name in names} <= met
+    assert {("ordered", "migration"), ("idempotent", "rolling-rename"), ("workers", "hung-worker")} <= met
+    assert not {("partitions", name) for name in (*names, "unbound")} & met
+    assert {("partitions", "service-killed"), ("partitions", "broker-killed")} <= met
+    assert all(FAULTS[name].operated and FAULTS[name].alone for name in names)
+    assert not {*names, "hung-worker"} & {fault.name for both in together() for fault in both}
 
 
 def test_two_faults_meet_once_where_they_touch_different_things() -> None:
@@ -252,8 +287,10 @@ def test_the_place_of_a_defect_that_the_self_test_builds_in_is_there_once(mutati
 # --- its processes and publishers ------------------------------------------------------------------------------------
 
 
-async def test_a_signal_to_all_reaches_what_a_process_has_started(tmp_path: Path) -> None:
-    (tmp_path / "parent.py").write_text("import subprocess; print(subprocess.run(['sleep', '60']).returncode)")
+async def test_a_signal_to_all_reaches_what_a_process_has_started_in_a_group_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(
+        "import subprocess; print(subprocess.run(['sleep', '60'], process_group=0).returncode)"
+    )
     process = Process(["parent"], {}, tmp_path / "output", tmp_path, sys.executable)
 
     await process.start()

@@ -29,7 +29,7 @@ def cluster(
     root: Path | str | None = None,
     *,
     hosts: Sequence[Host] = (),
-    advanced: str = "[]",
+    advanced: str | None = None,
     management: bool = False,
 ) -> Generator[list[RabbitNode]]:
     """Start `size` nodes that are one cluster (some 5 s each); a size of 1 is a node as any other.
@@ -43,7 +43,7 @@ def cluster(
         for number in range(size):
             node = RabbitNode(
                 config=config,
-                advanced=_QUICK if management else advanced,
+                advanced=advanced or (_QUICK if management else "[]"),
                 root=root,
                 management=management,
                 beside=members[0] if members else None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from typing import Any
 
 from attrs import frozen
 from redis.asyncio import Redis
@@ -24,10 +26,12 @@ GRACE = 5.0
 """Seconds that a stop has; the library may take 5 more."""
 LONGEST = 0.02
 """Seconds that a handler takes at most."""
-DELIVERY_LIMIT = 12
-"""How often the broker delivers what crashes its processes, in the load that meets such events."""
-POISON, JUNK, SLOW = "poison", "junk", "slow"
-"""How the lanes are called whose events crash whoever handles them, cannot be read, and take long."""
+DELIVERY_LIMIT, USUAL_LIMIT = 12, 50
+"""How often the broker delivers what crashes its processes: in the load that meets such events, and by default."""
+PARTITIONS = 4
+"""How many queues there are where an order is kept by several processes at work."""
+POISON, JUNK, SLOW, HANGS = "poison", "junk", "slow", "hangs"
+"""How the lanes are called whose events crash whoever handles them, cannot be read, take long, and hang who is first."""
 LONG = 20.0
 """How many seconds."""
 
@@ -116,6 +120,26 @@ async def work(ledger: Ledger, struck: Struck) -> None:
 
 place: ContextVar[Mapping[str, str]] = ContextVar("place", default=os.environ)
 """Where everything is, by name: the environment says it, unless one process has several places."""
+
+
+def hang_once(struck: Struck) -> None:
+    """Keep the event loop from turning, for whoever has this event first, whichever process that is."""
+    try:
+        os.close(os.open(f"{place.get()['LEDGER']}.{struck.lane}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    time.sleep(600)
+
+
+def called() -> dict[str, Any]:
+    """Return what the handler is called, and was, as the decorator is told: who deploys says another name."""
+    told = place.get()
+    return {"name": told["NAME"], "was": told["WAS"]} if "NAME" in told else {"name": "take"}
+
+
+def limit(usual: int) -> int:
+    """Return how often the broker delivers an event: who deploys says that it is more."""
+    return usual + int(place.get().get("MORE_DELIVERIES", "0"))
 
 
 def url() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 import msgspec
 
@@ -24,7 +24,8 @@ class Promises(msgspec.Struct, frozen=True):
     ``stages`` are the records that each confirmed event must have. ``dies`` says which events end among the dead, and no
     others do. An event has one record of each kind of ``once``, and one more at most for each of ``per_crash`` events that
     were being handled when a process crashed; None: at least once. ``in_order``: no event of a lane has its first effect
-    after a later one's. ``waits``: seconds from the attempt to publish it before which an event has no effect.
+    after a later one's; with ``moves``, but for those that were published before the whole broker was started again.
+    ``waits``: seconds from the attempt to publish it before which an event has no effect.
     """
 
     stages: tuple[str, ...] = ("effect",)
@@ -32,6 +33,7 @@ class Promises(msgspec.Struct, frozen=True):
     once: tuple[str, ...] = ("effect",)
     per_crash: int | None = None
     in_order: bool = False
+    moves: bool = False
     waits: Callable[[str], float] = _at_once
 
 
@@ -59,6 +61,8 @@ class Verdict(msgspec.Struct):
     silent: int = 0
     """Attempts to publish that ended without a word."""
     inversions: int = 0
+    moved: int = 0
+    """Those that are no broken promise: the whole broker was started again, and moved entities to other partitions."""
 
     @property
     def faults(self) -> int:
@@ -74,10 +78,12 @@ def judge(
     late: int = 0,
     forfeit_until: float = 0.0,
     forgotten_until: float = 0.0,
+    moved_until: float = 0.0,
 ) -> Verdict:
     """Compare. ``crashes`` of processes that handle; ``late`` are processes that did not end in time.
 
-    ``forfeit_until`` (on the records' clock): what was attempted before may be lost, since its queue was deleted.
+    ``forfeit_until`` (on the records' clock): what was attempted before may be lost, or be among the dead, since its queue was
+    deleted, or a policy has thrown it out. ``moved_until``: entities that are handled in partitions were moved then.
     ``forgotten_until``: what was attempted before may come again, since its marks were deleted.
     """
     by = _by_kind(records)
@@ -87,6 +93,9 @@ def judge(
     missing = {id for id in by["confirmed"] if not _ended(id, by, promises)} - left.keys()
     times = {record.id: record.at for record in records if record.what == "attempt"}
     forfeited = {id for id in missing if times.get(id, 0.0) < forfeit_until}
+    thrown_out = {id for id in dead if not promises.dies(id) and times.get(id, forfeit_until) < forfeit_until}
+    late_ones = _inversions(records) if promises.in_order else set[str]()
+    moved = {id for id in late_ones if promises.moves and times.get(id, moved_until) < moved_until}
     return Verdict(
         confirmed=len(by["confirmed"]),
         handled=len(effects),
@@ -94,8 +103,8 @@ def judge(
         unknown=len(by["unknown"]),
         recovered=len(by["unknown"].keys() & effects.keys()),
         lost=len(missing) - len(forfeited),
-        forfeited=len(forfeited),
-        unexpected=_unexpected(by, promises) + _early(records, promises),
+        forfeited=len(forfeited | thrown_out),
+        unexpected=_unexpected(by, promises, thrown_out) + _early(records, promises),
         duplicate_deliveries=by["start"].total() - len(by["start"]),
         duplicate_effects=effects.total() - len(effects),
         excess=sum(
@@ -103,7 +112,8 @@ def judge(
         ),
         stuck=left.total() + late,
         silent=len(attempted.keys() - answers.keys()),
-        inversions=_inversions(records) if promises.in_order else 0,
+        inversions=len(late_ones - moved),
+        moved=len(moved),
     )
 
 
@@ -139,24 +149,26 @@ def _ended(id: str, by: defaultdict[str, Counter[str]], promises: Promises) -> b
     return all(id in by[stage] for stage in promises.stages) or id in by["dead"]
 
 
-def _unexpected(by: defaultdict[str, Counter[str]], promises: Promises) -> int:
+def _unexpected(by: defaultdict[str, Counter[str]], promises: Promises, thrown_out: Set[str]) -> int:
     came = by["effect"].keys() | by["passed"].keys() | by["dead"].keys()
     unheard_of = came - by["attempt"].keys()
     denied = came & (by["failed"].keys() - by["confirmed"].keys() - by["unknown"].keys())
-    wrongly_dead = {id for id in by["dead"] if not promises.dies(id)}
+    wrongly_dead = {id for id in by["dead"] if not promises.dies(id)} - thrown_out
     wrongly_alive = {id for id in by["effect"] if promises.dies(id)}
     return len(unheard_of | denied | wrongly_dead | wrongly_alive)
 
 
-def _inversions(records: Iterable[Record]) -> int:
+def _inversions(records: Iterable[Record]) -> set[str]:
+    """Return the events whose first effect came after a later one's of their lane."""
     latest: defaultdict[str, int] = defaultdict(lambda: -1)
     seen: set[str] = set()
-    found = 0
+    found: set[str] = set()
     for record in records:
         if record.what != "effect" or record.id in seen:
             continue
         seen.add(record.id)
         lane, _, number = record.id.rpartition("/")
-        found += int(number) < latest[lane]
+        if int(number) < latest[lane]:
+            found.add(record.id)
         latest[lane] = max(latest[lane], int(number))
     return found

@@ -7,8 +7,14 @@ from typing import Final
 
 import msgspec
 
-from tests.chaos.events import CONCURRENCY, crashes, dies, incurable, waits
+from tests.chaos.events import CONCURRENCY, PARTITIONS, crashes, dies, incurable, waits
 from tests.chaos.judge import Promises
+
+QUEUE = "chaos.take"
+"""The queue of the events, where it is one."""
+
+HANG = "5"
+"""Seconds for which an event loop may not turn: fewer than those after which the broker gives it up."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -21,11 +27,13 @@ class Load(msgspec.Struct, frozen=True):
     """What it needs beside the broker: servers, or the environment of others."""
     workers: int = 1
     """How many processes a service starts."""
+    queue: str = QUEUE
+    """A queue of its events."""
 
     @property
     def serving(self) -> list[str]:
         """The module and its words that handle."""
-        several = ["--workers", str(self.workers)] if self.workers > 1 else []
+        several = ["--workers", str(self.workers), "--hang", HANG] if self.workers > 1 else []
         own = ["rabbitevents", "run", f"tests.chaos.{self.bus}", *several]
         return [self.bus, "serve"] if "peers" in self.uses else own
 
@@ -50,6 +58,11 @@ LOADS: Final[Mapping[str, Load]] = {
     "retries": Load("services:retries", Promises(dies=_or_crashes(dies))),
     "replayed": Load("tended:replayed", Promises(dies=_or_crashes(incurable))),
     "ordered": Load("services:ordered", Promises(dies=crashes, in_order=True)),
+    "partitions": Load(
+        "services:partitions",
+        Promises(dies=crashes, in_order=True, moves=True),
+        queue=f"{QUEUE}.0-of-{PARTITIONS}",
+    ),
     "batches": Load("services:batches"),
     # Those that were between their effect and their mark:
     "idempotent": Load(

@@ -30,6 +30,8 @@ class Scenario(msgspec.Struct, frozen=True):
 
 def fits(fault: type[Fault], load: str) -> bool:
     """Whether a fault makes sense for a load."""
+    if load in fault.without:
+        return False
     return (not fault.loads or load in fault.loads) and (not fault.uses or fault.uses in LOADS[load].uses)
 
 

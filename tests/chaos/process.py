@@ -1,4 +1,4 @@
-"""The processes under test, each with a group of its own, so that what it starts is reached too."""
+"""The processes under test, each with a session of its own, so that what it starts is reached too, in whichever group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ class Process:
         self, words: list[str], environment: Mapping[str, str], output: Path, sources: Path, python: str
     ) -> None:
         self.output = output
-        self._command = ["setpriv", "--pdeathsig", "KILL", "--", python, "-m", *words]
+        self.told = words
+        """The module that is run, and its words."""
+        self._python = python
         paths = {"PYTHONPATH": f"{sources}{os.pathsep}{sources / 'plugins'}", "PYTHONDONTWRITEBYTECODE": "1"}
         self._environment = {**os.environ, **environment, **paths}
         self._sources = sources
@@ -29,13 +31,17 @@ class Process:
         self._from = self.output.stat().st_size if self.output.exists() else 0
         with self.output.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *("setpriv", "--pdeathsig", "KILL", "--", self._python, "-m", *self.told),
                 env=self._environment,
                 cwd=self._sources,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
+
+    def say(self, **environment: str) -> None:
+        """Have its environment say something else from its next start on."""
+        self._environment.update(environment)
 
     @property
     def said(self) -> str:
@@ -54,9 +60,9 @@ class Process:
 
     @property
     def pids(self) -> list[int]:
-        """The ids of all of its group."""
+        """The ids of all of its session: a worker has a group of its own."""
         files = [path for path in Path("/proc").iterdir() if path.name.isdigit()]
-        return [int(path.name) for path in files if self.pid and _group_of(path) == self.pid]
+        return [int(path.name) for path in files if self.pid and _session_of(path) == self.pid]
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
@@ -65,9 +71,9 @@ class Process:
 
     def send_all(self, number: signal.Signals) -> None:
         """Send a signal to it, and to all that it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            if self.pid:
-                os.killpg(self.pid, number)
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     async def ended(self, seconds: float) -> bool:
         """Wait for its end; say whether it came in time."""
@@ -86,9 +92,9 @@ class Process:
         await self.ended(10)
 
 
-def _group_of(process: Path) -> int:
-    """Return the group of a process, by its folder in /proc; 0 when it is gone."""
+def _session_of(process: Path) -> int:
+    """Return the session of a process, by its folder in /proc; 0 when it is gone."""
     try:
-        return int((process / "stat").read_text().rpartition(") ")[2].split()[2])
+        return int((process / "stat").read_text().rpartition(") ")[2].split()[3])
     except (FileNotFoundError, ProcessLookupError):
         return 0

@@ -68,7 +68,8 @@ async def run(
     """
     began, counts = time.monotonic(), list[Count]()
     async with AsyncExitStack() as stack:
-        servers = Servers(stack, os.environ.get("RABBITEVENTS_TEST_ROOT"), nodes)
+        operated = any(FAULTS[name].operated for scenario in scenarios for name in scenario.faults)
+        servers = Servers(stack, os.environ.get("RABBITEVENTS_TEST_ROOT"), nodes, management=operated)
         for number, scenario in enumerate(scenarios):
             if minutes is not None and time.monotonic() - began > minutes * 60:
                 break
@@ -147,6 +148,7 @@ def verdict_of(there: World, load: str) -> Verdict:
         late=there.late,
         forfeit_until=there.forfeit_until,
         forgotten_until=there.forgotten_until,
+        moved_until=there.servers.moved_until,
     )
 
 
@@ -186,7 +188,7 @@ def say(count: Count, number: int, of: int) -> None:
 def summary(counts: Sequence[Count]) -> dict[str, Any]:
     """Return the one object of a run: the sums, and each scenario's own figures."""
     names: tuple[str, ...] = ("confirmed", "handled", "dead", "unknown", "recovered", "lost", "forfeited", "unexpected")
-    names += ("duplicate_deliveries", "duplicate_effects", "excess", "stuck", "silent", "inversions")
+    names += ("duplicate_deliveries", "duplicate_effects", "excess", "stuck", "silent", "inversions", "moved")
     recoveries = sorted(each for count in counts for each in count.recoveries)
     return {
         "injections": sum(count.injections for count in counts),

@@ -44,7 +44,14 @@ CALM = 5.0
 POOL: Final = "12"
 """How many connections to PostgreSQL an engine keeps: each has a hundred statements prepared at last, and after a fault none."""
 
-NOT_HERE: Final = ("service-killed", "service-stopped", "group-stopped", "queue-full", "consumer-timeout")
+NOT_HERE: Final = (
+    "service-killed",
+    "service-stopped",
+    "group-stopped",
+    "queue-full",
+    "consumer-timeout",
+    "hung-worker",
+)
 """What ends the process, has its publishers stand still, or asks for a handler that not all loads have."""
 
 ALLOWED: Final = {

@@ -47,22 +47,29 @@ ROOT = Path(__file__).parents[2]
 """The sources that are run, unless others are."""
 
 
-_SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}, {channel_tick_interval, 1000}]}]"
+_SOON = (
+    "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}, {channel_tick_interval, 1000}, "
+    "{quorum_tick_interval, 500}]}]"
+)
 """What falls due while its queue is full comes 5 s later, and not three minutes, which is the broker's default; and who
-holds a delivery for too long is found within a second, and not a minute."""
+holds a delivery for too long is found within a second, and not a minute; what queues say of themselves is as fresh."""
 
 
 class Servers:
     """The servers that all scenarios of a run share, each started when it is first needed; RabbitMQ at once.
 
     Of a ``size`` of more than one it is a cluster, each of its nodes on a host of its own. Raises NetworkError where
-    such hosts cannot be made.
+    such hosts cannot be made. With ``management`` each has its HTTP API, which operators' commands look at.
     """
 
-    def __init__(self, stack: AsyncExitStack, root: str | None, size: int = 1) -> None:
+    def __init__(self, stack: AsyncExitStack, root: str | None, size: int = 1, *, management: bool = False) -> None:
         self.network: Network | None = stack.enter_context(Network(size)) if size > 1 else None
         hosts = self.network.hosts if self.network else ()
-        self.nodes: list[RabbitNode] = stack.enter_context(cluster(size, root, hosts=hosts, advanced=_SOON))
+        self.nodes: list[RabbitNode] = stack.enter_context(
+            cluster(size, root, hosts=hosts, advanced=_SOON, management=management)
+        )
+        self.moved_until = 0.0
+        """When the whole broker was last started again in a way that moves entities to other partitions."""
         self._stack = stack
         self._redis: RedisServer | None = None
         self._postgres: PostgresServer | None = None
@@ -110,6 +117,8 @@ class World:
         self.store_away = False
         self.late = 0
         """How many processes did not end in time when they were asked to."""
+        self.generation = 0
+        """How many times other code was deployed."""
         self.forfeit_until = self.forgotten_until = 0.0
 
     @property
@@ -152,12 +161,13 @@ class World:
 
     async def begin(self, load: Load, sources: Path) -> None:
         """Start two services and a publisher, and wait until events flow."""
-        environment = await self.place(load)
+        self.load, environment = load, await self.place(load)
         python = str(self.servers.peers) if "peers" in load.uses else sys.executable
 
         def process(words: list[str], name: str) -> Process:
             return Process(words, environment, self.folder / f"{name}.log", sources, python)
 
+        self.operator = process(["rabbitevents"], "operator")
         self.services = [process(load.serving, f"service-{number}") for number in range(2)]
         for service in self.services:
             await service.start()
@@ -166,6 +176,20 @@ class World:
         self.publisher = process(load.publishing, "publisher")
         await self.publisher.start()
         await self.flowing()
+
+    async def operate(self, *words: str, seconds: float = 60) -> tuple[int, str]:
+        """Run a command of ``rabbitevents topology`` for the bus; return its exit status, and what it said.
+
+        Raises TimeoutError.
+        """
+        command, *more = words
+        looking = ["--http", self.node.http_url]
+        self.operator.told = ["rabbitevents", "topology", command, f"tests.chaos.{self.load.bus}", *more, *looking]
+        await self.operator.start()
+        if not await self.operator.ended(seconds):
+            await self.operator.kill()
+            raise TimeoutError(f"topology {command} had not ended after {seconds:g} s: {self.operator.said[-500:]}")
+        return self.operator.status or 0, self.operator.said
 
     async def place(self, load: Load) -> dict[str, str]:
         """Say where everything is that a load needs, by the names that `tests.chaos.events.place` has; make its database."""

@@ -13,11 +13,13 @@ from tests.chaos.faults.broker import (
 from tests.chaos.faults.cluster import ConnectedNodeKilled, MajorityLost, NodesCut, QueueLeaderKilled, RollingRestart
 from tests.chaos.faults.fault import Fault
 from tests.chaos.faults.link import ConfirmsLost, CutInMidFrame, LinkBlackHoled, LinkDeaf, LinkReset
+from tests.chaos.faults.operated import Migration, PolicyOverrides, RollingRename, TopologyDrifted
 from tests.chaos.faults.queues import DeadQueueDeleted, QueueDeleted, QueueFull, Unbound
 from tests.chaos.faults.service import (
     ConsumerTimeout,
     DescriptorsExhausted,
     GroupStopped,
+    HungWorker,
     Junk,
     Poison,
     ServiceKilled,
@@ -50,6 +52,10 @@ _ALL: tuple[type[Fault], ...] = (
     QueueFull,
     Unbound,
     DeadQueueDeleted,
+    TopologyDrifted,
+    PolicyOverrides,
+    Migration,
+    RollingRename,
     LinkReset,
     CutInMidFrame,
     ConfirmsLost,
@@ -59,6 +65,7 @@ _ALL: tuple[type[Fault], ...] = (
     ServiceStopped,
     GroupStopped,
     ServiceSuspended,
+    HungWorker,
     DescriptorsExhausted,
     ConsumerTimeout,
     Poison,

@@ -131,7 +131,7 @@ def connections(node: RabbitNode) -> int:
 def leader(world: World) -> RabbitNode:
     """Return the node that leads the queue of events; as far as is known where it was chosen just now."""
     name = world.node.eval(f"""
-        {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{world.vhost}">>, queue, <<"chaos.take">>)),
+        {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{world.vhost}">>, queue, <<"{world.load.queue}">>)),
         {{Name, Node}} = amqqueue:get_pid(Q),
         case ra_leaderboard:lookup_leader(Name) of {{_, Now}} -> Now; undefined -> Node end""")
     return next(node for node in world.servers.nodes if node.layout.name == name.strip("'"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from typing import ClassVar
 
 from tests.bed.rabbitmq import RabbitNode
+from tests.chaos.events import GRACE
 from tests.chaos.process import Process
 from tests.chaos.world import World
 from tests.committed import until
@@ -29,6 +31,11 @@ class Fault:
     """Whether nothing may be lost by it."""
     alone: ClassVar[bool] = False
     """Whether it meets no other one at a time: it needs a broker that answers."""
+
+    without: ClassVar[tuple[str, ...]] = ()
+    """The loads that it makes no sense for."""
+    operated: ClassVar[bool] = False
+    """Whether an operator's commands are run, which look at the management API."""
 
     async def inflict(self, world: World) -> None:
         """Do it."""
@@ -58,6 +65,16 @@ async def accepts(node: RabbitNode) -> float:
 def blocked(world: World, since: float) -> bool:
     """Say whether nobody could publish; commits need no broker, so they say nothing."""
     return world.confirmed_since(since) == 0 or world.database is not None
+
+
+async def stopped_and_started(victim: Process, world: World) -> None:
+    """Ask a process to stop, and start it again with what its environment says now, as a deploy does."""
+    victim.send(signal.SIGTERM)
+    if not await victim.ended(GRACE + 5 + 2):
+        world.late += 1
+        world.crashes += 1
+        await victim.kill()
+    await start_again(victim)
 
 
 async def start_again(victim: Process) -> None:

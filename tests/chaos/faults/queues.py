@@ -36,7 +36,7 @@ class QueueFull(Fault):
 
     async def inflict(self, world: World) -> None:
         definition = '[{<<"max-length">>, 5}, {<<"overflow">>, <<"reject-publish">>}]'
-        words = f'<<"{world.vhost}">>, <<"full">>, <<"^chaos.take$">>, {definition}, 0, <<"queues">>, <<"test">>'
+        words = f'<<"{world.vhost}">>, <<"full">>, <<"^chaos[.]take([.][0-9]-of-[0-9])?$">>, {definition}, 0, <<"queues">>, <<"test">>'
         await world.node.aeval(f"ok = rabbit_policy:set({words})")
         for each in world.services:
             each.send_all(signal.SIGSTOP)
@@ -57,7 +57,7 @@ class QueueFull(Fault):
 class Unbound(Fault):
     """The queue's bindings are removed: nothing that is published leads there, until they are made again after up to 4 s."""
 
-    name, touches = "unbound", "queue"
+    name, touches, without = "unbound", "queue", ("partitions",)
 
     async def inflict(self, world: World) -> None:
         self.bindings = await bindings(world)

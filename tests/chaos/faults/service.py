@@ -8,7 +8,7 @@ import signal
 import time
 from contextlib import suppress
 
-from tests.chaos.events import GRACE, POISON, SLOW, Struck
+from tests.chaos.events import GRACE, HANGS, POISON, SLOW, Struck
 from tests.chaos.faults.fault import Fault, blocked, comes, start_again
 from tests.chaos.intruder import slip_in, slip_in_junk
 from tests.chaos.process import Process
@@ -57,7 +57,7 @@ class ServiceStopped(Fault):
 
 
 class GroupStopped(ServiceStopped):
-    """All processes of a service, those that it has started included, are asked to stop at once, as a terminal does."""
+    """All processes of a service, those that it has started included, are asked to stop at once, as systemd does."""
 
     name, loads = "group-stopped", ("workers",)
 
@@ -110,6 +110,27 @@ class ServiceSuspended(Fault):
     async def after(self, world: World) -> float:
         self.victim.send_all(signal.SIGCONT)
         return time.monotonic()
+
+
+class HungWorker(Fault):
+    """An event has the event loop of a worker stand still: its service kills it, and starts another one; it comes again."""
+
+    name, touches, loads = "hung-worker", "service", ("workers",)
+
+    async def inflict(self, world: World) -> None:
+        self.struck = Struck(f"{HANGS}-{world.random.getrandbits(40)}", 0)
+        self.said = [each.said.count(" hangs: ") for each in world.services]
+        self.pids = {pid for each in world.services for pid in each.pids}
+        await slip_in(world, self.struck)
+
+    async def observed(self, world: World) -> bool:
+        def is_replaced() -> bool:
+            said = [each.said.count(" hangs: ") for each in world.services]
+            pids = {pid for each in world.services for pid in each.pids}
+            return said != self.said and bool(pids - self.pids) and self.struck.id in world.tail.read().done
+
+        world.crashes += 1
+        return await comes(is_replaced, 60)
 
 
 class Poison(Fault):

@@ -178,9 +178,10 @@ class ControlChannel:
         except Exception as error:
             # pamqp raises whatever it likes for bytes that are no method.
             raise FrameError(f"a method that cannot be read ({error})") from error
-        asked, self._asked = self._asked, None
+        asked = self._asked
         if asked is None or answer.name not in asked.valid_responses:
             raise FrameError(f"{answer.name} in answer to {'nothing' if asked is None else asked.name}")
+        self._asked = None
         if not self._answer.done():
             self._answer.set_result(answer)
 

@@ -2,8 +2,9 @@
 
 aio-pika does what a client library must: TLS, login, tuning, heartbeats. Recovery is not among it: the library's own
 leaves channels dead after a failed restore (`docs/decisions/0002-plain-connections.md`), so a `Connection` that is
-lost stays lost, and a `rabbitevents.brokers.rabbitmq.link.Link` makes the next one. The channels are aiormq's, one
-layer below: each of aio-pika's leaves observers on the connection when it is closed.
+lost stays lost, and a `rabbitevents.brokers.rabbitmq.link.Link` makes the next one. The channels that publish and
+consume are aiormq's, one layer below: each of aio-pika's leaves observers on the connection when it is closed. Those
+that ask are our own (`rabbitevents.brokers.rabbitmq.control`).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ from rabbitevents.publishing.writer import Checked, Writer
 from rabbitevents.renaming import as_it_stands, check_names, old_names, renames
 from rabbitevents.routing import Router, Subscription
 from rabbitevents.states import Check, Depth, Health, Load
-from rabbitevents.topology import Topology
+from rabbitevents.topology import Binding, Exchange, Queue, Topology
 from rabbitevents.wire import Form, Limits
 
 log: logging.Logger = logging.getLogger("rabbitevents.bus")
@@ -250,7 +250,8 @@ class Bus:
     @property
     def topology(self) -> Topology:
         """What the bus needs at the broker, targets before sources. Queues to wait in are made when first needed."""
-        wanted = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
+        base = topology.base(self.exchange) if self.routers else topology.events(self.exchange)
+        wanted: list[Exchange | Queue | Binding] = []
         subscriptions = self.subscriptions
         for subscription in subscriptions:
             if subscription.whole:
@@ -266,11 +267,11 @@ class Bus:
             )
             for plugin in standing_in(self.plugins, subscription):
                 needed = plugin.topology(needed, subscription)
-            wanted += needed
+            wanted += needed.items
         for subscription in subscriptions:
             if subscription.division is not None:
-                wanted += topology.leading_to(subscription.division, subscription.leading_keys, self.exchange)
-        return wanted
+                wanted += topology.leading_to(subscription.division, subscription.leading_keys, self.exchange).items
+        return base + wanted
 
     @property
     def waits(self) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ def renames(subscriptions: Iterable[Subscription]) -> Mapping[str, str]:
 
 def check_names(subscriptions: Collection[Subscription], exchange: str) -> None:
     """Raise `ConfigurationError` for a handler's queue that would be one of the library's own, or another handler's."""
+    known = {name for each in subscriptions for name in (each.name, each.whole)}
     for each in subscriptions:
         family, _, last = each.name.rpartition(".")
         if each.name == DELAY_LOST or (family in ("delay", f"{exchange}.delay") and last.isdecimal()):
@@ -56,8 +57,8 @@ def check_names(subscriptions: Collection[Subscription], exchange: str) -> None:
                 f"queue {each.name!r} has a name as partitions have: give the router or the handler another one"
             )
         for end, what in ((".dead", "place of dead letters"), (MOVING, "stand-in")):
-            if any(each.name in (f"{other.name}{end}", f"{other.whole}{end}") for other in subscriptions):
-                other = each.name.removesuffix(end)
+            other = each.name.removesuffix(end)
+            if other != each.name and other in known:
                 raise ConfigurationError(
                     f"queue {each.name!r} is the {what} of {other!r}: give its handler another name"
                 )

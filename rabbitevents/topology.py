@@ -8,6 +8,7 @@ is ever dead-lettered into nowhere.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from typing import Final, Literal
 
 import msgspec
@@ -72,7 +73,7 @@ class Source(msgspec.Struct, frozen=True):
     keys: tuple[str, ...]
 
 
-class Topology(msgspec.Struct, frozen=True):
+class Topology(msgspec.Struct, frozen=True, dict=True):
     """Things to declare, in this order, each once."""
 
     items: tuple[Exchange | Queue | Binding, ...] = ()
@@ -105,17 +106,36 @@ class Topology(msgspec.Struct, frozen=True):
 
     def queue(self, name: str) -> Queue | None:
         """Return the queue of that name."""
-        return next((item for item in self.items if isinstance(item, Queue) and item.name == name), None)
+        return next((item for _, item in self._by_name.get(name, ()) if isinstance(item, Queue)), None)
 
     def part(self, queue: str) -> Topology:
         """Return what one queue needs: itself, its dead letters' place, what they are bound to, and the bindings."""
-        dead = {item.queue for item in self.items if isinstance(item, Binding) and item.routing_key == queue}
-        wanted = {queue, *dead}
-        wanted.update([item.exchange for item in self.items if isinstance(item, Binding) and item.queue in wanted])
+        wanted = {queue, *self._by_key.get(queue, ())}
+        there = [item for name in wanted for _, item in self._by_name.get(name, ())]
+        wanted.update([item.exchange for item in there if isinstance(item, Binding)])
         wanted.update([name for name in map(partitions.guard_of, tuple(wanted)) if name is not None])
-        return Topology(
-            tuple(item for item in self.items if (item.queue if isinstance(item, Binding) else item.name) in wanted)
-        )
+        found = {place: item for name in wanted for place, item in self._by_name.get(name, ())}
+        return Topology(tuple(found[place] for place in sorted(found)))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, list[tuple[int, Exchange | Queue | Binding]]]:
+        """The things of each name, and the bindings that lead there, with their places.
+
+        A part is asked for each queue: a search through everything each time grows with the square of their number.
+        """
+        found: dict[str, list[tuple[int, Exchange | Queue | Binding]]] = {}
+        for place, item in enumerate(self.items):
+            found.setdefault(item.queue if isinstance(item, Binding) else item.name, []).append((place, item))
+        return found
+
+    @cached_property
+    def _by_key(self) -> Mapping[str, set[str]]:
+        """What the bindings of each routing key lead to."""
+        found: dict[str, set[str]] = {}
+        for item in self.items:
+            if isinstance(item, Binding):
+                found.setdefault(item.routing_key, set()).add(item.queue)
+        return found
 
     @property
     def waves(self) -> tuple[tuple[Exchange | Queue | Binding, ...], ...]:

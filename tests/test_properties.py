@@ -26,6 +26,7 @@ from rabbitevents.properties import (
     Timestamp,
     decode_properties,
     encode_properties,
+    encoding,
     glance,
 )
 
@@ -284,6 +285,28 @@ def test_many_different_types_and_sources_leave_no_trace() -> None:
         written = msgspec.structs.replace(OURS, type=f"type.{number}", app_id=f"source-{number}")
 
         assert decode_properties(encode_properties(written)) == written
+
+
+def inside(of: Any) -> Any:
+    """Return the same, to look at what no user sees."""
+    return of
+
+
+def test_of_a_thousand_types_each_is_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str | None] = []
+    make: Callable[..., tuple[bytes, bytes]] = inside(encoding)._make_ends
+
+    def noted(*of: str | None) -> tuple[bytes, bytes]:
+        made.append(of[1])
+        return make(*of)
+
+    monkeypatch.setattr(encoding, "_make_ends", noted)
+    of_each_type = [msgspec.structs.replace(OURS, type=f"kind.{number}", app_id="its own") for number in range(1_000)]
+
+    for written in (*of_each_type, *of_each_type):
+        encode_properties(written)
+
+    assert len(made) == 1_000
 
 
 # --- pamqp as the oracle -------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Source: AMQP 0-9-1 specification, section 4.2.6 (content header).
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import astuple
 
@@ -57,6 +57,9 @@ def encode_properties(properties: Properties) -> bytes:
     return _encoded(properties)
 
 
+_ENDS_KEPT: Final = 4_096
+"""How many are kept. Of 1,000 types, half were put together anew for each event while it was 512."""
+
 _ends: dict[tuple[str | None, str | None, str | None], tuple[bytes, bytes]] = {}
 """What the properties of our own events begin and end with, by content type, type and source. Bounded by `_make_ends`."""
 
@@ -76,8 +79,9 @@ def _make_ends(content_type: str | None, kind: str | None, app_id: str | None) -
     head = b"" if content_type is None else short(content_type, "content_type")
     tail = (b"" if kind is None else short(kind, "type")) + (b"" if app_id is None else short(app_id, "app_id"))
     ends = (flags.to_bytes(2) + head, tail)
-    if len(_ends) < 512:
-        _ends[content_type, kind, app_id] = ends
+    if len(_ends) >= _ENDS_KEPT:
+        _ends.clear()
+    _ends[content_type, kind, app_id] = ends
     return ends
 
 

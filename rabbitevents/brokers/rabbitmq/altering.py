@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
-from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.brokers.rabbitmq.control import ControlChannel
 from rabbitevents.brokers.rabbitmq.declaring import depth
 from rabbitevents.errors import BrokerError
 from rabbitevents.states import Depth
@@ -39,7 +39,7 @@ class Altering:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> Any:
+    async def _ask(self, question: Callable[[ControlChannel], Awaitable[Any]], what: str) -> Any:
         return await self._connection.ask(question, what)
 
     # --- bindings ---
@@ -47,7 +47,7 @@ class Altering:
     async def bind(self, link: Link) -> None:
         """Bind."""
 
-        async def question(channel: AbstractChannel) -> None:
+        async def question(channel: ControlChannel) -> None:
             if link.to_queue:
                 await channel.queue_bind(link.target, link.source, routing_key=link.key)
             else:
@@ -58,7 +58,7 @@ class Altering:
     async def unbind(self, link: Link) -> None:
         """Unbind."""
 
-        async def question(channel: AbstractChannel) -> None:
+        async def question(channel: ControlChannel) -> None:
             if link.to_queue:
                 await channel.queue_unbind(link.target, link.source, routing_key=link.key)
             else:
@@ -139,7 +139,7 @@ class Altering:
             return False
         return True
 
-    async def _unless_gone(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> Any:
+    async def _unless_gone(self, question: Callable[[ControlChannel], Awaitable[Any]], what: str) -> Any:
         try:
             return await self._ask(question, what)
         except BrokerError as error:

@@ -209,7 +209,8 @@ class RabbitMQ:
     async def _prepare_queue(self, connection: Connection, queue: str, missing: bool) -> Source:
         """Make sure that a queue can be consumed. What stands otherwise is this queue's trouble alone."""
         elsewhere = self._elsewhere
-        part, known = self._topology.part(queue), mark(self._topology, queue, elsewhere.becomes(queue))
+        part = self._topology.part(queue)
+        known = mark(part, queue, elsewhere.becomes(queue))
         if not part.items:
             await elsewhere.look(connection, [queue])
         elif missing or queue in self._refused or queue in elsewhere.queues:

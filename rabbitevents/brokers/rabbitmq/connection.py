@@ -2,8 +2,9 @@
 
 aio-pika does what a client library must: TLS, login, tuning, heartbeats. Recovery is not among it: the library's own
 leaves channels dead after a failed restore (`docs/decisions/0002-plain-connections.md`), so a `Connection` that is
-lost stays lost, and a `rabbitevents.brokers.rabbitmq.link.Link` makes the next one. The channels are aiormq's, one
-layer below: each of aio-pika's leaves observers on the connection when it is closed.
+lost stays lost, and a `rabbitevents.brokers.rabbitmq.link.Link` makes the next one. The channels that publish and
+consume are aiormq's, one layer below: each of aio-pika's leaves observers on the connection when it is closed. Those
+that ask are our own (`rabbitevents.brokers.rabbitmq.control`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers.rabbitmq.address import Address
 from rabbitevents.brokers.rabbitmq.calls import CLOSE_DEADLINE, RPC_DEADLINE, look, within
+from rabbitevents.brokers.rabbitmq.control import ControlChannel
 from rabbitevents.brokers.rabbitmq.frames import FRAME_LIMIT, OVERHEAD
 from rabbitevents.brokers.rabbitmq.inbound import Turn
 from rabbitevents.brokers.rabbitmq.tap import Lane, Tap
@@ -70,9 +72,15 @@ class Connection:
         """Whether it was broken off because nothing came from the broker."""
         self._connection = connection
         self._heartbeat = heartbeat
-        self._control: list[AbstractChannel] = []
+        self._control: list[ControlChannel] = []
         """The channels for questions that nobody asks on at the moment."""
-        self._asking = asyncio.Semaphore(AT_ONCE)
+        self._asking = asyncio.Semaphore(min(AT_ONCE, max(1, self.channel_max // 2)))
+        self._questions = 0
+        """How many are asked, or wait for their turn."""
+        self._numbers: list[int] = []
+        """The numbers of channels for questions that are free again."""
+        self._lowest = self.channel_max + 1
+        """The lowest number of a channel for questions so far: the client library counts up, and we count down."""
 
     @classmethod
     async def open(
@@ -128,6 +136,12 @@ class Connection:
         transport = self._connection.transport
         return (transport.connection.connection_tune.frame_max if transport is not None else 0) or 131_072
 
+    @property
+    def channel_max(self) -> int:
+        """The highest number of a channel that was agreed upon."""
+        transport = self._connection.transport
+        return (transport.connection.connection_tune.channel_max if transport is not None else 0) or 65_535
+
     async def channel(self, *, confirms: bool = False) -> AbstractChannel:
         """Open a channel. Raises `BrokerError`. One that is opened for a caller who was cut off is closed again."""
         transport = self._connection.transport
@@ -140,26 +154,50 @@ class Connection:
             opening.add_done_callback(_close_unwanted)
             raise
 
-    async def ask(self, question: Callable[[AbstractChannel], Awaitable[T]], what: str) -> T:
+    async def ask(self, question: Callable[[ControlChannel], Awaitable[T]], what: str) -> T:
         """Ask the broker something on a channel that this connection has for it. Raises `BrokerError`.
 
-        `AT_ONCE` questions are asked side by side, each on a channel of its own; of these one is kept for the next
-        question. One that is refused, or not answered, costs its channel.
+        `AT_ONCE` questions are asked side by side, each on a channel of its own; of these one is kept once nobody asks
+        any more. One that is refused, or not answered, costs its channel.
         """
-        async with self._asking:
-            channel = self._control.pop() if self._control else None
-            if channel is None or channel.is_closed:
-                channel = await self.channel()
-            answered = False
-            try:
-                answer = await within(RPC_DEADLINE, question(channel), what)
-                answered = True
-            finally:
-                if answered and not self._control:
-                    self._control.append(channel)
-                else:
-                    asyncio.ensure_future(self.close_channel(channel)).add_done_callback(look)
-            return answer
+        self._questions += 1
+        try:
+            async with self._asking:
+                channel = self._control_channel()
+                answered = False
+                try:
+                    answer = await within(RPC_DEADLINE, question(channel), what)
+                    answered = True
+                finally:
+                    if answered:
+                        self._control.append(channel)
+                    else:
+                        channel.leave()
+                return answer
+        finally:
+            self._questions -= 1
+            while not self._questions and len(self._control) > 1:
+                self._control.pop().leave()
+
+    def _control_channel(self) -> ControlChannel:
+        """Return a channel for a question: one that stands, or one that the question will open. Raises `BrokerError`."""
+        while self._control:
+            channel = self._control.pop()
+            if not channel.is_closed:
+                return channel
+        if self.lost.done():
+            raise BrokerError("the connection is lost")
+        if self._numbers:
+            number = self._numbers.pop()
+        else:
+            number = self._lowest = self._lowest - 1
+        channel = ControlChannel(number, self.turn, self._forget_control)
+        self.attach(channel)
+        return channel
+
+    def _forget_control(self, channel: ControlChannel) -> None:
+        if self.tap.lanes.pop(channel.number, None) is not None:
+            self._numbers.append(channel.number)
 
     def attach(self, lane: Lane) -> None:
         """Lead a channel's content frames to ``lane``."""

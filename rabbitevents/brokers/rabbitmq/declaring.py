@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 import msgspec
-from aiormq.abc import AbstractChannel
 
 from rabbitevents import partitions
 from rabbitevents.brokers.rabbitmq import rights
 from rabbitevents.brokers.rabbitmq.calls import together
 from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.brokers.rabbitmq.control import ControlChannel
 from rabbitevents.brokers.rabbitmq.moving import handled
 from rabbitevents.brokers.rabbitmq.rights import Lack
 from rabbitevents.brokers.rabbitmq.trials import lacks_for, refused_for
@@ -292,7 +292,7 @@ class _Declaring:
         text = f"{_name(item)} cannot be made: {why}"
         self._refused.setdefault(item.queue, TopologyError(text, name=item.queue, code=why.code))
 
-    @property
+    @cached_property
     def _not_ours_to_make(self) -> set[str]:
         """The exchanges that are missing and cannot be made by us: other teams', and those that RabbitMQ has a plugin for."""
         return {thing.name for thing, _ in self.missing.values() if _is_foreign(thing) or _divides(thing)}
@@ -304,7 +304,7 @@ class _Declaring:
     def _made_of(self, item: Exchange | Queue | Binding) -> set[str]:
         """Return what must be made before ``item``, as far as it is missing."""
         names = {item.queue, item.exchange} if isinstance(item, Binding) else {item.name}
-        return names & self.missing.keys()
+        return {name for name in names if name in self.missing}
 
     def _note(self, item: Exchange | Queue | Binding, error: BrokerError) -> None:
         stood = error.code == 403 and not self._made_of(item)
@@ -331,7 +331,7 @@ class _Declaring:
         self._said.add(name)
         return True
 
-    async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> BrokerError | None:
+    async def _ask(self, question: Callable[[ControlChannel], Awaitable[Any]], what: str) -> BrokerError | None:
         """Return what the broker refuses, None where it agrees. Raises `BrokerError` where the connection is in doubt."""
         answers = self._answers
         try:
@@ -399,7 +399,7 @@ class _Declaring:
         return TopologyError(text, name=key, code=error.code)
 
 
-def _declared(channel: AbstractChannel, item: Exchange | Queue | Binding, *, passive: bool) -> Awaitable[Any]:
+def _declared(channel: ControlChannel, item: Exchange | Queue | Binding, *, passive: bool) -> Awaitable[Any]:
     match item:
         case Exchange():
             return channel.exchange_declare(
@@ -436,7 +436,7 @@ def _divides(item: Exchange | Queue) -> bool:
     return isinstance(item, Exchange) and item.kind == HASH
 
 
-def _not_to_be(channel: AbstractChannel, item: Exchange) -> Awaitable[Any]:
+def _not_to_be(channel: ControlChannel, item: Exchange) -> Awaitable[Any]:
     """Declare an exchange that cannot be, of a type that may be unknown."""
     return channel.exchange_declare(
         item.name, exchange_type=str(item.kind), durable=True, arguments={"alternate-exchange": -1}

@@ -29,6 +29,7 @@ LARGEST_BODY: Final = 2**31
 CONTENT_HEAD: Final = 12
 """Bytes of a content header before the properties: class, weight, body size."""
 
+CHANNEL_OPEN_OK: Final = b"\x00\x14\x00\x0b"
 CHANNEL_CLOSE: Final = b"\x00\x14\x00\x28"
 CHANNEL_CLOSE_OK: Final = b"\x00\x14\x00\x29"
 BASIC_CANCEL: Final = b"\x00\x3c\x00\x1e"

@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
-from aiormq.abc import AbstractChannel
-
 from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.brokers.rabbitmq.control import ControlChannel
 from rabbitevents.errors import BrokerError
 from rabbitevents.topology import DELAY_DUE, MOVING, Binding, Topology
 
@@ -45,7 +44,7 @@ async def moving(connection: Connection, queues: Iterable[str]) -> frozenset[str
     return frozenset(found)
 
 
-def _queue(name: str) -> Callable[[AbstractChannel], Awaitable[Any]]:
+def _queue(name: str) -> Callable[[ControlChannel], Awaitable[Any]]:
     return lambda channel: channel.queue_declare(name, passive=True)
 
 
@@ -105,7 +104,7 @@ def without(topology: Topology, queues: frozenset[str]) -> Topology:
     )
 
 
-async def _stands(connection: Connection, question: Callable[[AbstractChannel], Awaitable[Any]], name: str) -> bool:
+async def _stands(connection: Connection, question: Callable[[ControlChannel], Awaitable[Any]], name: str) -> bool:
     """Say whether something is there. Whoever may not look at it is told it is: the looking that follows says more."""
     try:
         await connection.ask(question, f"looking at {name!r}")

@@ -19,15 +19,15 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from aiormq.abc import AbstractChannel
 from pamqp.common import FieldValue
 
 from rabbitevents.brokers.rabbitmq.calls import together
+from rabbitevents.brokers.rabbitmq.control import ControlChannel
 from rabbitevents.brokers.rabbitmq.rights import Lack, target
 from rabbitevents.errors import BrokerError
 from rabbitevents.topology import HASH, Binding, Exchange, Queue
 
-Ask = Callable[[Callable[[AbstractChannel], Awaitable[Any]], str], Awaitable[BrokerError | None]]
+Ask = Callable[[Callable[[ControlChannel], Awaitable[Any]], str], Awaitable[BrokerError | None]]
 """Asks the broker, and returns what it refuses."""
 
 _RESOURCE = re.compile(r"access to (?:exchange|queue) '(?P<name>[^']*)'")
@@ -56,7 +56,7 @@ async def _lacks_for(item: Exchange | Queue | Binding, absent: set[str], ask: As
     return lacks
 
 
-def _impossible(channel: AbstractChannel, item: Exchange | Queue) -> Awaitable[Any]:
+def _impossible(channel: ControlChannel, item: Exchange | Queue) -> Awaitable[Any]:
     """Declare what cannot be."""
     if isinstance(item, Queue):
         return channel.queue_declare(item.name, durable=True, arguments={"x-expires": -1})
@@ -68,7 +68,7 @@ async def _unbound(ask: Ask, written: str, read: str, key: str, *, to_exchange: 
     """Return what is missing to bind ``written``, a queue or an exchange, to the exchange ``read``, or to hand on to it."""
     never: dict[str, FieldValue] = {"rabbitevents-looks": uuid4().hex}
 
-    def unbind(channel: AbstractChannel) -> Awaitable[Any]:
+    def unbind(channel: ControlChannel) -> Awaitable[Any]:
         if to_exchange:
             return channel.exchange_unbind(destination=written, source=read, routing_key=key, arguments=never)
         return channel.queue_unbind(written, read, routing_key=key, arguments=never)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
-from aiormq.abc import AbstractChannel
 
 from rabbitevents.brokers.rabbitmq.address import Address
 from rabbitevents.brokers.rabbitmq.connection import Connection
+from rabbitevents.brokers.rabbitmq.control import ControlChannel
 from rabbitevents.brokers.rabbitmq.declaring import declare, depth
 from rabbitevents.brokers.rabbitmq.rights import Lack, addition, login, remedy, said
 from rabbitevents.brokers.rabbitmq.trials import lacks_for
@@ -140,7 +140,7 @@ class Visitor:
         additions = "; ".join(addition(lack, self._address) for lack in sorted(lacks))
         return Lacking(kind, what, remedy(lacks, service, self._address) if service.items else additions)
 
-    async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]], what: str) -> BrokerError | None:
+    async def _ask(self, question: Callable[[ControlChannel], Awaitable[Any]], what: str) -> BrokerError | None:
         try:
             await self.connection.ask(question, what)
         except BrokerError as error:

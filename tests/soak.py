@@ -41,12 +41,14 @@ from rabbitevents_retry import Retry
 from tests.bed.node import NodeError
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
+from tests.heap import heap
 
 FLAT: Final = 0.02
 """How much the median of the last quarter may be above that of the first."""
 
 SLACK: Final = {
     "rss_kib": 1024.0,  # the allocator's arenas come and go by 256 KiB; 3 KiB a second would be 8 MiB in 45 min
+    "in_use_kib": 1024.0,  # what is under way; the same 3 KiB a second
     "objects": 200.0,  # what happens to be under way; one object an operation would be thousands
     "callbacks": 20.0,  # a publish or a look that happens to be under way has a few
     "tasks": 2.0,  # the same: a look's deadline
@@ -78,6 +80,9 @@ class Sample(msgspec.Struct, frozen=True):
     """What is there at one moment. ``callbacks`` are those that wait on a future, or on aio-pika's collections."""
 
     rss_kib: float
+    """What is resident: what is in use, what the allocators keep, and the pages of files."""
+    in_use_kib: float
+    """What was asked for, and not given back, wherever from: see `tests.heap`."""
     objects: float
     callbacks: float
     tasks: float
@@ -303,6 +308,7 @@ def count(connections: int = 0, channels: int = 0) -> Sample:
     del there
     return Sample(
         rss_kib=_rss(),
+        in_use_kib=heap().in_use_kib,
         objects=types.total(),
         callbacks=callbacks,
         tasks=len(asyncio.all_tasks()),

@@ -47,7 +47,14 @@ async def test_nothing_stays_of_looks_pauses_and_lost_connections(
 
 def sample(**more: float) -> Sample:
     """A sample as a service has it that stands still, with something ``more``."""
-    still = {"rss_kib": 50_000.0, "objects": 50_000.0, "callbacks": 100.0, "tasks": 40.0, "fds": 16.0}
+    still = {
+        "rss_kib": 50_000.0,
+        "in_use_kib": 30_000.0,
+        "objects": 50_000.0,
+        "callbacks": 100.0,
+        "tasks": 40.0,
+        "fds": 16.0,
+    }
     still |= {"broker_connections": 2.0, "broker_channels": 4.0}
     return Sample(
         **{name: value + more.get(name, 0) for name, value in still.items()}, types={"x": int(more.get("x", 0))}
@@ -55,7 +62,8 @@ def sample(**more: float) -> Sample:
 
 
 @pytest.mark.parametrize(
-    ("name", "a_sample"), [("rss_kib", 50), ("objects", 60), ("callbacks", 2), ("tasks", 1), ("fds", 1)]
+    ("name", "a_sample"),
+    [("rss_kib", 50), ("in_use_kib", 50), ("objects", 60), ("callbacks", 2), ("tasks", 1), ("fds", 1)],
 )
 def test_what_grows_with_every_sample_is_not_flat(name: str, a_sample: float) -> None:
     found = verdict([sample(**{name: number * a_sample}) for number in range(60)])

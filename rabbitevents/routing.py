@@ -68,11 +68,13 @@ class Subscription(msgspec.Struct, frozen=True):
     """The queue's former name; as long as a queue of that name stands, it is ``queue``."""
     whole: str = ""
     """The name of what this is a partition of; nothing for what is not divided."""
+    origin: str = ""
+    """The first of its former names, where there are any."""
 
     @property
     def identity(self) -> str:
-        """What derived ids and claims are made of: the former name, or the whole's, where there is one; else the name."""
-        return self.was or self.whole or self.name
+        """What derived ids and claims are made of: the first name that it had, or the whole's; else the name."""
+        return self.origin or self.whole or self.name
 
     @property
     def former(self) -> str:
@@ -141,7 +143,7 @@ class Router:
         *events: type | str,
         name: str | None = None,
         queue: str | None = None,
-        was: str | None = None,
+        was: str | Sequence[str] | None = None,
         exchange: str | Exchange | None = None,
         key: str | Iterable[str] | None = None,
         concurrency: int | None = None,
@@ -166,7 +168,8 @@ class Router:
             default each has its own.
         :param was: The whole name that the queue had before it was renamed: ``was="shop.charge"``. As long as a queue of that
             name stands, it is consumed, and none of the new name is made; ``rabbitevents topology migrate`` leads over to
-            that. Ids and claims of idempotency stay those of the former name.
+            that. Ids and claims of idempotency stay those of the former name; of a queue that is renamed once more, say all
+            of its names, the first one first, and they stay: ``was=("shop.charge", "shop.debit")``.
         :param exchange: Another team's exchange that the queue is bound to instead of the bus's own: its name, where it must
             be there, or an `Exchange` to declare it. By default the bus's own.
         :param key: What the queue is bound by, a routing key or several: ``"booking.#"``. By default the types and patterns.
@@ -221,7 +224,8 @@ class Router:
                 )
             _check_name("the handler's name", named, 'name="charge"')
             handler = Handler(named, function, classes, patterns, there, keys)
-            self._add(handler, queue, Subscription("", "", (handler,), told, own, without, former))
+            renamed = {"was": former[-1], "origin": former[0]} if former else {}
+            self._add(handler, queue, Subscription("", "", (handler,), told, own, without, **renamed))
             return function
 
         return register
@@ -252,7 +256,7 @@ class Router:
                 f"queue {name!r} is shared: say how it works (concurrency, prefetch, timeout, ordered, single_active_consumer, "
                 "plugins) at its first handler"
             )
-        if told.was not in ("", there.was):
+        if told.was and (told.was, told.origin) != (there.was, there.origin):
             raise ConfigurationError(f"queue {name!r} is shared: say its former name (was) at its first handler")
         _check_shared(name, there.handlers, handler)
         self._subscriptions[name] = msgspec.structs.replace(there, handlers=(*there.handlers, handler))
@@ -275,18 +279,23 @@ def _check_name(what: str, name: object, such_as: str) -> None:
         )
 
 
-def _former(was: object) -> str:
-    """Return a queue's former name. Raises `ConfigurationError` for what was the name of no queue of ours."""
+def _former(was: object) -> tuple[str, ...]:
+    """Return a queue's former names, in their order. Raises `ConfigurationError` for what was the name of no queue of ours."""
     if was is None:
-        return ""
-    if not isinstance(was, str):
-        raise wrong("on(...): was", was, 'say the queue\'s whole name: was="shop.charge"')
-    if not re.fullmatch(r"[\w-]+(\.[\w-]+)+", was) or len(was.encode()) > 240:
-        raise ConfigurationError(
-            f"on(...): was={was[:40]!r} is no queue's whole name, as `rabbitevents topology plan` and the broker say it: "
-            'was="shop.charge"'
+        return ()
+    told = cast("Sequence[object]", was) if isinstance(was, list | tuple) else (was,)
+    names = tuple(each for each in told if isinstance(each, str))
+    if not names or len(names) < len(told):
+        raise wrong(
+            "on(...): was", was, 'say the queue\'s whole name: was="shop.charge", or all that it had, in their order'
         )
-    return was
+    for each in names:
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)+", each) or len(each.encode()) > 240:
+            raise ConfigurationError(
+                f"on(...): was={each[:40]!r} is no queue's whole name, as `rabbitevents topology plan` and the broker say it: "
+                'was="shop.charge"'
+            )
+    return names
 
 
 def _own(plugins: Iterable[Plugin] | Mapping[str, Plugin | None]) -> tuple[tuple[Plugin, ...], frozenset[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -44,7 +44,7 @@ class Seen:
         self.ids: list[UUID] = []
         self._fails = fails
 
-    def bus(self, *plugins: Plugin, name: str, was: str | None = None) -> Bus:
+    def bus(self, *plugins: Plugin, name: str, was: str | Sequence[str] | None = None) -> Bus:
         """The shop, whose first handler has these names."""
         router = Router("shop")
 
@@ -187,7 +187,36 @@ def test_code_that_knows_the_new_name_is_told_from_code_that_does_not_by_its_mar
 def test_explain_says_the_old_name_and_that_ids_are_of_that() -> None:
     found = wiring(Seen().bus(name="record", was=OLD)).subscriptions[0]
 
-    assert (found.name, found.queue, found.was) == (NEW, NEW, OLD)
+    assert (found.name, found.queue, found.was, found.identity) == (NEW, NEW, OLD, OLD)
+
+
+@pytest.mark.parametrize(
+    ("name", "was"), [("record", OLD), ("put", (OLD, NEW)), ("write_down", (OLD, NEW)), ("write_down", None)]
+)
+async def test_renamed_once_more_or_back_the_ids_are_those_of_the_first_name(
+    name: str, was: str | Sequence[str] | None
+) -> None:
+    first, seen = Seen(), Seen()
+    for each, bus in ((first, first.bus(name="write_down")), (seen, seen.bus(name=name, was=was))):
+        async with running(bus) as probe:
+            await probe.bus.publish(OrderPlaced("o-1"), id=ID)
+            await probe.settled()
+            assert len(each.ids) == 1
+
+    assert seen.ids == first.ids
+
+
+async def test_a_claim_of_the_first_name_is_known_after_a_second_rename() -> None:
+    store, first, seen = MemoryStore(), Seen(), Seen()
+    for bus in (
+        first.bus(Idempotency(store), name="record", was=OLD),
+        seen.bus(Idempotency(store), name="put", was=(OLD, NEW)),
+    ):
+        async with running(bus) as probe:
+            await probe.bus.publish(OrderPlaced("o-1"), id=ID)
+            await probe.settled()
+
+    assert (first.calls, seen.calls) == (1, 0)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -202,10 +231,13 @@ def test_explain_says_the_old_name_and_that_ids_are_of_that() -> None:
         (f"shop.{'x' * 240}", "is no queue's whole name"),
         (NEW, "was='shop.record' is the queue's name still: say the one that it had before"),
         (7, 'on(...): was=7: say the queue\'s whole name: was="shop.charge"'),
-        ([OLD], 'on(...): was is a list: say the queue\'s whole name: was="shop.charge"'),
+        ([], 'on(...): was is a list: say the queue\'s whole name: was="shop.charge"'),
+        ((OLD, 7), 'on(...): was is a tuple: say the queue\'s whole name: was="shop.charge"'),
+        (("take", OLD), "was='take' is no queue's whole name"),
+        ((OLD, NEW), "was='shop.record' is the queue's name still: say the one that it had before"),
     ],
 )
-def test_what_was_no_queues_name_is_refused(was: str, said: str) -> None:
+def test_what_was_no_queues_name_is_refused(was: str | Sequence[str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         Seen().bus(name="record", was=was)
 

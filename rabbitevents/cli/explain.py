@@ -179,7 +179,7 @@ def _rows(each: SubscriptionWiring) -> list[tuple[str, str]]:
         ("at the broker", f"after {limit} deliveries that nobody settled, {each.dead_queue}"),
         *_published(each),
         *(("function", _function(handler)) for handler in each.handlers),
-        ("identity", f"{each.was or each.name} (derived ids and claims of idempotency use it)"),
+        ("identity", f"{each.identity} (derived ids and claims of idempotency use it)"),
     ]
 
 

@@ -88,7 +88,9 @@ class SubscriptionWiring(msgspec.Struct, frozen=True, kw_only=True):
     order: str
     """Within what events are handled one by one: "entity", the name of a function, or nothing."""
     was: str
-    """The queue's former name, of which derived ids and claims are made; or nothing."""
+    """The queue's former name, or nothing."""
+    identity: str
+    """What derived ids and claims are made of: the first name that it had."""
     partitions: tuple[str, ...] = ()
     """The queues that its events are divided among, of which ``queue`` is the first; nothing where there is one alone."""
     batch: str
@@ -153,6 +155,7 @@ def _subscription(bus: Bus, subscription: Subscription, topology: Topology) -> S
         timeout=None if options.timeout is None else options.timeout.total_seconds(),
         order=_order(options.ordered),
         was=subscription.was,
+        identity=subscription.identity,
         partitions=names(subscription.whole, options.partitions) if subscription.whole else (),
         batch="" if options.batch is None else f"up to {options.batch.size} within {options.batch.within:g} s",
         plugins=tuple(_plugin(each) for each in chain),

@@ -134,7 +134,7 @@ def hang_once(struck: Struck) -> None:
 def called() -> dict[str, Any]:
     """Return what the handler is called, and was, as the decorator is told: who deploys says another name."""
     told = place.get()
-    return {"name": told["NAME"], "was": told["WAS"]} if "NAME" in told else {"name": "take"}
+    return {"name": told["NAME"], "was": ("chaos.take", told["WAS"])} if "NAME" in told else {"name": "take"}
 
 
 def limit(usual: int) -> int:

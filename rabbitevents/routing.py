@@ -279,13 +279,19 @@ def _check_name(what: str, name: object, such_as: str) -> None:
         )
 
 
+def _all_texts(said: object) -> tuple[str, ...]:
+    """Return a text, or those of a list or tuple that has nothing else; nothing, where it is otherwise."""
+    told: tuple[object, ...] = tuple(cast("Sequence[object]", said)) if isinstance(said, list | tuple) else (said,)
+    texts = tuple(each for each in told if isinstance(each, str))
+    return texts if len(texts) == len(told) else ()
+
+
 def _former(was: object) -> tuple[str, ...]:
     """Return a queue's former names, in their order. Raises `ConfigurationError` for what was the name of no queue of ours."""
     if was is None:
         return ()
-    told = cast("Sequence[object]", was) if isinstance(was, list | tuple) else (was,)
-    names = tuple(each for each in told if isinstance(each, str))
-    if not names or len(names) < len(told):
+    names = _all_texts(was)
+    if not names:
         raise wrong(
             "on(...): was", was, 'say the queue\'s whole name: was="shop.charge", or all that it had, in their order'
         )

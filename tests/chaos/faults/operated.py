@@ -8,7 +8,8 @@ import time
 
 from tests.bed.node import NodeError
 from tests.chaos.faults.fault import Fault, comes, stopped_and_started
-from tests.chaos.intruder import bind, bindings
+from tests.chaos.faults.queues import Unbound
+from tests.chaos.intruder import bindings
 from tests.chaos.world import World
 
 IN_TIME = 240.0
@@ -18,7 +19,7 @@ _ONE_QUEUE = ("handle", "workers", "sync", "delayed", "retries", "ordered", "bat
 """The loads whose queue an operator leads over."""
 
 
-class TopologyDrifted(Fault):
+class TopologyDrifted(Unbound):
     """The queue's bindings are taken away by hand: `plan` finds them missing, and `apply`, or a start, makes them again.
 
     Raises NodeError where a promise of these is broken.
@@ -26,13 +27,8 @@ class TopologyDrifted(Fault):
 
     name, touches, without, alone, operated = "topology-drifted", "queue", ("partitions",), True, True
 
-    async def inflict(self, world: World) -> None:
-        self.bindings = await bindings(world)
-        await bind(world, self.bindings, there=False)
-
     async def observed(self, world: World) -> bool:
-        before = world.tail.read().refused
-        seen = world.database is not None or await comes(lambda: world.tail.read().refused > before, 10)
+        seen = await super().observed(world)
         status, said = await world.operate("plan")
         missing = [each for each in self.bindings if f"+ binding  {each.exchange} -> {world.load.queue}: " not in said]
         must(status == 3 and not missing, f"plan said nothing of {missing}, exit {status}", said)

@@ -15,6 +15,7 @@ from pamqp.base import Frame
 from pamqp.heartbeat import Heartbeat
 
 from rabbitevents.brokers.rabbitmq.moving import NOTICE
+from rabbitevents.partitions import DIVIDED
 from tests.bed.fake_connection import FakeConnection, Published, Receivable
 from tests.bed.fake_replies import start, usual_reply
 from tests.bed.loopback import LOOPBACK, free_port
@@ -119,8 +120,8 @@ class FakeBroker:
         """Give the usual answer to a method; for callbacks that only delay or count."""
         if getattr(frame, "nowait", False):
             return
-        if isinstance(frame, spec.Exchange.Declare) and frame.passive and frame.exchange == NOTICE:
-            # All else that is looked for is there; this would be there only while a queue is made anew.
+        if isinstance(frame, spec.Exchange.Declare) and frame.passive and frame.exchange in (NOTICE, DIVIDED):
+            # All else that is looked for is there; these only while a queue is made anew, and where one was divided.
             connection.close_channel(channel, 404, "NOT_FOUND", frame)
             return
         reply = usual_reply(frame)

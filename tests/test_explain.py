@@ -267,7 +267,7 @@ SCHEMA = {
     "Wiring": "schema:int bus:str broker:str exchange:str declare:str subscriptions:SubscriptionWiring elsewhere:EventWiring",
     "SubscriptionWiring": (
         "name:str queue:str dead_queue:str arguments:Mapping bound:BoundTo handlers:HandlerWiring workers:int prefetch:int "
-        "timeout:float|NoneType order:str was:str partitions:str batch:str plugins:PluginWiring said:Said"
+        "timeout:float|NoneType order:str was:str identity:str partitions:str batch:str plugins:PluginWiring said:Said"
     ),
     "EventWiring": "type:str name:str version:int oldest:int aliases:str",
     "BoundTo": "exchange:str keys:str",

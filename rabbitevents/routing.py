@@ -64,17 +64,20 @@ class Subscription(msgspec.Struct, frozen=True):
     plugins: tuple[Plugin, ...] = ()
     without: frozenset[str] = frozenset()
     """The roles of the bus's plugins that are left out here."""
-    was: str = ""
-    """The queue's former name; as long as a queue of that name stands, it is ``queue``."""
+    names_before: tuple[str, ...] = ()
+    """What the queue was called before, the first name first."""
     whole: str = ""
     """The name of what this is a partition of; nothing for what is not divided."""
-    origin: str = ""
-    """The first of its former names, where there are any."""
+
+    @property
+    def was(self) -> str:
+        """The queue's former name, or nothing; as long as a queue of that name stands, it is ``queue``."""
+        return self.names_before[-1] if self.names_before else ""
 
     @property
     def identity(self) -> str:
         """What derived ids and claims are made of: the first name that it had, or the whole's; else the name."""
-        return self.origin or self.whole or self.name
+        return self.names_before[0] if self.names_before else self.whole or self.name
 
     @property
     def former(self) -> str:
@@ -224,8 +227,7 @@ class Router:
                 )
             _check_name("the handler's name", named, 'name="charge"')
             handler = Handler(named, function, classes, patterns, there, keys)
-            renamed = {"was": former[-1], "origin": former[0]} if former else {}
-            self._add(handler, queue, Subscription("", "", (handler,), told, own, without, **renamed))
+            self._add(handler, queue, Subscription("", "", (handler,), told, own, without, former))
             return function
 
         return register
@@ -256,7 +258,7 @@ class Router:
                 f"queue {name!r} is shared: say how it works (concurrency, prefetch, timeout, ordered, single_active_consumer, "
                 "plugins) at its first handler"
             )
-        if told.was and (told.was, told.origin) != (there.was, there.origin):
+        if told.names_before not in ((), there.names_before):
             raise ConfigurationError(f"queue {name!r} is shared: say its former name (was) at its first handler")
         _check_shared(name, there.handlers, handler)
         self._subscriptions[name] = msgspec.structs.replace(there, handlers=(*there.handlers, handler))

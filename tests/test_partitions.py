@@ -417,9 +417,8 @@ async def test_killed_after_each_step_of_leading_over_nothing_is_lost_or_out_of_
     used = "the old queue is used as it stands" if old == 1 else "the old partitions are used as they stand"
     assert used in done[:2]
     last = "the one queue is consumed" if new == 1 else "the new partitions are consumed"
-    assert done[-1] == last or (
-        old == 1 and done[-1] == "the old queue is empty, and deleted"
-    )  # the new code saw it first
+    # Where there was no guard, the new code may make it before the operator does.
+    assert done[-1] in ((last, "the old queue is empty, and deleted") if old == 1 else (last,))
     assert plan.equal, total(plan)
 
 

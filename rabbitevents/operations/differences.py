@@ -69,31 +69,26 @@ def wanted_bindings(topology: Topology) -> frozenset[StandingBinding]:
     )
 
 
-def divided_otherwise(subscriptions: Iterable[Subscription], standing: Standing) -> tuple[Division, ...]:
-    """Return the handlers that only a migration gives the number of partitions that the code says."""
+def divided_otherwise(subscriptions: Iterable[Subscription], standing: Standing) -> Iterator[Division]:
+    """Yield the handlers that only a migration gives the number of partitions that the code says."""
     wanted = {each.whole or each.name: each.options.partitions or 1 for each in subscriptions}
-    found = ((whole, _total_at(standing, whole, total), total) for whole, total in wanted.items())
-    others = [Division(whole, there, total) for whole, there, total in found if there not in (0, total)]
-    ending = [
-        Division(whole, total, total)
-        for whole, total in wanted.items()
-        if partitions.ended(partitions.division(whole, total)) in standing.exchanges
-    ]
-    known = {each.whole for each in others}
-    return (*others, *(each for each in ending if each.whole not in known))
+    for whole, total in wanted.items():
+        there = _total_at(standing, whole, total)
+        if there != total or partitions.ended(partitions.division(whole, total)) in standing.exchanges:
+            yield Division(whole, there, total)
 
 
 def _total_at(standing: Standing, whole: str, wanted: int) -> int:
-    """Return how many partitions there are at the broker; 0 where nothing says so."""
+    """Return how many partitions there are at the broker; as many as are wanted, where nothing says otherwise."""
     there = standing.exchanges.get(f"{whole}{GUARD}")
     if there is not None:
         return partitions.total_of(str(there.arguments.get("alternate-exchange", ""))) or wanted
-    return 1 if wanted > 1 and whole in standing.queues else 0
+    return 1 if whole in standing.queues else wanted
 
 
 def settled(scene: Scene) -> Scene:
     """Return the scene without what is divided otherwise at the broker: that alone is to be spoken of."""
-    others = divided_otherwise(scene.subscriptions, scene.standing)
+    others = tuple(divided_otherwise(scene.subscriptions, scene.standing))
     if not others:
         return scene
     guards, wholes = {each.guard for each in others}, {each.whole for each in others}
@@ -120,9 +115,8 @@ def stale_bindings(scene: Scene) -> list[StandingBinding]:
     queues = {each.queue for each in scene.subscriptions if each.queue in scene.needed.queues}
     extra = {each for each in scene.standing.bindings if each.to_queue and each.target in queues}
     extra = {each for each in extra if not each.exchange.endswith((MOVING, f"{MOVING}.rest"))}
-    extra -= {
-        each for each in extra if partitions.undivided(each.routing_key) == each.target
-    }  # what waited for partitions
+    # What waited for a partition comes to the one queue, once that stands in its place.
+    extra = {each for each in extra if partitions.undivided(each.routing_key) != each.target}
     return sorted(
         extra - wanted_bindings(scene.needed), key=lambda each: (each.target, each.routing_key, each.exchange)
     )

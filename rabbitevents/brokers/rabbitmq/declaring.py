@@ -223,8 +223,10 @@ class _Declaring:
     async def _look_for_divided_ones(self) -> None:
         """See which of our queues are divided: they are consumed as they stand, as long as they do, and not made."""
         queues = [queue for queue in handled(Topology(self._items)) if partitions.guard_of(queue) is None]
-        any_at_all = await self._look_at(Exchange(DIVIDED, "fanout")) if queues else None
-        if not queues or (any_at_all is not None and any_at_all.code != 403):
+        if not queues:
+            return
+        none_at_all = await self._look_at(Exchange(DIVIDED, "fanout"))
+        if none_at_all is not None and none_at_all.code != 403:  # whoever may not look at that looks at each
             return
         signs = [(queue, name) for queue in queues for name in (f"{queue}{GUARD}", ended(queue))]
         answers = await together(self._look_at(Exchange(name, "fanout")) for _, name in signs)
@@ -252,7 +254,6 @@ class _Declaring:
         sides, whole = _BOTH_SIDES.search(str(error)), item.name.removesuffix(GUARD)
         theirs = str(_value(sides["theirs"])) if sides else "others"
         ours, theirs = (each.removeprefix(f"{whole}.") for each in (_division(item), theirs))
-        theirs = "one queue" if theirs == whole else theirs
         text = (
             f"the partitions of {whole!r} are {theirs}, and this bus wants them {ours}: while the code that they are of "
             f"still runs, {_leading(whole, 'leads over')}"

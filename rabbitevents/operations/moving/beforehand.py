@@ -18,7 +18,7 @@ from rabbitevents.operations.moving.resizing import Resizing
 from rabbitevents.operations.planning import Worksite, seen
 from rabbitevents.operations.scene import Scene
 from rabbitevents.operations.standing import StandingQueue
-from rabbitevents.partitions import GUARD, division, ended
+from rabbitevents.partitions import division, ended
 from rabbitevents.routing import Subscription
 from rabbitevents.topology import MOVING, Queue
 
@@ -75,10 +75,9 @@ async def _anew(site: Worksite, scene: Scene, queue: str, wanted: Queue) -> Outl
 def _resizing(site: Worksite, scene: Scene, named: Subscription) -> Resizing | None:
     """Return what it is to give a subscription its partitions; None for one that nothing divides, nor ever did."""
     name = named.whole or named.name
-    there = (*scene.standing.exchanges, *(each.guard for each in scene.divisions))
-    if not named.whole and f"{name}{GUARD}" not in there:
-        return None
-    return Resizing(name, named.options.partitions or 1, site.wanted)
+    if named.whole or any(each.whole == name for each in scene.divisions):
+        return Resizing(name, named.options.partitions or 1, site.wanted)
+    return None
 
 
 async def _resized(site: Worksite, scene: Scene, resizing: Resizing) -> Outlook:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -28,8 +28,9 @@ from rabbitevents_idempotency import (
     StoreLost,
     StoreUnavailableError,
 )
-from tests.bed.loopback import LOOPBACK, free_port
+from tests.bed.loopback import LOOPBACK
 from tests.bed.redis import ON_DISK, RedisServer
+from tests.bed.redis import shards as redis_shards
 from tests.idempotent import KEEP, LEASE, Shop, once_it_answers
 from tests.shop import OrderPlaced, eventually
 
@@ -301,22 +302,7 @@ async def test_a_full_redis_still_knows_what_was_done_and_is_away_all_the_same(r
 @pytest.fixture
 async def shards() -> AsyncIterator[list[RedisServer]]:
     """A cluster of three."""
-    told = {"cluster_enabled": "yes", "cluster_require_full_coverage": "no", "cluster_node_timeout": "60000"}
-    ranges = [("0", "5460"), ("5461", "10922"), ("10923", "16383")]
-    with ExitStack() as stack:
-        servers = [stack.enter_context(RedisServer(**told, cluster_port=str(free_port()))) for _ in ranges]
-        for server, (first, last) in zip(servers, ranges, strict=True):
-            server.command("CLUSTER", "ADDSLOTSRANGE", first, last)
-        ports = [server.command("CONFIG", "GET", "cluster-port").split()[-1].decode() for server in servers]
-        for server, port in zip(servers[1:], ports[1:], strict=True):
-            servers[0].command("CLUSTER", "MEET", LOOPBACK, str(server.port), port)
-
-        def is_whole() -> bool:
-            said = [server.command("CLUSTER", "INFO") for server in servers]
-            whole = (b"cluster_state:ok", b"cluster_slots_ok:16384", b"cluster_known_nodes:3")
-            return all(word in each for word in whole for each in said)
-
-        await eventually(is_whole, "the cluster", 30)
+    with redis_shards() as servers:
         yield servers
 
 

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from asyncio import to_thread
+from collections.abc import Generator
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,9 @@ _numbers = itertools.count(1)
 
 ON_DISK = {"appendonly": "yes", "appendfsync": "always"}
 """Settings of a server that forgets nothing that it answered."""
+
+SLOTS = (("0", "5460"), ("5461", "10922"), ("10923", "16383"))
+"""The first and the last slot of each shard of a cluster."""
 
 
 class RedisError(Exception):
@@ -144,3 +148,32 @@ class RedisServer:
     def _wait(self, timeout: float) -> None:
         if self._server is not None:
             self._server.wait(timeout)
+
+
+@contextlib.contextmanager
+def shards(**settings: str) -> Generator[list[RedisServer]]:
+    """Start a cluster of three, without replicas, of which none is ever given up; raises RedisError."""
+    told = {
+        "cluster_enabled": "yes",
+        "cluster_require_full_coverage": "no",
+        "cluster_node_timeout": "60000",
+        **settings,
+    }
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(RedisServer(**told, cluster_port=str(free_port()))) for _ in SLOTS]
+        for server, (first, last) in zip(servers, SLOTS, strict=True):
+            server.command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for server in servers[1:]:
+            port = server.command("CONFIG", "GET", "cluster-port").split()[-1].decode()
+            servers[0].command("CLUSTER", "MEET", LOOPBACK, str(server.port), port)
+        deadline = time.monotonic() + 30
+        while not all(map(_is_whole, servers)):
+            if time.monotonic() > deadline:
+                raise RedisError("the cluster is not whole after 30 s")
+            time.sleep(0.05)
+        yield servers
+
+
+def _is_whole(server: RedisServer) -> bool:
+    said = server.command("CLUSTER", "INFO")
+    return all(word in said for word in (b"cluster_state:ok", b"cluster_slots_ok:16384", b"cluster_known_nodes:3"))

@@ -11,11 +11,12 @@ from contextvars import ContextVar
 from typing import Any
 
 from attrs import frozen
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from sqlalchemy import Column, Integer, MetaData, Table, Text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rabbitevents import event
+from tests.bed.loopback import LOOPBACK
 from tests.chaos.ledger import Ledger
 
 CONCURRENCY = 10
@@ -152,9 +153,12 @@ def ledger() -> Ledger:
     return Ledger(place.get()["LEDGER"])
 
 
-def redis() -> Redis:
-    """Return a client of the Redis."""
-    return Redis(port=int(place.get()["REDIS_PORT"]))
+def redis() -> Redis | RedisCluster:
+    """Return a client of the Redis, or of the cluster whose one shard is known."""
+    told = place.get()
+    if "SHARD_PORT" in told:
+        return RedisCluster(host=LOOPBACK, port=int(told["SHARD_PORT"]))
+    return Redis(port=int(told["REDIS_PORT"]))
 
 
 def engine() -> AsyncEngine:

@@ -47,7 +47,9 @@ def _or_crashes(dies: Callable[[str], bool]) -> Callable[[str], bool]:
     return lambda id: crashes(id) or dies(id)
 
 
-_REDIS, _POSTGRES = frozenset({"redis"}), frozenset({"postgres"})
+_REDIS, _SHARDS, _POSTGRES = frozenset({"redis"}), frozenset({"shards"}), frozenset({"postgres"})
+# One at most of each that was between its effect and its mark:
+_ONCE = Promises(dies=crashes, per_crash=CONCURRENCY)
 _ONE_EACH = Promises(stages=("effect", "passed"), per_crash=0)
 
 LOADS: Final[Mapping[str, Load]] = {
@@ -64,13 +66,8 @@ LOADS: Final[Mapping[str, Load]] = {
         queue=f"{QUEUE}.0-of-{PARTITIONS}",
     ),
     "batches": Load("services:batches"),
-    # Those that were between their effect and their mark:
-    "idempotent": Load(
-        "services:idempotent",
-        Promises(dies=crashes, per_crash=CONCURRENCY),
-        publisher="publish_some_twice",
-        uses=_REDIS,
-    ),
+    "idempotent": Load("services:idempotent", _ONCE, publisher="publish_some_twice", uses=_REDIS),
+    "sharded": Load("services:idempotent", _ONCE, publisher="publish_some_twice", uses=_SHARDS),
     "transactions": Load("services:transactions", _ONE_EACH, publisher="commit", uses=_POSTGRES),
     "stored": Load(
         "stored:stored",

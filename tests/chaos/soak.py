@@ -53,8 +53,9 @@ NOT_HERE: Final = (
     "queue-full",
     "consumer-timeout",
     "hung-worker",
+    "shard-hung",
 )
-"""What ends the process, has its publishers stand still, or asks for a handler that not all loads have."""
+"""What ends the process, has its publishers stand still, or asks for a handler or servers that not all loads have."""
 
 MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """What glibc's malloc is told, unless the environment says otherwise: its own figures at first, to be kept, in bytes.
@@ -89,7 +90,7 @@ async def started(servers: Servers, folder: Path, seed: int) -> AsyncGenerator[S
     async with Proxy.before(servers.node.url) as proxy:
         worlds, places = dict[str, World](), dict[str, dict[str, str]]()
         for name, load in LOADS.items():
-            if load.workers > 1:  # it has processes of its own
+            if load.workers > 1 or "shards" in load.uses:  # it has processes, or three more servers, of its own
                 continue
             (folder / name).mkdir()
             url = await asyncio.to_thread(servers.node.add_vhost)

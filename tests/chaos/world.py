@@ -29,7 +29,7 @@ from tests.bed.network import Network
 from tests.bed.postgres import PostgresServer
 from tests.bed.proxy import Proxy
 from tests.bed.rabbitmq import RabbitNode
-from tests.bed.redis import ON_DISK, RedisServer
+from tests.bed.redis import ON_DISK, RedisServer, shards
 from tests.chaos.events import EFFECTS, GRACE, JUNK
 from tests.chaos.ledger import Ledger, Tail
 from tests.chaos.loads import Load
@@ -85,6 +85,11 @@ class Servers:
         if self._redis is None:
             self._redis = self._stack.enter_context(RedisServer(**ON_DISK))
         return self._redis
+
+    @cached_property
+    def shards(self) -> list[RedisServer]:
+        """A Redis Cluster of three, which forgets nothing either."""
+        return self._stack.enter_context(shards(**ON_DISK))
 
     @cached_property
     def peers(self) -> Path:
@@ -200,6 +205,8 @@ class World:
         found["LEDGER"] = str(self.folder / "ledger")
         if "redis" in load.uses:
             found["REDIS_PORT"] = str(self.servers.redis.port)
+        if "shards" in load.uses:
+            found["SHARD_PORT"] = str(self.servers.shards[0].port)
         if "postgres" in load.uses:
             found["DATABASE_URL"] = self.database = await self._make_database()
         return found

@@ -35,6 +35,7 @@ from tests.chaos.faults.stores import (
     RedisReadOnly,
     RedisStopped,
     RedisSuspended,
+    ShardHung,
 )
 
 __all__ = ["FAULTS", "Fault"]
@@ -76,6 +77,7 @@ _ALL: tuple[type[Fault], ...] = (
     RedisFull,
     RedisReadOnly,
     RedisFlushed,
+    ShardHung,
     PostgresKilled,
     PostgresSuspended,
     ConnectedNodeKilled,

@@ -61,6 +61,35 @@ class RedisSuspended(Fault):
         return time.monotonic()
 
 
+class ShardHung(Fault):
+    """One of three shards stands still (SIGSTOP) for 5 s: its events wait, and those of the others go on."""
+
+    name, touches, uses = "shard-hung", "redis", "shards"
+    at = 0.0
+
+    async def inflict(self, world: World) -> None:
+        world.store_away = True
+        self._said = _outages(world)
+        self._hung = world.random.choice(world.servers.shards)
+        await asyncio.to_thread(self._hung.suspend)
+        self.at = time.monotonic()
+
+    async def observed(self, world: World) -> bool:
+        await asyncio.sleep(5)
+        goes_on = any(at > self.at + 3 for at in world.tail.read().begun)
+        return goes_on and _outages(world) > self._said
+
+    async def after(self, world: World) -> float:
+        await asyncio.to_thread(self._hung.resume)
+        world.store_away = False
+        return time.monotonic()
+
+
+def _outages(world: World) -> int:
+    """Count how often a service said that its store cannot be reached."""
+    return sum(service.said.count("is out of reach") for service in world.services)
+
+
 class PostgresKilled(Fault):
     """PostgreSQL is killed by SIGKILL with all of its processes, and started again after up to 2 s."""
 

@@ -17,8 +17,6 @@ from typing import Any
 
 import msgspec
 
-from tests.bed.postgres import PostgresServer
-from tests.bed.redis import RedisServer
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.judge import Verdict, judge
 from tests.chaos.loads import LOADS
@@ -165,8 +163,7 @@ async def heal(servers: Servers) -> None:
         else:
             await node.astart()
     await asyncio.to_thread(servers.node.set_password, "guest", "guest")
-    stores: list[RedisServer | PostgresServer] = [servers.redis, *servers.shards, servers.postgres]
-    for server in stores:
+    for server in servers.stores:
         if server.running:
             server.resume()
         else:

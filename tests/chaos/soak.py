@@ -46,16 +46,11 @@ CALM = 5.0
 POOL: Final = "12"
 """How many connections to PostgreSQL an engine keeps: each has a hundred statements prepared at last, and after a fault none."""
 
-NOT_HERE: Final = (
-    "service-killed",
-    "service-stopped",
-    "group-stopped",
-    "queue-full",
-    "consumer-timeout",
-    "hung-worker",
-    "shard-hung",
-)
-"""What ends the process, has its publishers stand still, or asks for a handler or servers that not all loads have."""
+HERE: Final = {name: load for name, load in LOADS.items() if load.workers == 1 and "shards" not in load.uses}
+"""The loads that one process has: no processes of their own, and no three Redis servers."""
+
+NOT_HERE: Final = ("service-killed", "service-stopped", "queue-full", "consumer-timeout")
+"""What ends the process, has its publishers stand still, or asks for a handler that not all loads have."""
 
 MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """What glibc's malloc is told, unless the environment says otherwise: its own figures at first, to be kept, in bytes.
@@ -81,6 +76,7 @@ def pairs() -> list[tuple[type[Fault], type[Fault]]]:
     """Return every two faults that can meet in a process that has all loads, and lives on."""
     known = [each for each in FAULTS.values() if each.lossless and not each.alone]
     known = [each for each in known if each.touches != "cluster" and each.name not in NOT_HERE]
+    known = [each for each in known if any(fits(each, load) for load in HERE)]
     return [(one, other) for one, other in itertools.combinations(known, 2) if one.touches != other.touches]
 
 
@@ -89,9 +85,7 @@ async def started(servers: Servers, folder: Path, seed: int) -> AsyncGenerator[S
     """Start the process, with a virtual host and a ledger for each load, and one proxy before them all."""
     async with Proxy.before(servers.node.url) as proxy:
         worlds, places = dict[str, World](), dict[str, dict[str, str]]()
-        for name, load in LOADS.items():
-            if load.workers > 1 or "shards" in load.uses:  # it has processes, or three more servers, of its own
-                continue
+        for name, load in HERE.items():
             (folder / name).mkdir()
             url = await asyncio.to_thread(servers.node.add_vhost)
             worlds[name] = World(servers, proxy, url, folder / name, f"{seed} {name}")

@@ -71,37 +71,39 @@ class Servers:
         self.moved_until = 0.0
         """When the whole broker was last started again in a way that moves entities to other partitions."""
         self._stack = stack
-        self._redis: RedisServer | None = None
-        self._postgres: PostgresServer | None = None
+        self.stores: list[RedisServer | PostgresServer] = []
+        """Those beside the broker that were started."""
 
     @property
     def node(self) -> RabbitNode:
         """A node that runs, if one does: the first."""
         return next((node for node in self.nodes if node.running), self.nodes[0])
 
-    @property
+    @cached_property
     def redis(self) -> RedisServer:
         """A Redis that forgets nothing that it answered."""
-        if self._redis is None:
-            self._redis = self._stack.enter_context(RedisServer(**ON_DISK))
-        return self._redis
+        server = self._stack.enter_context(RedisServer(**ON_DISK))
+        self.stores.append(server)
+        return server
 
     @cached_property
     def shards(self) -> list[RedisServer]:
         """A Redis Cluster of three, which forgets nothing either."""
-        return self._stack.enter_context(shards(**ON_DISK))
+        servers = self._stack.enter_context(shards(**ON_DISK))
+        self.stores += servers
+        return servers
 
     @cached_property
     def peers(self) -> Path:
         """The interpreter of those that we are compared with."""
         return environment()
 
-    @property
+    @cached_property
     def postgres(self) -> PostgresServer:
         """A PostgreSQL."""
-        if self._postgres is None:
-            self._postgres = self._stack.enter_context(PostgresServer())
-        return self._postgres
+        server = self._stack.enter_context(PostgresServer())
+        self.stores.append(server)
+        return server
 
 
 class World:

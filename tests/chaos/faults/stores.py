@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from tests.bed.loopback import LOOPBACK
-from tests.bed.redis import RedisError
+from tests.bed.redis import RedisError, RedisServer
 from tests.chaos.faults.fault import Fault, comes
 from tests.chaos.world import World
 
@@ -48,41 +48,37 @@ class RedisSuspended(Fault):
 
     async def inflict(self, world: World) -> None:
         world.store_away = True
-        await asyncio.to_thread(world.servers.redis.suspend)
+        self.suspended = self.victim(world)
+        await asyncio.to_thread(self.suspended.suspend)
         self.at = time.monotonic()
+
+    def victim(self, world: World) -> RedisServer:
+        """Return who stands still."""
+        return world.servers.redis
 
     async def observed(self, world: World) -> bool:
         await asyncio.sleep(5)
         return not any(at > self.at + 0.5 for at in world.tail.read().begun)
 
     async def after(self, world: World) -> float:
-        await asyncio.to_thread(world.servers.redis.resume)
+        await asyncio.to_thread(self.suspended.resume)
         world.store_away = False
         return time.monotonic()
 
 
-class ShardHung(Fault):
+class ShardHung(RedisSuspended):
     """One of three shards stands still (SIGSTOP) for 5 s: its events wait, and those of the others go on."""
 
-    name, touches, uses = "shard-hung", "redis", "shards"
-    at = 0.0
+    name, uses = "shard-hung", "shards"
 
-    async def inflict(self, world: World) -> None:
-        world.store_away = True
+    def victim(self, world: World) -> RedisServer:
         self._said = _outages(world)
-        self._hung = world.random.choice(world.servers.shards)
-        await asyncio.to_thread(self._hung.suspend)
-        self.at = time.monotonic()
+        return world.random.choice(world.servers.shards)
 
     async def observed(self, world: World) -> bool:
         await asyncio.sleep(5)
         goes_on = any(at > self.at + 3 for at in world.tail.read().begun)
         return goes_on and _outages(world) > self._said
-
-    async def after(self, world: World) -> float:
-        await asyncio.to_thread(self._hung.resume)
-        world.store_away = False
-        return time.monotonic()
 
 
 def _outages(world: World) -> int:

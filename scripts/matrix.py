@@ -46,6 +46,8 @@ SOURCES = ("rabbitevents", "plugins", "tests", "pyproject.toml", "constraints-de
 BROKER = "$(grep -lE 'rabbit_(url|node|cluster)' tests/test_*.py)"
 REDIS = "$(grep -lE 'redis_server|RedisServer' tests/test_*.py)"
 EACH_VERSION = "-m each_version"
+WHOLE = "RABBITEVENTS_MATRIX=1"
+"""What lasts, and what repeats, does so as long and as often as it is promised: see tests/scale.py."""
 PROCESSES = "tests/test_cli*.py tests/test_demo*.py tests/test_soc*.py tests/test_sup*.py tests/test_health.py"
 
 
@@ -86,7 +88,7 @@ cp tests/bed/valkey_as_redis.py .venv/lib/python*/site-packages/
 ln -sf /usr/bin/valkey-server .venv/bin/redis-server; export PATH=$PWD/.venv/bin:$PATH"""
 
 CELLS = (
-    Cell("python-3.11", "bookworm", "the pinned versions"),
+    Cell("python-3.11", "bookworm", "the pinned versions; long waits and many repetitions whole", environ=WHOLE),
     Cell("python-3.13", "trixie", "the pinned versions"),
     Cell("python-3.14", "sid", "the pinned versions"),
     Cell("lowest", "bookworm", "the lowest version of every range", f"{lowest()} --group dev"),
@@ -114,7 +116,13 @@ CELLS = (
         environ="RABBITEVENTS_TEST_CLUSTER=3",
     ),
     *(
-        Cell(f"versions-{version}", debian, "what rests on RabbitMQ's version: the tests marked so", tests=EACH_VERSION)
+        Cell(
+            f"versions-{version}",
+            debian,
+            "what rests on RabbitMQ's version: the tests marked so, all repetitions",
+            tests=EACH_VERSION,
+            environ=WHOLE,
+        )
         for version, debian in (("3.10", "bookworm"), ("4.0", "trixie"), ("4.3", "sid"))
     ),
     Cell("django-6", "trixie", "Django 6: the tests that use Django", "django==6.*", tests="tests/test_django.py"),
@@ -149,7 +157,7 @@ run() {{
     timeout --foreground --signal INT --kill-after 60 "$1" .venv/bin/python -m pytest -v -o addopts= --strict-markers \\
         --strict-config -o cache_dir=.work/cache "${{@:2}}" {tests}
 }}
-export {environ} RABBITEVENTS_MATRIX=1
+{environ}
 status=0
 run $(({seconds} - SECONDS)) --numprocesses {workers} --dist loadfile --no-loadscope-reorder --junitxml .work/first.xml || status=$?
 echo $status >.work/status
@@ -175,7 +183,7 @@ def run(cell: Cell, part: str) -> dict[str, Any]:
         install=cell.install,
         first=cell.first,
         tests=part or cell.tests,
-        environ=cell.environ,
+        environ=f"export {cell.environ}" if cell.environ else ":",
         packages=packages,
         seconds=LIMIT - AGAIN - 120,
         again=AGAIN,

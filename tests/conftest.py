@@ -4,6 +4,7 @@ RABBITEVENTS_TEST_LOOP=uvloop runs all of them on uvloop, which otherwise has th
 """
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 
@@ -30,6 +31,18 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
         return LOOPS
     name = os.environ.get("RABBITEVENTS_TEST_LOOP", "asyncio")
     return {name: LOOPS[name]}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the garbage collector leave alone what all the tests consist of: a million objects, which stay to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

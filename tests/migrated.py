@@ -1,6 +1,6 @@
-"""A process that makes a queue anew and is killed after each step: ``python -m tests.migrated URL HTTP LIMIT STEPS``.
+"""A process that makes a queue anew and is killed after some steps: ``python -m tests.migrated URL HTTP LIMIT STEPS``.
 
-It prints the step, or "nothing to do".
+It prints each step, and "nothing to do" when none is left.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from rabbitevents.operations.moving.acting import Done, migrate
 from rabbitevents.operations.planning import at_work
 from tests.operating import shop
+from tests.stepwise import NOTHING
 
 QUEUE = "inventory.note"
 INTERVAL = 0.6
@@ -20,7 +21,7 @@ INTERVAL = 0.6
 
 
 async def main(url: str, http: str, limit: int, steps: int) -> None:
-    """Do so many steps."""
+    """Do so many steps, and be killed."""
     async with at_work(shop(url, delivery_limit=limit), http) as site:
         wanted = site.wanted.queue(QUEUE)
         assert wanted is not None
@@ -30,7 +31,7 @@ async def main(url: str, http: str, limit: int, steps: int) -> None:
                 steps -= 1
             if isinstance(each, Done) and not steps:
                 os.kill(os.getpid(), signal.SIGKILL)
-    print("nothing to do", flush=True)
+    print(NOTHING, flush=True)
 
 
 if __name__ == "__main__":

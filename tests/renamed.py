@@ -1,7 +1,7 @@
 """A service whose handler is renamed, of before and after: ``python -m tests.renamed URL LEDGER old`` or ``new``.
 
-And who leads over, killed after each step: ``python -m tests.renamed URL HTTP migrate``, which prints the step, or
-"nothing to do".
+And who leads over, killed after some steps: ``python -m tests.renamed URL HTTP migrate STEPS``, which prints each step,
+and "nothing to do" when none is left.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rabbitevents_deadletter import DeadLetter
 from rabbitevents_retry import Retry
 from tests.migrated import INTERVAL
 from tests.operating import StockReserved
+from tests.stepwise import NOTHING
 
 OLD, NEW = "inventory.write_down", "inventory.note"
 
@@ -80,20 +81,22 @@ def service(url: str, ledger: Ledger, generation: str, *plugins: Plugin, **setti
     return Bus(url, router, plugins=[DeadLetter(), retry, *plugins], **told)
 
 
-async def lead_over(url: str, http: str) -> None:
-    """Do one step."""
+async def lead_over(url: str, http: str, steps: int) -> None:
+    """Do so many steps, and be killed."""
     async with at_work(service(url, Ledger(Path(os.devnull)), "new"), http) as site:
         renaming = renaming_of(site, site.bus.subscriptions[0])
         async for each in migrate(site, renaming, within=60, interval=INTERVAL):
             if isinstance(each, Done):
                 print(each.step.what if not each.lost else f"LOST {each.lost}", flush=True)
+                steps -= 1
+            if isinstance(each, Done) and not steps:
                 os.kill(os.getpid(), signal.SIGKILL)
-    print("nothing to do", flush=True)
+    print(NOTHING, flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[3] == "migrate":
-        asyncio.run(lead_over(sys.argv[1], sys.argv[2]))
+        asyncio.run(lead_over(sys.argv[1], sys.argv[2], int(sys.argv[4])))
     else:
         here = Ledger(Path(sys.argv[2]))
         asyncio.run(service(sys.argv[1], here, sys.argv[3]).serve(started=here.begun))

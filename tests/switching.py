@@ -24,6 +24,11 @@ from rabbitevents.brokers.rabbitmq.altering import Altering, Link
 from rabbitevents.operations.planning import at_work
 from tests.bed.cluster import cluster
 from tests.operating import Place, shop
+from tests.scale import WHOLE
+
+SWITCHES: Final = 300 if WHOLE else 60
+PUBLISHES: Final = 1000 if WHOLE else 300
+"""How often tests switch, and how much each of their publishers publishes meanwhile, at least and exactly."""
 
 NEAR, FAR = "near", "far"
 SWITCH: Final = Link("either", NEAR)

@@ -40,10 +40,13 @@ from rabbitevents_outbox import Tables
 from rabbitevents_process.testing import given
 from rabbitevents_retry import Fatal, Retry
 from tests.bed.postgres import PostgresServer
+from tests.scale import WHOLE
 from tests.test_demo import KEYS, Main, Silence, main
 from tests.test_demo_processes import Audience, is_running
 
 __all__ = ["main"]
+
+ORDERS = 200 if WHOLE else 60
 
 
 @pytest.fixture
@@ -137,15 +140,15 @@ async def check_that_the_books_agree(url: str, placed: int) -> None:
 
 
 async def test_each_effect_is_there_once_though_payments_fail_and_an_order_is_poisoned(url: str) -> None:
-    result = await ran(200, Settings(store=url, fail=0.3), poison=True)
+    result = await ran(ORDERS, Settings(store=url, fail=0.3), poison=True)
 
     counts = result.counts
     assert (counts.lost, counts.duplicates, counts.unconfirmed) == (0, 0, 0)
-    assert counts.placed == counts.confirmed + counts.cancelled + counts.dead == 200
+    assert counts.placed == counts.confirmed + counts.cancelled + counts.dead == ORDERS
     assert counts.dead >= 1
     assert counts.retried > 0
     assert counts.flawless
-    await check_that_the_books_agree(url, 200)
+    await check_that_the_books_agree(url, ORDERS)
     assert await rows(url, select(func.count()).select_from(Tables().outbox)) == [(0,)]
     inbox = Tables().inbox
     elsewhere = inbox.c.subscription != "shop.payment.events"  # where timeouts are marked too
@@ -284,19 +287,19 @@ async def test_each_effect_is_there_once_though_a_service_is_killed_in_the_middl
     rabbit_url: str, postgres_url: str, victim: str
 ) -> None:
     settings = Settings(broker=rabbit_url, processes=True, fail=0.2, store=postgres_url, replay=True)
-    audience = Audience(victim, after=50)
-    orders = poisoned(list(make_orders(200, seed=1)))
+    audience = Audience(victim, after=ORDERS // 4)
+    orders = poisoned(list(make_orders(ORDERS, seed=1)))
 
     counts = (await run(orders, settings, audience)).counts
 
-    assert 50 <= audience.killed_at < 199
+    assert ORDERS // 4 <= audience.killed_at < ORDERS - 1
     assert len(audience.pids(victim)) == 2
     assert counts.restarts == 1
     assert (counts.lost, counts.duplicates, counts.dead) == (0, 0, 1)
-    assert (counts.replayed, counts.equal) == (200 + 199, True)
-    assert counts.placed == counts.confirmed + counts.cancelled + counts.dead == 200
+    assert (counts.replayed, counts.equal) == (2 * ORDERS - 1, True)
+    assert counts.placed == counts.confirmed + counts.cancelled + counts.dead == ORDERS
     assert not any(map(is_running, audience.pids()))
-    await check_that_the_books_agree(postgres_url, 200)
+    await check_that_the_books_agree(postgres_url, ORDERS)
 
 
 # --- an order as what happened to it -------------------------------------------------------------------------------

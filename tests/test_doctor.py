@@ -204,6 +204,7 @@ async def test_a_bus_that_never_ran_is_said_in_one_line(managed_node: RabbitNode
 
     assert len(about(report, "D5")) == 1
     assert "none of this bus's queues is there" in lines(report)[0]
+    managed_node.delete_vhost(url)
 
 
 async def test_a_classic_queue_is_wrong_and_another_delivery_limit_a_risk(place: Place) -> None:
@@ -310,6 +311,7 @@ async def test_a_delivery_limit_that_a_few_deploys_use_up_is_a_risk(managed_node
     found = "\n".join(about(report, "D9"))
     assert "D9 risk inventory.reserve: a delivery limit of 5" in found
     assert "D9 risk inventory.note.dead: a delivery limit of 20: so often can its letters be looked at" in found
+    managed_node.delete_vhost(place.url)
 
 
 async def test_what_waited_and_finds_no_way_on_is_wrong(place: Place) -> None:

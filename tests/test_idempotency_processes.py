@@ -22,11 +22,13 @@ from tests.bed.rabbitmq import RabbitNode
 from tests.bed.redis import RedisServer
 from tests.idempotent import Queues
 from tests.idempotent_service import BATCH, KEYS
+from tests.scale import WHOLE
 from tests.shop import OrderPlaced, eventually
 
 CHECKOUT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'plugins'}"}
-EVENTS = 200
+EVENTS = 200 if WHOLE else 75
+KILLS = 10 if WHOLE else 4
 
 
 @asynccontextmanager
@@ -244,13 +246,13 @@ async def test_an_event_that_crashes_the_process_ends_alone_among_the_dead(scene
 
 
 @pytest.mark.timeout(300)
-async def test_ten_kills_at_any_moment_lose_nothing_and_repeat_only_what_was_not_marked(scene: Scene) -> None:
-    events, seed = 6000, random.randrange(10**6)
+async def test_kills_at_any_moment_lose_nothing_and_repeat_only_what_was_not_marked(scene: Scene) -> None:
+    events, seed = 600 * KILLS, random.randrange(10**6)
     rng = random.Random(seed)
     await scene.publish([f"o-{number}" for number in range(events)])
 
     kills = 0
-    while kills < 10:
+    while kills < KILLS:
         before = len(scene.lines("effect"))
         async with scene.service("load") as child:
             enough = before + rng.randrange(20, 250)

@@ -293,5 +293,5 @@ def test_what_there_is_can_be_listed_without_running_it(checkout: Checkout) -> N
     ran = checkout.matrix("--list")
 
     assert ran.returncode == 0
-    assert ran.stdout.startswith("python-3.11    bookworm  the pinned versions\n")
+    assert ran.stdout.startswith("python-3.11    bookworm  the pinned versions")
     assert checkout.runs == 0

@@ -16,21 +16,23 @@ from tests.bed.fixtures import NodeFactory
 from tests.operating import Place, StockReserved, shop
 from tests.renamed import NEW, OLD, Ledger, service
 from tests.shop import eventually
-from tests.switching import switched
+from tests.stepwise import NOW_AND_THEN
+from tests.switching import PUBLISHES, SWITCHES, switched
 from tests.test_doctor import definitions
-from tests.test_renaming import stands, step_of_leading_over
+from tests.test_renaming import leading_over, stands
 from tests.test_topology_plan import nobody, said
 
 # --- the switch ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.each_version
-async def test_300_switches_under_four_publishers_lose_double_and_return_nothing_and_keep_the_order(
+async def test_switches_under_four_publishers_lose_double_and_return_nothing_and_keep_the_order(
     place: Place,
 ) -> None:
-    counted = await switched(place, [place.url] * 4, wanted=lambda sent: sent < 1000, flips=300)
+    counted = await switched(place, [place.url] * 4, wanted=lambda sent: sent < PUBLISHES, flips=SWITCHES)
 
-    assert (counted.published, counted.lost, counted.doubled, counted.returned) == (4000, 0, 0, 0)
+    assert counted.flips >= SWITCHES
+    assert (counted.published, counted.lost, counted.doubled, counted.returned) == (4 * PUBLISHES, 0, 0, 0)
     assert counted.disordered == 0
     assert min(counted.near, counted.far) > 100
 
@@ -49,21 +51,24 @@ async def test_a_queue_is_led_over_while_the_broker_restarts_between_steps(
         await node.asettle()
 
     async with service(place.url, ledger, "new"), Bus(place.url, name="shop", unroutable="raise") as publisher:
-        steps = 0
-        while (step := await step_of_leading_over(place)) != "nothing to do":
-            assert "LOST" not in step
-            steps += 1
-            number = str(steps * 1000)
+        steps, restarts = list[str](), 0
+        async for done in leading_over(place):
+            assert done
+            steps += done
+            number = str(len(steps) * 1000)
             await publisher.publish(StockReserved(number))
             wanted.add(number)
-            if steps % 6 == 0:
+            if len(steps) >= NOW_AND_THEN * (restarts + 1):
+                restarts += 1
                 await node.asettle()
                 await node.astop()
                 await node.astart()
                 await eventually(lambda: publisher.health().ok, "the connection", 60)
         await eventually(lambda: wanted <= {line[0] for line in ledger.lines}, "all of them", 60)
 
-    assert steps > 25
+    assert len(steps) > 25
+    assert not [step for step in steps if "LOST" in step]
+    assert restarts == len(steps) // NOW_AND_THEN
     assert await stands(place) == {NEW: 0, f"{NEW}.dead": 0, f"{OLD}.dead": 0}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.migrated import INTERVAL
 from tests.operating import Place, StockReserved, about
 from tests.renamed import NEW, OLD, Ledger, service
 from tests.shop import eventually
+from tests.stepwise import NOW_AND_THEN, killed_on_the_way
 from tests.test_cli import environment
 from tests.test_topology_migrate import publishing
 from tests.test_topology_plan import nobody, said
@@ -90,16 +92,9 @@ async def stands(place: Place, *, but: tuple[str, ...] = ()) -> dict[str, int]:
     return {name: depth.ready for name, depth in depths.items() if depth is not None}
 
 
-async def step_of_leading_over(place: Place) -> str:
-    """Have a process do a step and be killed; return what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.renamed", place.url, place.node.http_url, "migrate"),
-        cwd=ROOT,
-        env=environment(),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    printed, _ = await asyncio.wait_for(process.communicate(), 90)
-    return printed.decode().splitlines()[-1]
+def leading_over(place: Place) -> AsyncGenerator[list[str]]:
+    """Have processes that are killed on the way lead over to the new name; yield the steps of each."""
+    return killed_on_the_way("tests.renamed", place.url, place.node.http_url, "migrate")
 
 
 # --- a rolling deploy, and a rollback --------------------------------------------------------------------------------
@@ -132,15 +127,17 @@ async def test_old_and_new_code_side_by_side_and_back_again_handle_each_event_on
 async def test_led_over_and_killed_after_each_step_with_replicas_that_start_meanwhile_each_event_is_handled_once(
     place: Place, ledger: Ledger
 ) -> None:
-    steps: list[str] = []
+    steps, rolled_out = list[str](), 0
     async with service(place.url, ledger, "old"):
         pass
     async with Replicas(place, ledger) as replicas:
         async with publishing(place.url) as publisher:
             await replicas.roll_out("new")
-            while (step := await step_of_leading_over(place)) != "nothing to do":
-                steps.append(step)
-                if len(steps) % 6 == 3:
+            async for done in leading_over(place):
+                assert done
+                steps += done
+                if len(steps) >= NOW_AND_THEN * rolled_out + 3:
+                    rolled_out += 1
                     await replicas.roll_out("new")
             await replicas.roll_out("new")
         handled = await all_handled(ledger, number := publisher.published)

@@ -24,6 +24,7 @@ from rabbitevents_retry import Retry
 from tests.migrated import QUEUE
 from tests.operating import Place, StockReserved, shop
 from tests.shop import eventually
+from tests.stepwise import killed_on_the_way
 from tests.test_cli import environment
 from tests.test_doctor import definitions
 from tests.test_topology_plan import nobody
@@ -88,16 +89,9 @@ async def publishing(url: str, published: int = 0) -> AsyncGenerator[Publisher]:
             await asyncio.wait_for(task, 30)
 
 
-async def migrated(place: Place, limit: int, steps: int = 1) -> str:
-    """Have a process do so many steps and be killed; return what it printed last."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.migrated", place.url, place.node.http_url, str(limit), str(steps)),
-        cwd=ROOT,
-        env=environment(),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    printed, _ = await asyncio.wait_for(process.communicate(), 90)
-    return printed.decode().splitlines()[-1]
+def migrated(place: Place, limit: int) -> AsyncGenerator[list[str]]:
+    """Have processes that are killed on the way make the queue anew; yield the steps of each."""
+    return killed_on_the_way("tests.migrated", place.url, place.node.http_url, str(limit))
 
 
 async def all_handled(effects: Effects, number: int) -> None:
@@ -114,8 +108,9 @@ async def test_killed_after_each_step_and_run_again_it_ends_the_same_and_nothing
     effects, steps = Effects(), list[str]()
     async with effects.service(place.url) as older:
         async with publishing(place.url) as publisher:
-            while (step := await migrated(place, limit=30)) != "nothing to do":
-                steps.append(step)
+            async for done in migrated(place, limit=30):
+                assert done
+                steps += done
             left = await planned(shop(place.url, delivery_limit=30), http=place.node.http_url)
         await all_handled(
             effects, before := publisher.published
@@ -148,12 +143,14 @@ async def test_a_classic_queue_becomes_a_quorum_queue_with_replicas_that_start_b
         queue = await channel.declare_queue(QUEUE, passive=True)
         for exchange, key in (("events", "stock.reserved"), ("events.due", "stock.reserved"), ("delay.due", QUEUE)):
             await queue.bind(exchange, key)
-    effects, steps = Effects(), list[str]()
+    effects, steps, started = Effects(), list[str](), 0
 
     async with AsyncExitStack() as replicas, publishing(place.url) as publisher:
-        while (step := await migrated(place, limit=50)) != "nothing to do":
-            steps.append(step)
-            if len(steps) % 4 == 2:
+        async for done in migrated(place, limit=50):
+            assert done
+            steps += done
+            if len(steps) >= 4 * started + 2:
+                started += 1
                 await replicas.enter_async_context(effects.service(place.url))
         await all_handled(effects, publisher.published)
         left = await planned(shop(place.url), http=place.node.http_url)

@@ -149,7 +149,7 @@ def installed(wheel: Path, extras: str, folder: Path) -> Environment:
     succeed([sys.executable, "-m", "venv", "--without-pip", folder / "env"], home)
     environment = Environment(folder / "env", home)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", environment.python]
-    succeed([*pip, "install", "--constraint", ROOT / "constraints-dev.txt", f"{wheel}{extras}"], home)
+    succeed([*pip, "install", "--no-compile", "--constraint", ROOT / "constraints-dev.txt", f"{wheel}{extras}"], home)
     return environment
 
 

@@ -95,6 +95,26 @@ def render(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         yield f"source/{name}", {"title": name, "body": f"<h1>{name}</h1>{shown}"}, "page.html"
 
 
+class Sidebar:
+    """The sidebar of the pages of sources, which those of a folder share: made for each, it is half of the whole build."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], str] = {}
+
+    def share(self, app: Sphinx, page: str, template: str, context: dict[str, Any], *_: object) -> None:
+        """Have a page take what another one of its folder had made."""
+        folder, make = page.rpartition("/")[0], context.get("toctree")
+        if page.startswith("source/") and make is not None:
+
+            def toctree(**how: object) -> str:
+                which = (folder, *sorted(how.items()))
+                if which not in self._made:
+                    self._made[which] = str(make(**how))
+                return self._made[which]
+
+            context["toctree"] = toctree
+
+
 def source_of(domain: str, info: dict[str, str]) -> str | None:
     """Return where the source of a documented thing is shown, as seen from a page of the reference; None if nowhere."""
     found: Any = sys.modules.get(info.get("module", ""))
@@ -114,4 +134,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(SourceLinks)
     app.connect("html-collect-pages", render)
     app.connect("env-purge-doc", forget)
+    app.connect("html-page-context", Sidebar().share, priority=400)  # before the theme's, 500, which asks for it
     return {"parallel_read_safe": False, "parallel_write_safe": True, "env_version": 1}

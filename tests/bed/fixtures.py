@@ -69,9 +69,9 @@ _QUICK = "[{rabbit, [{quorum_tick_interval, 500}]}]"
 """What quorum queues say of themselves is half a second old at most, and not five."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def managed_node() -> Iterator[RabbitNode]:
-    """A node with the management plugin, that the tests of a module share: leave it as it was."""
+    """A node with the management plugin, that the tests of a process share: leave it as it was."""
     _require_own_node()
     with RabbitNode(management=True, advanced=_QUICK, root=_root()) as node:
         yield node

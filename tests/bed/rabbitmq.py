@@ -70,8 +70,14 @@ class RabbitNode(Node):
         self.eval(f"rabbit_vhost:delete({_vhost(url)}, {_WHO})")
 
     def add_user(self, url: str, name: str, password: str) -> str:
-        """Add a user, with no permission anywhere, and return `url` for this user."""
-        self.eval(f"ok = rabbit_auth_backend_internal:add_user({_binary(name)}, {_binary(password)}, {_WHO})")
+        """Make a user, anew where one of that name is left, with no permission anywhere; return `url` for this user."""
+        words = f"{_binary(name)}, {_binary(password)}, {_WHO}"
+        self.eval(f"""
+            case rabbit_auth_backend_internal:lookup_user({_binary(name)}) of
+                {{ok, _}} -> rabbit_auth_backend_internal:delete_user({_binary(name)}, {_WHO});
+                {{error, not_found}} -> none
+            end,
+            ok = rabbit_auth_backend_internal:add_user({words})""")
         return url.replace("guest:guest@", f"{quote(name, safe='')}:{quote(password, safe='')}@")
 
     def set_tag(self, user: str, tag: str) -> None:

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ from rabbitevents import (
 from rabbitevents.brokers.embedded.broker import EmbeddedBroker
 from rabbitevents.sync import SyncBus
 from rabbitevents.sync import bus as sync
+from rabbitevents.sync.background import Background
 from tests.bed.fixtures import NodeFactory
 from tests.bed.loopback import free_port
 from tests.bed.proxy import Proxy
@@ -388,6 +390,25 @@ def test_a_publish_that_a_plugin_cancelled_is_told_to_its_caller_at_once() -> No
         bus.publish(OrderPlaced("after"))
 
     assert time.monotonic() - began < 5
+
+
+def test_what_was_asked_before_the_whole_process_stood_still_is_answered_afterwards() -> None:
+    """After SIGCONT every deadline is over at once, and the thread that waits may run before the event loop does."""
+    life = Background(Bus("memory://"))
+    life.begin()
+    life.wait_started(monotonic() + 10)
+
+    async def work() -> str:
+        await asyncio.sleep(0.2)
+        return "confirmed"
+
+    try:
+        assert life.call(work, monotonic() - 40, margin=10) == "confirmed"
+        with pytest.raises(BrokerError, match="no answer in time"):
+            life.call(work, monotonic() - 40)
+    finally:
+        life.ask_to_end()
+        life.wait_ended(10)
 
 
 def test_a_loop_that_stands_still_keeps_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

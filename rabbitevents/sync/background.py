@@ -63,10 +63,12 @@ class Background:
             looked = "; ".join(check.detail for check in self.health().problems if check.detail)
             raise BrokerUnavailableError(f"no broker could be used in time, and nothing was sent: {looked}") from None
 
-    def call(self, work: Callable[[], Awaitable[T]], deadline: float) -> T:
+    def call(self, work: Callable[[], Awaitable[T]], deadline: float, *, margin: float = 0.0) -> T:
         """Have ``work`` done on the loop, in this thread's context, and return or raise what comes of it.
 
-        Raises `BrokerError` when nothing came by ``deadline`` (monotonic clock), or when the loop ended meanwhile.
+        Raises `BrokerError` when nothing came by ``deadline`` (monotonic clock) and ``margin`` seconds more, or when the
+        loop ended meanwhile. The margin begins when this thread finds the deadline passed: where the whole process stood
+        still until then, the loop can still say what came of it.
         """
         answer: Future[T] = Future()
         self._calls.add(answer)
@@ -74,7 +76,9 @@ class Background:
             if self.over:
                 raise BrokerError("this SyncBus was closed meanwhile; nothing was sent: start() opens it again")
             self._loop.call_soon_threadsafe(self._begin_call, work, answer)
-            return answer.result(max(0.0, deadline - monotonic()))
+            with suppress(TimeoutError):
+                return answer.result(max(0.0, deadline - monotonic()))
+            return answer.result(margin)
         except TimeoutError:
             if answer.done():
                 return answer.result()

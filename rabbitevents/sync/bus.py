@@ -232,7 +232,7 @@ class SyncBus:
                 correlation_id=correlation_id,
             )
 
-        return life.call(work, deadline + MARGIN)
+        return life.call(work, deadline, margin=MARGIN)
 
     def publish_many(self, payloads: Iterable[Any], /, *, timeout: Seconds | None = None) -> list[Event[Any]]:
         """Publish several events, in flight together. All are confirmed, or an ExceptionGroup of `PublishError` is raised.
@@ -247,7 +247,7 @@ class SyncBus:
         life = self._life()
         life.wait_started(deadline)
         return life.call(
-            lambda: life.bus.publish_many(events, timeout=max(0.0, deadline - monotonic())), deadline + MARGIN
+            lambda: life.bus.publish_many(events, timeout=max(0.0, deadline - monotonic())), deadline, margin=MARGIN
         )
 
     def health(self) -> Health:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from rabbitevents import Bus, SyncBus
-from rabbitevents.errors import NotSentError, PublishError
+from rabbitevents.errors import BrokerError, NotSentError, PublishError
 from rabbitevents_eventstore import ANY
 from rabbitevents_outbox import Outbox
 from tests.chaos import lanes
@@ -112,7 +112,7 @@ def publish_from_threads() -> None:
             struck = Struck(lane, number)
             try:
                 bus.publish(struck)
-            except PublishError as error:
+            except (PublishError, BrokerError) as error:
                 return _outcome(struck, error)
             return "confirmed"
 

@@ -392,7 +392,7 @@ async def test_killed_after_each_step_of_leading_over_nothing_is_lost_or_out_of_
         while True:
             await bus.publish_many([Step(f"o-{entity}", number) for entity in range(40)])
             number += 1
-            step = await shown(lambda: one_step(newer.bus(place, new), managed_node.http_url))
+            step = await one_step(newer.bus(place, new), managed_node.http_url)
             if old == 1:
                 async with older.bus(place, old):
                     pass
@@ -420,18 +420,6 @@ async def test_killed_after_each_step_of_leading_over_nothing_is_lost_or_out_of_
     # Where there was no guard, the new code may make it before the operator does.
     assert done[-1] in ((last, "the old queue is empty, and deleted") if old == 1 else (last,))
     assert plan.equal, total(plan)
-
-
-async def shown(step: Callable[[], Awaitable[str | None]]) -> str | None:
-    """Do it once the management API shows all consumers, which takes it some seconds."""
-    deadline = asyncio.get_running_loop().time() + 30
-    while True:
-        try:
-            return await step()
-        except ConfigurationError as error:
-            if "does not show yet" not in str(error) or asyncio.get_running_loop().time() > deadline:
-                raise
-        await asyncio.sleep(0.5)
 
 
 async def one_step(bus: Bus, http: str) -> str | None:

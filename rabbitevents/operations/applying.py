@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from time import monotonic
 from typing import Final
 from urllib.parse import quote
 
@@ -18,6 +20,11 @@ from rabbitevents.errors import BrokerError, TopologyError
 from rabbitevents.operations.plan import Change
 from rabbitevents.operations.planning import Worksite
 from rabbitevents.operations.standing import an_object, objects, text
+
+_SHOWN_WITHIN: Final = 15.0
+_PAUSE: Final = 0.5
+"""Seconds within which the management API shows a consumer, and between two looks: its figures are 5 s old, by default, and
+older where the node has much to do."""
 
 _MISMATCH: Final = 406
 """What stands with other arguments is the plan's to say, and no failure of apply."""
@@ -73,19 +80,28 @@ async def others(site: Worksite, stale: Iterable[Change]) -> list[str]:
     found: list[str] = []
     for queue in dict.fromkeys(each.name for each in stale):
         ours = mark(site.wanted.part(queue), queue)
-        consumers = await consumers_of(site.management, queue)
+        consumers, hidden = await all_consumers_of(site, queue)
         found += _said(queue, [each for each in consumers if each.mark != ours])
-        found += await not_shown(site, queue, consumers)
+        found += hidden
     return found
 
 
-async def not_shown(site: Worksite, queue: str, consumers: Sequence[Consumer]) -> list[str]:
-    """Say that a queue has more consumers than the management API shows, which is a few seconds behind."""
-    depth = await site.visitor.depth(queue)
-    more = depth is not None and depth.consumers > len(consumers)
-    return (
-        [f"{queue} has a consumer that the management API does not show yet: try again in some seconds"] if more else []
-    )
+async def all_consumers_of(site: Worksite, queue: str) -> tuple[list[Consumer], list[str]]:
+    """Return who consumes a queue, and what is to be said where it has more consumers than the management API shows.
+
+    That is some seconds behind, so one that has just come is waited for. Raises `BrokerError`.
+    """
+    end = monotonic() + _SHOWN_WITHIN
+    while True:
+        consumers = await consumers_of(site.management, queue)
+        depth = await site.visitor.depth(queue)
+        if depth is None or depth.consumers <= len(consumers):
+            return consumers, []
+        if monotonic() >= end:
+            return consumers, [
+                f"{queue} has a consumer that the management API does not show yet: try again in some seconds"
+            ]
+        await asyncio.sleep(_PAUSE)
 
 
 def _said(queue: str, consumers: Sequence[Consumer]) -> Iterator[str]:

@@ -227,7 +227,7 @@ class World:
     async def flowing(self, since: float | None = None, seconds: float = 120) -> None:
         """Wait until an event that was confirmed after ``since`` (now) is handled. Raises TimeoutError."""
         since = time.monotonic() if since is None else since
-        await until(lambda: self.tail.read().flows(since), "an event", seconds, every=0.05)
+        await until(lambda: self.tail.read().flows(since), f"an event of {self.folder.name}", seconds, every=0.05)
 
     async def end(self, deadline: float, dies: Callable[[str], bool]) -> None:
         """Let all that was published be handled, at most ``deadline`` seconds; then stop, and note what lies in queues.

@@ -8,7 +8,7 @@ import msgspec
 
 from rabbitevents.brokers.rabbitmq.tags import GENERATION, mark
 from rabbitevents.errors import BrokerError, ConfigurationError
-from rabbitevents.operations.applying import Consumer, consumers_of, not_shown
+from rabbitevents.operations.applying import Consumer, all_consumers_of
 from rabbitevents.operations.checks.topology import overridden
 from rabbitevents.operations.differences import is_moving, is_unfinished, of_queue, said
 from rabbitevents.operations.moving.acting import Wanted
@@ -56,8 +56,7 @@ async def outlook(site: Worksite, queue: str) -> Outlook:
 
 
 async def _anew(site: Worksite, scene: Scene, queue: str, wanted: Queue) -> Outlook:
-    consumers = await consumers_of(site.management, queue) if queue in scene.standing.queues else []
-    hidden = await not_shown(site, queue, consumers)
+    consumers, hidden = await all_consumers_of(site, queue) if queue in scene.standing.queues else ([], [])
     if problems := [*_strangers(consumers), *hidden, *_missing(scene, queue), *_policies(scene, wanted)]:
         raise ConfigurationError(f"nothing was changed: {'; '.join(problems)}")
     ours = mark(site.wanted.part(queue), queue)
@@ -102,8 +101,8 @@ async def _resized(site: Worksite, scene: Scene, resizing: Resizing) -> Outlook:
 
 async def _emptied_by_ours(site: Worksite, scene: Scene, queue: str) -> None:
     """See that the one queue is emptied by code that makes nothing of it again. Raises `ConfigurationError`."""
-    consumers = await consumers_of(site.management, queue)
-    problems = [*_strangers(consumers), *await not_shown(site, queue, consumers)]
+    consumers, hidden = await all_consumers_of(site, queue)
+    problems = [*_strangers(consumers), *hidden]
     if is_moving(scene, queue):
         problems.append(f"{queue!r} is being made anew: end that first, with the code that it is of")
     if problems:
@@ -119,8 +118,7 @@ async def _renamed(site: Worksite, scene: Scene, named: Subscription) -> Outlook
     """Look at a queue that is to be given another name: nobody may consume it who does not know that."""
     renaming = renaming_of(site, named)
     is_there = named.was in scene.standing.queues
-    consumers = await consumers_of(site.management, named.was) if is_there else []
-    hidden = await not_shown(site, named.was, consumers) if is_there else []
+    consumers, hidden = await all_consumers_of(site, named.was) if is_there else ([], [])
     strangers = [*_strangers(consumers), *_unknowing(site, named, consumers)]
     if problems := [*strangers, *hidden, *_policies(scene, renaming.wanted)]:
         raise ConfigurationError(f"nothing was changed: {'; '.join(problems)}")

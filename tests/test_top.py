@@ -49,6 +49,11 @@ async def glance(place: Place, url: str = "", http: str = "") -> Glance:
         return await Watch(site.bus, site.management, site.visitor, "RabbitMQ").glance(time.monotonic())
 
 
+def figures(row: Row) -> tuple[int | None, ...]:
+    """What a line says, each figure once the management API has it: one by one, where the node has much to do."""
+    return row.ready, row.dead, row.unacked, row.consumers
+
+
 async def test_the_figures_are_those_of_the_queues(place: Place) -> None:
     await place.put("inventory.note", 4)
     await place.put("inventory.note.dead", 3)
@@ -58,11 +63,11 @@ async def test_the_figures_are_those_of_the_queues(place: Place) -> None:
     await place.put("events.delay.1000", 1)
 
     async with asyncio.timeout(20):
-        while (found := await glance(place)).waiting != 2 or found.rows[1].ready != 4 or found.rows[1].dead != 3:
+        while (found := await glance(place)).waiting != 2 or figures(found.rows[1]) != (4, 3, 0, 0):
             pass
 
     assert [each.queue for each in found.rows] == ["inventory.reserve", "inventory.note"]
-    assert (found.rows[1].unacked, found.rows[1].consumers, found.lost, found.stuck) == (0, 0, 2, 0)
+    assert (found.lost, found.stuck) == (2, 0)
     assert found.problem == ""
 
 

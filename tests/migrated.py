@@ -13,9 +13,10 @@ import sys
 from rabbitevents.operations.moving.acting import Done, migrate
 from rabbitevents.operations.planning import at_work
 from tests.operating import shop
-from tests.stepwise import NOTHING
 
 QUEUE = "inventory.note"
+NOTHING = "nothing to do"
+"""What is printed when no step is left."""
 INTERVAL = 0.6
 """Seconds between two looks: this node's statistics are half a second old at most."""
 

@@ -21,9 +21,8 @@ from rabbitevents.operations.moving.beforehand import renaming_of
 from rabbitevents.operations.planning import at_work
 from rabbitevents_deadletter import DeadLetter
 from rabbitevents_retry import Retry
-from tests.migrated import INTERVAL
+from tests.migrated import INTERVAL, NOTHING
 from tests.operating import StockReserved
-from tests.stepwise import NOTHING
 
 OLD, NEW = "inventory.write_down", "inventory.note"
 

@@ -9,11 +9,9 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 from tests.documents import CHECKOUT
+from tests.migrated import NOTHING
 from tests.scale import WHOLE
 from tests.test_cli import environment
-
-NOTHING: Final = "nothing to do"
-"""What such a process prints when no step is left."""
 
 MOST: Final = 1 if WHOLE else 5
 """So many steps one of them does at most, before it is killed."""

@@ -124,7 +124,7 @@ async def test_old_and_new_code_side_by_side_and_back_again_handle_each_event_on
 
 @pytest.mark.each_version
 @pytest.mark.timeout(400)  # some forty processes, one after the other
-async def test_led_over_and_killed_after_each_step_with_replicas_that_start_meanwhile_each_event_is_handled_once(
+async def test_led_over_and_killed_on_the_way_with_replicas_that_start_meanwhile_each_event_is_handled_once(
     place: Place, ledger: Ledger
 ) -> None:
     steps, rolled_out = list[str](), 0

@@ -102,7 +102,7 @@ async def all_handled(effects: Effects, number: int) -> None:
 
 @pytest.mark.each_version
 @pytest.mark.timeout(400)  # some forty processes, one after the other
-async def test_killed_after_each_step_and_run_again_it_ends_the_same_and_nothing_is_lost_twice_or_out_of_order(
+async def test_killed_on_the_way_and_run_again_it_ends_the_same_and_nothing_is_lost_twice_or_out_of_order(
     place: Place,
 ) -> None:
     effects, steps = Effects(), list[str]()

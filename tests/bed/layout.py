@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import trustme
 
@@ -15,7 +16,9 @@ from tests.bed.loopback import LOOPBACK, free_port
 from tests.bed.network import Host
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PREFIX = "rbt-"
+PREFIX: Final = "rbt-"
+"""What every folder of ours begins with; the number of the process that made it follows."""
+
 _numbers = itertools.count(1)
 
 
@@ -49,6 +52,11 @@ class Layout:
         """The folder of the node's log files."""
         return self.folder / "log"
 
+    @property
+    def variables(self) -> Path:
+        """A file with variables for the start script, which may be missing; they win over its own (rabbitmq-env.conf)."""
+        return self.folder / "variables"
+
     def command(self, *words: str) -> list[str]:
         """Return `words` as a command that runs where the node runs."""
         there = [] if self.host is None else ["nsenter", f"--net=/run/netns/{self.host.namespace}", "--"]
@@ -77,7 +85,7 @@ class Layout:
             "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "RABBITMQ_MNESIA_BASE": str(self.home / "data"),
             "RABBITMQ_LOG_BASE": str(self.home / "log"),
-            "RABBITMQ_CONF_ENV_FILE": str(self.home / "none"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.home / "variables"),
             "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.home / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "enabled_plugins"),
@@ -108,14 +116,14 @@ def lay_out(
     `beside` is another node whose cookie and name server to share, as the members of a cluster do; on a `host` of its own
     each has its own name server, on the same port. Removes the folders of test runs that were killed before they could.
     """
-    parent = Path(tempfile.gettempdir()) if root is None else root / "tmp"
+    parent = parent_folder(root)
     _sweep(parent)
-    stem = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
+    stem = f"{PREFIX}{os.getpid()}-{next(_numbers)}"
     folder = Path(tempfile.mkdtemp(prefix=f"{stem}-", dir=parent))
     layout = Layout(
         name=f"{stem}@{'localhost' if host is None else host.address}",
         folder=folder,
-        home=folder if root is None else Path("/") / folder.relative_to(root),
+        home=path_inside(folder, root),
         root=root,
         cookie=beside.cookie if beside else secrets.token_hex(16),
         port=free_port(),
@@ -127,6 +135,16 @@ def lay_out(
     )
     _write(layout, config, advanced)
     return layout
+
+
+def parent_folder(root: Path | None) -> Path:
+    """Return where our folders are made."""
+    return Path(tempfile.gettempdir()) if root is None else root / "tmp"
+
+
+def path_inside(folder: Path, root: Path | None) -> Path:
+    """Return the path of a folder as what runs inside of ``root`` sees it."""
+    return folder if root is None else Path("/") / folder.relative_to(root)
 
 
 def _write(layout: Layout, config: Mapping[str, str], advanced: str) -> None:
@@ -168,7 +186,7 @@ def _tls_settings(layout: Layout) -> dict[str, str]:
 
 
 def _sweep(parent: Path) -> None:
-    for folder in parent.glob(f"{_PREFIX}*"):
+    for folder in parent.glob(f"{PREFIX}*"):
         owner = folder.name.split("-")[1]
         if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from tests.bed import preload
 from tests.bed.layout import Layout, lay_out
 from tests.bed.network import Host
 from tests.bed.processes import spawn, suspend, unpin
@@ -98,11 +99,13 @@ class Node:
             raise NodeError(f"{self.layout.name} runs already")
         deadline = time.monotonic() + timeout
         self._start_epmd(deadline)
+        preload.use(self.layout)
         self._server = self._spawn(f"{_BIN}/rabbitmq-server")
         while not _greets(self.layout.address, self.port):
             self._check_alive(deadline)
         self.eval("rabbit:await_startup()")  # RabbitMQ 4 greets before it listens for TLS
         unpin(self.pid)
+        preload.learn(self.layout, self.eval)
         return self
 
     def stop(self, timeout: float = 30) -> None:

@@ -15,6 +15,7 @@ from tests.bed.rabbitmq import RabbitNode
 from tests.loops import LOOPS
 from tests.operating import Place
 from tests.order import slow_first
+from tests.scale import left_out
 
 pytest.register_assert_rewrite("rabbitevents.testing.bench", "rabbitevents.testing.conformance")
 
@@ -45,8 +46,12 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what lasts."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what another run has, and begin with what lasts."""
+    if unwanted := left_out(items):
+        config.hook.pytest_deselected(items=unwanted)
+        names = {item.nodeid for item in unwanted}
+        items[:] = [item for item in items if item.nodeid not in names]
     slow_first(items)
 
 

@@ -321,6 +321,7 @@ def test_orphans_are_taken_up_and_the_exit_codes_of_our_own_are_left(tmp_path: P
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("well", [True, False], ids=["ends well", "ends while one hangs"])
+@pytest.mark.sampled
 async def test_a_round_of_abuse_leaves_nothing_to_find_fault_with(
     well: bool, rabbit_node: RabbitNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

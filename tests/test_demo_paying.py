@@ -112,6 +112,7 @@ async def open_payments(url: str) -> int:
     return int(number)
 
 
+@pytest.mark.sampled
 async def test_a_payment_that_dies_is_given_up_and_its_order_is_cancelled(url: str, hurry: Hurry) -> None:
     hurry(again=0.001, within=2)
 
@@ -127,6 +128,7 @@ async def test_a_payment_that_dies_is_given_up_and_its_order_is_cancelled(url: s
     await check_that_the_books_agree(url, 30)
 
 
+@pytest.mark.sampled
 async def test_a_payment_that_is_made_after_it_was_given_up_is_refunded(url: str, hurry: Hurry) -> None:
     hurry(again=4, within=0.1)
 

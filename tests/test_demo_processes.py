@@ -74,6 +74,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("victim", ["order", "inventory", "payment"])
+@pytest.mark.sampled
 async def test_nothing_is_lost_when_a_service_is_killed_in_the_middle(
     rabbit_url: str, tmp_path: Path, victim: str
 ) -> None:
@@ -162,6 +163,7 @@ async def test_sabotage_is_noticed_across_processes(rabbit_url: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.sampled
 async def test_when_the_demonstration_ends_its_services_end_too(rabbit_url: str, number: signal.Signals) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rabbitevents.demo", "--processes", "--broker", rabbit_url, "--orders", "100000"),

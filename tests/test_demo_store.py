@@ -139,6 +139,7 @@ async def check_that_the_books_agree(url: str, placed: int) -> None:
 # --- a run ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 async def test_each_effect_is_there_once_though_payments_fail_and_an_order_is_poisoned(url: str) -> None:
     result = await ran(ORDERS, Settings(store=url, fail=0.3), poison=True)
 
@@ -226,6 +227,7 @@ def test_a_server_that_refuses_is_one_clear_line_without_the_password(main: Main
 # --- the past, replayed --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 async def test_what_is_made_of_the_stored_events_anew_is_what_the_run_has_made(url: str) -> None:
     result = await ran(60, Settings(store=url, replay=True), poison=True)
 
@@ -283,6 +285,7 @@ def test_replay_without_a_store_is_refused_with_the_way_out(main: Main) -> None:
 
 
 @pytest.mark.parametrize("victim", ["order", "inventory", "payment"])
+@pytest.mark.sampled
 async def test_each_effect_is_there_once_though_a_service_is_killed_in_the_middle(
     rabbit_url: str, postgres_url: str, victim: str
 ) -> None:

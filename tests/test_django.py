@@ -124,6 +124,7 @@ both = pytest.mark.parametrize("project", KINDS, indirect=True)
 
 
 @both
+@pytest.mark.sampled
 def test_the_projects_own_tests_pass(project: Project) -> None:
     said = project.run("test", "--noinput", "tests.django_project.suite")
 
@@ -182,6 +183,7 @@ def test_the_migration_makes_the_same_tables_on_postgresql(project: Project, pos
 
 
 @both
+@pytest.mark.sampled
 def test_no_migration_is_missing_and_what_there_is_may_be_taken_back(project: Project) -> None:
     project.run("migrate")
 
@@ -197,6 +199,7 @@ def test_no_migration_is_missing_and_what_there_is_may_be_taken_back(project: Pr
 
 
 @both
+@pytest.mark.sampled
 async def test_what_is_committed_arrives_and_what_is_rolled_back_does_not(project: Project, rabbit_url: str) -> None:
     project.run("migrate")
     effects = Effects()

@@ -164,6 +164,7 @@ async def test_a_redis_that_was_shut_down_and_kept_its_data_costs_nothing(load_o
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seconds", [3, LONG])
+@pytest.mark.sampled
 async def test_a_redis_that_stood_still_costs_nothing(seconds: int, redis_server: RedisServer, load_on: Make) -> None:
     load = await load_on(redis_server)
 

@@ -192,6 +192,7 @@ POINTS = ["before-claim", "after-claim", "in-the-effect", "after-the-effect", "a
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("point", POINTS)
+@pytest.mark.sampled
 async def test_each_event_has_one_effect_but_one_more_at_most_if_it_crashed_between_effect_and_mark(
     point: str, scene: Scene
 ) -> None:

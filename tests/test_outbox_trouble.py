@@ -110,6 +110,7 @@ async def _problems(bus: Bus) -> str:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.sampled
 async def test_a_broker_that_is_killed_and_comes_back_gets_everything(
     own_node: NodeFactory, engine: AsyncEngine
 ) -> None:

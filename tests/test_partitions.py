@@ -120,6 +120,7 @@ async def test_a_retry_and_a_delay_end_in_the_partition_of_the_entity(url: str) 
 
 
 @pytest.mark.parametrize("how", ["restarted", "killed"])
+@pytest.mark.sampled
 async def test_over_a_restart_of_the_broker_each_entity_has_one_partition_and_since_khepri_the_same(
     own_node: Callable[..., Awaitable[RabbitNode]], how: str
 ) -> None:
@@ -380,6 +381,7 @@ async def test_the_plan_is_equal_where_they_stand_and_else_says_what_leads_over_
 
 @pytest.mark.timeout(300)  # whose code had to wait looks again every 30 s
 @pytest.mark.parametrize(("old", "new"), [(4, 6), (1, 4), (4, 1)])
+@pytest.mark.sampled
 async def test_killed_after_each_step_of_leading_over_nothing_is_lost_or_out_of_order(
     place: str, managed_node: RabbitNode, old: int, new: int
 ) -> None:

@@ -123,6 +123,7 @@ async def world(
 # --- the six races -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 async def test_an_event_that_comes_before_its_start_is_taken_once_the_process_has_begun(world: World) -> None:
     async with world.running(UNPAID="600"):
         await world.publish([ItemAdded(key) for key in KEYS])
@@ -134,6 +135,7 @@ async def test_an_event_that_comes_before_its_start_is_taken_once_the_process_ha
     assert await world.dead() == 0
 
 
+@pytest.mark.sampled
 async def test_of_two_starts_at_once_one_starts_and_the_other_one_goes_on(world: World) -> None:
     async with world.running(UNPAID="600"):
         await world.publish([start(key) for key in KEYS for start in (Placed, Imported)])
@@ -144,6 +146,7 @@ async def test_of_two_starts_at_once_one_starts_and_the_other_one_goes_on(world:
     assert len(world.pids) == 2
 
 
+@pytest.mark.sampled
 async def test_a_timeout_after_the_end_is_nothing(world: World) -> None:
     async with world.running(UNPAID="5"):
         await world.publish([Placed(key) for key in KEYS])
@@ -159,6 +162,7 @@ async def test_a_timeout_after_the_end_is_nothing(world: World) -> None:
     assert await world.rows(PROCESS.process.c.done_at.is_not(None)) == len(KEYS)
 
 
+@pytest.mark.sampled
 async def test_a_timeout_and_the_event_that_it_waits_for_at_the_same_moment_have_one_outcome(world: World) -> None:
     async with world.running():
         await world.publish([Placed(key) for key in KEYS])
@@ -173,6 +177,7 @@ async def test_a_timeout_and_the_event_that_it_waits_for_at_the_same_moment_have
         assert (world.facts("Retried"), await world.dead()) == (0, 0)
 
 
+@pytest.mark.sampled
 async def test_a_timeout_starts_nothing_where_its_process_is_gone(world: World) -> None:
     async with world.running(UNPAID="5"):
         await world.publish([Placed(key) for key in KEYS])
@@ -187,6 +192,7 @@ async def test_a_timeout_starts_nothing_where_its_process_is_gone(world: World) 
         assert (world.facts("Retried"), await world.dead(), await world.rows()) == (0, 0, 1)
 
 
+@pytest.mark.sampled
 async def test_an_older_and_a_newer_version_of_the_state_side_by_side_lose_nothing(world: World) -> None:
     """As while a new version is rolled out: what the newer one has written, the older one leaves to it."""
     async with world.running(1, STATE="1", UNPAID="600"):
@@ -212,6 +218,7 @@ async def test_an_older_and_a_newer_version_of_the_state_side_by_side_lose_nothi
 # --- restarts, and many at once --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 async def test_timeouts_outlive_the_processes_that_set_them(world: World) -> None:
     async with world.running():
         await world.publish([Placed(key) for key in KEYS])
@@ -225,6 +232,7 @@ async def test_timeouts_outlive_the_processes_that_set_them(world: World) -> Non
     assert all(what["began"] == what["given up"] == 1 for what in world.what.values()), world.what
 
 
+@pytest.mark.sampled
 async def test_sixty_events_of_one_key_in_eight_processes_count_no_retry(world: World) -> None:
     async with world.running(8, UNPAID="600"):
         await world.publish([Imported("o-1")])

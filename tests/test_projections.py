@@ -245,6 +245,7 @@ async def test_a_rare_type_is_read_past_all_others(store: EventStore) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("form", ["single", "batch"])
+@pytest.mark.sampled
 async def test_its_processes_are_killed_and_its_counts_equal_the_events(form: str, postgres: PostgresServer) -> None:
     counts = await projected(postgres.url(database=postgres.database()), events=1000, kills=6, batch=form == "batch")
 

@@ -71,6 +71,7 @@ async def sums(store: EventStore) -> int:
 
 
 @pytest.mark.parametrize("form", [single, batch], ids=["single", "batch"])
+@pytest.mark.sampled
 async def test_the_same_version_is_made_anew(store: EventStore, form: Projection) -> None:
     positions = await append(store, *range(700))
     async with projecting(store, form):
@@ -110,6 +111,7 @@ async def test_on_sqlite_pages_are_applied_in_turn_with_others_that_write(sqlite
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.sampled
 async def test_versions_change_places_under_writes_without_a_hole_and_never_both_write(store: EventStore) -> None:
     old = EventStore(create_async_engine(store.engine.url), events=EVENTS)
     first = await append(store, *range(300))
@@ -130,6 +132,7 @@ async def test_versions_change_places_under_writes_without_a_hole_and_never_both
     assert await totals_of(store.engine) == {"a": (300 + len(more), 2 * await sums(store))}
 
 
+@pytest.mark.sampled
 async def test_what_is_read_stays_until_the_swap(store: EventStore) -> None:
     positions, seen = await append(store, *range(600)), list[Any]()
     async with projecting(store, single):

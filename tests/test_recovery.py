@@ -350,6 +350,7 @@ async def test_behind_a_black_hole_stopping_ends_in_time_and_leaves_no_task(rabb
 
 @pytest.mark.parametrize("seconds", [3, 8])
 @pytest.mark.timeout(120)
+@pytest.mark.sampled
 async def test_a_suspended_broker_is_survived_and_every_call_ends(seconds: int, own_node: NodeFactory) -> None:
     node, effects = await own_node(), Effects()
     async with Bus(node.url, recording(effects), heartbeat=2) as bus:

@@ -120,6 +120,7 @@ class Scene:
 @pytest.mark.parametrize(
     ("policy", "trips", "attempts"), [("one", [], 1), ("three", [1, 2], 3), ("eight", [1, 3, 6], 8)]
 )
+@pytest.mark.sampled
 async def test_a_process_killed_while_events_wait_at_the_broker_costs_no_attempt_and_adds_none(
     policy: str, trips: list[int], attempts: int, rabbit_url: str, rabbit_node: RabbitNode, tmp_path: Path
 ) -> None:

@@ -299,6 +299,7 @@ def test_pyright_agrees_with_a_users_files_and_reads_the_installed_types(
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.sampled
 def test_every_public_name_has_a_type(equipped: Environment, package: str) -> None:
     # What a dependency leaves untyped is not for us to annotate: --ignoreexternal.
     ended = equipped.run(sys.executable, "-m", "pyright", "--outputjson", "--ignoreexternal", "--verifytypes", package)

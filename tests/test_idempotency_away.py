@@ -49,7 +49,7 @@ async def test_events_wait_for_a_store_that_is_away_and_go_on_when_it_is_back(
         started_meanwhile = dict(shop.starts)
         store.away.clear()
         await eventually(lambda: sum(shop.effects.values()) == 30, "all events", 5)
-        healthy = probe.bus.health().ok
+        await eventually(lambda: probe.bus.health().ok, "health to say that it is back")
 
     assert problem.name == "idempotency"
     assert not problem.degraded
@@ -60,7 +60,6 @@ async def test_events_wait_for_a_store_that_is_away_and_go_on_when_it_is_back(
     assert set(shop.effects.values()) == {1}
     assert {delivery.attempt for delivery in shop.deliveries} == {1}
     assert shop.observing.of(Forwarded) == []
-    assert healthy
     assert caplog.text.count("out of reach") == 1
     assert caplog.text.count("answers again") == 1
     assert len(shop.observing.of(StoreLost)) == len(shop.observing.of(StoreBack)) == 1

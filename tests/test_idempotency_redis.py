@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -161,20 +162,45 @@ async def test_any_client_s_settings_will_do(options: dict[str, Any], redis_serv
         assert await store.look() == ()
 
 
-async def test_a_cluster_will_do() -> None:
+@asynccontextmanager
+async def cluster_of_one() -> AsyncGenerator[RedisServer]:
+    """A cluster of one server, which has all slots."""
     with RedisServer(cluster_enabled="yes", cluster_port=str(free_port())) as server:
         server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
         await eventually(lambda: b"cluster_state:ok" in server.command("CLUSTER", "INFO"), "the cluster", 20)
-        async with RedisCluster(host=LOOPBACK, port=server.port) as client:
-            store = RedisStore(client)
-            claims = await asyncio.gather(*(store.claim(f"key-{number}", "one", LEASE) for number in range(100)))
-            completed = await store.complete("key-5", "one", KEEP)
-            claim = await store.claim("key-5", "other", LEASE)
+        yield server
 
-            assert all(isinstance(each, Acquired) for each in claims)
-            assert completed
-            assert claim == Done()
-            assert await store.look() == ()
+
+async def test_a_cluster_will_do() -> None:
+    async with cluster_of_one() as server, RedisCluster(host=LOOPBACK, port=server.port) as client:
+        store = RedisStore(client)
+        claims = await asyncio.gather(*(store.claim(f"key-{number}", "one", LEASE) for number in range(100)))
+        completed = await store.complete("key-5", "one", KEEP)
+        claim = await store.claim("key-5", "other", LEASE)
+
+        assert all(isinstance(each, Acquired) for each in claims)
+        assert completed
+        assert claim == Done()
+        assert all("redis-py 7" in warning for warning in await store.look())
+
+
+@pytest.mark.parametrize(
+    ("version", "warnings"), [("6.4.0", 0), ("7.1.1", 0), ("7.2.0", 1), ("7.4.1", 1), ("8.0.0", 0), ("17.2.1", 0)]
+)
+async def test_a_client_that_leaves_connections_to_a_cluster_behind_is_warned_of(
+    version: str, warnings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", {"redis": version}.__getitem__)
+    async with (
+        cluster_of_one() as server,
+        RedisCluster(host=LOOPBACK, port=server.port) as cluster,
+        Redis(port=server.port) as alone,
+    ):
+        said = await RedisStore(cluster).look()
+
+        assert len(said) == warnings
+        assert all(f"redis-py {version}" in warning and "take redis-py 8" in warning for warning in said)
+        assert await RedisStore(alone).look() == ()
 
 
 # --- other clients ----------------------------------------------------------------------------------------------------

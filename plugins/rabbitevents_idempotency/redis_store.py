@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, Final, Protocol
 
@@ -30,6 +31,8 @@ if find_spec("redis") is None and find_spec("valkey") is None:
 log: logging.Logger = logging.getLogger("rabbitevents.idempotency")
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
+
+_LEAVES_BEHIND: Final = ("7.2.", "7.3.", "7.4.")
 
 _NODES_FOUND_BY: Final = 512
 """So many keys reach every node of a cluster, if its share is not much below a hundredth."""
@@ -110,7 +113,9 @@ class RedisStore:
         return name
 
     async def look(self) -> Sequence[str]:
-        """Write a key on each node. Warn if Redis may evict keys; where looking is forbidden, nothing is said.
+        """Write a key on each node. Warn if Redis may evict keys, and of a client that leaves connections behind.
+
+        Where looking is forbidden, nothing is said of eviction.
 
         Raises `StoreUnavailableError`, `StoreForbiddenError`.
         """
@@ -125,6 +130,9 @@ class RedisStore:
                 raise StoreForbiddenError(str(answer))
             if isinstance(answer, BaseException):
                 raise answer
+        return (*await self._eviction(), *(_left_behind(self._client) if self._is_cluster else ()))
+
+    async def _eviction(self) -> Sequence[str]:
         memory: Mapping[str, Any] = await self._aside("info", "memory") or {}
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy == "noeviction" or not memory.get("maxmemory"):
@@ -146,6 +154,19 @@ class RedisStore:
                 log.debug("%s: the client failed with %s", name, error)
 
         return await asyncio.create_task(take(), context=untraced())
+
+
+def _left_behind(client: object) -> Sequence[str]:
+    """Warn of redis-py 7.2 to 7.4: https://github.com/redis/redis-py/issues/3572, which 8.0 mended."""
+    if not any(each.__module__.startswith("redis.") for each in type(client).__mro__):
+        return ()
+    version = metadata.version("redis")
+    if not version.startswith(_LEAVES_BEHIND):
+        return ()
+    return (
+        f"the RedisCluster of redis-py {version} leaves its connections open each time that it asks for the cluster's "
+        "nodes anew, as it does after each failure: take redis-py 8, or 6",
+    )
 
 
 @lru_cache

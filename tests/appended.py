@@ -15,16 +15,18 @@ import sys
 import tempfile
 import time
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from attrs import frozen
+from sqlalchemy import QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from rabbitevents import event
 from rabbitevents_eventstore import ANY, EventStore, Stored
 from rabbitevents_sql import prepare_sqlite, turn_of
 from tests.bed.postgres import PostgresServer
+from tests.shop import eventually
 
 ACCOUNTS = 20
 
@@ -115,6 +117,8 @@ async def appended(engine: AsyncEngine, *, writers: int, appends: int, events: i
     for each in readers:
         each.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
+    # SQLAlchemy gives back the connection of one that is cancelled in a task of its own.
+    await eventually(lambda: cast("QueuePool", engine.pool).checkedout() == 0, "connections to be given back")
     for one in got:
         judge(kept, one, counts)
     counts.committed = len(kept)

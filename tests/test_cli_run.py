@@ -121,7 +121,7 @@ async def service(
             env=environment(URL=url),
             stdin=asyncio.subprocess.DEVNULL,
             stderr=stderr,
-            process_group=0,
+            start_new_session=True,
         )
     try:
         yield Service(process, folder)

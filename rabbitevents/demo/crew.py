@@ -114,7 +114,7 @@ class Member:
             # A session of its own: Ctrl-C is for us alone, and the services are stopped in order.
             process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
         except OSError as error:
-            return f"cannot be started: {error}"
+            return f"cannot be started: {sys.executable}: {error.strerror}"
         self._process = process
         assert process.stdin is not None
         assert process.stdout is not None

@@ -8,7 +8,7 @@ TESTS ?=
 DEBIAN ?=
 CELL ?=
 PAGES ?=
-PROCESSES ?= 3
+PROCESSES ?= 4
 # More test processes than processors, as they wait more than they work, each with a RabbitMQ node of its own; a file's
 # tests stay together, and the order is that of tests/order.py. One process is enough for a part. What fails beside others
 # runs once more, alone: scripts/test.

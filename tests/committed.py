@@ -26,18 +26,17 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import func, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from rabbitevents import Bus, Event, Router
 from rabbitevents_outbox import Outbox, Tables
+from rabbitevents_sql import AWAY
 from tests.bed.postgres import PostgresServer
 from tests.bed.rabbitmq import RabbitNode
 from tests.committed_service import EFFECTS, Handled, Written, engine_of
 
 WRITERS = 20
 ACCOUNTS = 300
-AWAY = (DBAPIError, OSError, TimeoutError)
 
 
 class Counts(msgspec.Struct):

@@ -28,9 +28,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from rabbitevents import Bus, Event, Router
 from rabbitevents_outbox import Outbox, Tables
+from rabbitevents_sql import AWAY
 from tests.bed.postgres import PostgresServer
 from tests.bed.rabbitmq import RabbitNode
-from tests.committed import AWAY, Counts, Ledger, Process, processes, quiet, until
+from tests.committed import Counts, Ledger, Process, processes, quiet, until
 from tests.committed_service import Written, engine_of
 
 RELAY: Final = "relay tests.committed_service:relay"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, Text, delete, insert, select, text, update
+from sqlalchemy import URL, Column, Integer, MetaData, Table, Text, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
@@ -14,7 +16,8 @@ from rabbitevents import ConfigurationError
 from rabbitevents_eventstore import EventTables
 from rabbitevents_outbox import Tables
 from rabbitevents_process import ProcessTables
-from rabbitevents_sql import VersionedTables, after_commit, age, at, backend_of, now, reason, turn_of, where
+from rabbitevents_sql import AWAY, VersionedTables, after_commit, age, at, backend_of, now, reason, turn_of, where
+from tests.bed.loopback import LOOPBACK
 
 
 class NoteTables(VersionedTables):
@@ -172,6 +175,34 @@ async def test_the_writers_of_one_sqlite_take_turns_and_those_of_postgresql_do_n
     await asyncio.gather(write(), write(), write())
 
     assert most == (1 if backend_of(engine) == "sqlite" else 3)
+
+
+@asynccontextmanager
+async def starting_postgres() -> AsyncGenerator[URL]:
+    """A PostgreSQL that lets nobody in yet, as after a crash."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+        writer.write(b"E" + (len(fields) + 4).to_bytes(4) + fields)
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(refuse, LOOPBACK, 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield URL.create("postgresql", username="shop", host=LOOPBACK, port=port, database="shop")
+
+
+@pytest.mark.parametrize(("driver", "told"), [("asyncpg", {"ssl": False}), ("psycopg", {"sslmode": "disable"})])
+async def test_a_database_that_lets_nobody_in_yet_is_away(driver: str, told: dict[str, Any]) -> None:
+    async with starting_postgres() as url:
+        engine = create_async_engine(url.set(drivername=f"postgresql+{driver}"), connect_args=told)
+
+        with pytest.raises(AWAY) as refusal:
+            await engine.connect()
+
+    assert "the database system is starting up" in reason(refusal.value)
 
 
 async def test_a_reason_is_a_line_without_statement_and_values(connection: AsyncConnection) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
+import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -19,7 +22,16 @@ from rabbitevents.texts import cut, printable, text_of
 Backend = Literal["postgresql", "sqlite"]
 """The databases whose SQL is known here."""
 
-AWAY: Final = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
+
+def _let_through() -> tuple[type[Exception], ...]:
+    """Return what asyncpg raises where it cannot connect: SQLAlchemy has its own words for that since 2.1."""
+    if not sqlalchemy.__version__.startswith("2.0.") or find_spec("asyncpg") is None:
+        return ()
+    asyncpg = import_module("asyncpg")
+    return (asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+AWAY: Final[tuple[type[Exception], ...]] = (DBAPIError, PoolTimeoutError, OSError, TimeoutError, *_let_through())
 """What a database raises that cannot be reached, does not answer, or does not do as it is told."""
 
 BUSY: Final = 30_000

@@ -30,7 +30,8 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     """Run a module's tests on both event loops that services run on, where it says ``BOTH_LOOPS = True``."""
     if getattr(getattr(item, "module", None), "BOTH_LOOPS", False):
         return LOOPS
-    name = os.environ.get("RABBITEVENTS_TEST_LOOP", "asyncio")
+    own = item.get_closest_marker("asyncio_loop") is not None
+    name = "asyncio" if own else os.environ.get("RABBITEVENTS_TEST_LOOP", "asyncio")
     return {name: LOOPS[name]}
 
 

@@ -150,6 +150,7 @@ def well(found: Supervisor) -> Callable[[], bool]:
     return lambda: found.health().ready
 
 
+@pytest.mark.asyncio_loop
 async def test_an_import_that_does_not_end_is_a_hang_too(
     rabbit_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,6 +167,7 @@ async def test_an_import_that_does_not_end_is_a_hang_too(
     assert re.search(r"it has no event loop .* for 6 s \(parcels.py, line \d+, in <module>\)", said.getMessage())
 
 
+@pytest.mark.asyncio_loop
 async def test_live_fails_while_a_worker_cannot_be_replaced(
     rabbit_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,11 +293,12 @@ def row(cell: Cell, saw: dict[str, Any]) -> list[str]:
     store = servers.get("valkey-server" if cell.name == "valkey" else "redis-server", "")
     part = f"; of the tests `{saw['part']}`" if saw.get("part") else ""
     brokers = [servers.get("rabbitmq-server", ""), store, servers.get("postgresql", "")]
-    where = [f"`{cell.name}`", cell.what + part, python, *brokers, saw["date"]]
+    what = [python, *brokers, saw["date"], cell.what + part]
     if "passed" not in saw:
-        return [*where, "not finished", "", "", ""]
+        return [f"`{cell.name}`", "not finished", "", "", "", *what]
     until = "" if saw["finished"] else ", not finished"
-    return [*where, f"{saw['passed']}{until}", str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
+    counted = [f"{saw['passed']}{until}", str(saw["alone"]), str(len(saw["failed"])), str(saw["skipped"])]
+    return [f"`{cell.name}`", *counted, *what]
 
 
 def ranges(seen: dict[str, Any]) -> str:
@@ -317,16 +318,16 @@ def table(captions: tuple[str, ...], rows: list[list[str]]) -> str:
 
 CAPTIONS = (
     "cell",
-    "what is different",
+    "passed",
+    "alone",
+    "failed",
+    "skipped",
     "Python",
     "RabbitMQ",
     "Redis, Valkey",
     "PostgreSQL",
     "seen",
-    "passed",
-    "alone",
-    "failed",
-    "skipped",
+    "what is different",
 )
 HEAD = """# What it runs on
 

@@ -108,11 +108,12 @@ class Checkout:
         return found
 
     def row(self, cell: str) -> list[str]:
-        """What the table says of a cell; without what stands for the day."""
+        """What the table says of a cell: its name, what is different, the versions, the counts; without the day."""
         lines = (self.folder / "docs" / "matrix.md").read_text().splitlines()
         [line] = [line for line in lines if line.startswith(f"| `{cell}` |")]
         found = line.removeprefix("| ").removesuffix(" |").split(" | ")
-        return [*found[:6], *found[7:]]
+        name, *counts = found[:5]
+        return [name, found[10], *found[5:9], *counts]
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what another run has, and begin with what lasts."""
     if unwanted := left_out(items):
         config.hook.pytest_deselected(items=unwanted)
-        names = {item.nodeid for item in unwanted}
-        items[:] = [item for item in items if item.nodeid not in names]
+        gone = set(unwanted)
+        items[:] = [item for item in items if item not in gone]
     slow_first(items)
 
 

@@ -24,5 +24,5 @@ def left_out(items: list[pytest.Item]) -> list[pytest.Item]:
     for item in items:
         if item.get_closest_marker("sampled") is not None:
             variants.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    kept = {id(random.Random(f"{run} {name}").choice(each)) for name, each in variants.items()}
-    return [item for each in variants.values() for item in each if id(item) not in kept]
+    kept = {random.Random(f"{run} {name}").choice(each) for name, each in variants.items()}
+    return [item for each in variants.values() for item in each if item not in kept]

@@ -111,7 +111,7 @@ class Service:
 async def service(
     folder: Path, *options: str, url: str = "memory://", source: str | None = SERVICE
 ) -> AsyncGenerator[Service]:
-    """Run the bus of a module in `folder`, in a process group of its own; it is killed at the end."""
+    """Run the bus of a module in `folder`, in a session of its own; it is killed at the end."""
     if source is not None:
         (folder / "parcels.py").write_text(source)
     with (folder / "stderr").open("wb") as stderr:
